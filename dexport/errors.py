@@ -1,0 +1,45 @@
+"""Errors that reach the user, each with the exit code of DESIGN section 5.
+
+A message names the thing, what was expected, and the next command to run.
+"""
+
+from __future__ import annotations
+
+
+class DexportError(Exception):
+    """Base of all errors that are reported without a traceback.
+
+    Attributes:
+        exit_code: process exit code: 1 a gate failed, 2 usage, 3 environment, 4 bad input.
+        hint: the fix, printed on its own line; empty when the message already says it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class GateError(DexportError):
+    """A parity or benchmark gate failed."""
+
+    exit_code = 1
+
+
+class UsageError(DexportError):
+    """The request itself is wrong: unknown recipe, bad option value, existing output."""
+
+    exit_code = 2
+
+
+class MachineError(DexportError):
+    """This machine cannot do it: no GPU, missing extra, full or unwritable disk, dead builder."""
+
+    exit_code = 3
+
+
+class InputError(DexportError):
+    """A file that was given is bad: checkpoint, ONNX model, bundle."""
+
+    exit_code = 4

@@ -1,0 +1,27 @@
+"""The one lazy importer for optional packages; its error names the extra to install."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from dexport.errors import MachineError
+
+EXTRA_OF = {
+    "polygraphy": "rtx",
+    "tensorrt_rtx": "rtx",
+    "tensorrt": "gpu",
+    "pycuda": "gpu",
+}
+
+
+def optional_import(module: str) -> ModuleType:
+    """Import ``module`` or raise a :class:`MachineError` that names the extra which brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        extra = EXTRA_OF[module.partition(".")[0]]
+        raise MachineError(
+            f"{module} is needed for this and cannot be imported: {error}",
+            hint=f"pip install 'dexport[{extra}]'",
+        ) from error
