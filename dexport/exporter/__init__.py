@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: recipes, weights, trace, passes, precision, engine."""

@@ -1,0 +1,327 @@
+"""Weights by name, read one at a time: safetensors, PyTorch files, Hub addresses, or seeded noise.
+
+Nothing here holds more than the tensor that was asked for, except for PyTorch files in the format from before
+version 1.6, which cannot be read in parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import pickle
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dexport.errors import InputError, MachineError, UsageError
+
+CONTAINERS = ("ema", "model_ema", "ema_state_dict", "model", "model_state_dict", "state_dict", "module")
+"""Keys under which training code stores a state dict, in the order of preference: averaged weights first."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+LISTED = 20
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights came from; goes into the manifest as it is.
+
+    ``kind`` is ``safetensors``, ``torch`` or ``random``. ``container`` is the key that held the state dict, empty when
+    the file is one. ``sha256`` is of the whole file, empty for random weights.
+    """
+
+    kind: str
+    path: str = ""
+    sha256: str = ""
+    size: int = 0
+    container: str = ""
+    seed: int | None = None
+
+    @property
+    def random(self) -> bool:
+        return self.kind == "random"
+
+    def __str__(self) -> str:
+        if self.random:
+            return f"RANDOM weights (seed {self.seed}), not a trained model"
+        return self.path + (f" [{self.container}]" if self.container else "")
+
+
+class WeightSource(ABC):
+    """Named tensors that are read on demand."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    origin: Origin
+
+    @abstractmethod
+    def _read(self, name: str) -> Tensor:
+        """The tensor as it is stored."""
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The contiguous tensor in ``dtype``.
+
+        Raises:
+            InputError: values that are not finite.
+        """
+        tensor = self._read(name).to(dtype).contiguous()
+        if dtype.is_floating_point and not is_finite(tensor):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise InputError(
+                f"{self.origin}: {name} has {bad} NaN or infinite values out of {tensor.numel()}",
+                hint="take an earlier checkpoint; a diverged run cannot be exported",
+            )
+        return tensor
+
+
+class RandomSource(WeightSource):
+    """Seeded noise in the shapes of a module, scaled so that activations neither vanish nor explode.
+
+    Tables that the constructor computes (positions, relative indices) keep their values.
+    """
+
+    def __init__(self, meta_module: nn.Module, seed: int) -> None:
+        state = meta_module.state_dict()
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        self.origin = Origin("random", seed=seed)
+        self._tables = {name: tensor for name, tensor in state.items() if tensor.device.type != "meta"}
+
+    def _read(self, name: str) -> Tensor:
+        if name in self._tables:
+            return self._tables[name]
+        shape = self.shapes[name]
+        rng = np.random.default_rng([self.origin.seed or 0, zlib.crc32(name.encode())])
+        noise = torch.from_numpy(rng.random(shape, dtype=np.float32)).sub_(0.5)
+        if len(shape) < 2:
+            gain_at_one = 1.0 if name.endswith("weight") else 0.0
+            return noise.mul_(0.1).add_(gain_at_one)
+        fan_in = math.prod(shape[1:])
+        return noise.mul_(math.sqrt(12 / fan_in))
+
+
+class SafetensorsSource(WeightSource):
+    """A ``.safetensors`` file. It is opened anew for each tensor, so that no mapping of it stays resident."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        except SafetensorError as error:
+            raise InputError(
+                f"{path} is not a whole safetensors file: {error}", hint="copy or download it again"
+            ) from error
+        self._path = path
+        self._stored_name = _strip_prefixes(names)
+        self.shapes = {name: shapes[stored] for name, stored in self._stored_name.items()}
+        self.origin = Origin("safetensors", str(path), _sha256(path), path.stat().st_size)
+
+    def _read(self, name: str) -> Tensor:
+        with safe_open(self._path, "pt") as file:
+            return file.get_tensor(self._stored_name[name])
+
+
+class TorchSource(WeightSource):
+    """A PyTorch file. Only its index is unpickled, by the restricted unpickler; each tensor is read from its offset."""
+
+    def __init__(self, path: Path) -> None:
+        loaded = _load_index(path)
+        container, tensors = _find_state_dict(path, loaded)
+        self._path = path
+        self._tensors = {name: tensors[stored] for name, stored in _strip_prefixes(tensors).items()}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        self.origin = Origin("torch", str(path), _sha256(path), path.stat().st_size, container)
+        self._check_extent()
+
+    def _check_extent(self) -> None:
+        for name, tensor in self._tensors.items():
+            offset, size = _extent(tensor)
+            if offset is not None and offset + size > self.origin.size:
+                raise InputError(f"{self._path} ends before the data of {name}", hint="copy or download it again")
+
+    def _read(self, name: str) -> Tensor:
+        index = self._tensors[name]
+        offset, size = _extent(index)
+        if offset is None:
+            return index
+        storage = torch.from_numpy(np.fromfile(self._path, np.uint8, size, offset=offset)).view(index.dtype)
+        return storage.as_strided(index.shape, index.stride(), index.storage_offset())
+
+
+def open_weights(checkpoint: str | Path | None, meta_module: nn.Module, *, seed: int = 0) -> WeightSource:
+    """The weights that a build uses, checked against the module that will take them.
+
+    Args:
+        checkpoint: a file, ``hf://owner/name[@revision]/file``, a Hub id ``owner/name``, or None for seeded noise.
+        meta_module: the network, whose state dict says which names and shapes are expected.
+
+    Raises:
+        InputError: a bad file, or names and shapes that differ; each is listed.
+        UsageError: no such file.
+        MachineError: the Hub cannot be reached.
+    """
+    if checkpoint is None:
+        return RandomSource(meta_module, seed)
+    source = open_file(locate(str(checkpoint)))
+    check_names(source, meta_module)
+    return source
+
+
+def open_file(path: Path) -> WeightSource:
+    """Open a checkpoint file by its suffix."""
+    if path.suffix == ".safetensors":
+        return SafetensorsSource(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return TorchSource(path)
+    raise UsageError(f"{path}: unknown kind of checkpoint", hint=f"known are {', '.join(SUFFIXES)}")
+
+
+def check_names(source: WeightSource, meta_module: nn.Module) -> None:
+    """Raise InputError unless the source has exactly the module's names and shapes."""
+    expected = {name: tuple(tensor.shape) for name, tensor in meta_module.state_dict().items()}
+    problems = []
+    missing = [name for name in expected if name not in source.shapes]
+    unexpected = [name for name in source.shapes if name not in expected]
+    wrong = [
+        f"{name}: {list(source.shapes[name])} in the checkpoint, {list(shape)} in the model"
+        for name, shape in expected.items()
+        if name in source.shapes and source.shapes[name] != shape
+    ]
+    for title, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong)):
+        if names:
+            problems.append(f"{title} ({len(names)}):\n    " + "\n    ".join(_shorten(names)))
+    if problems:
+        raise InputError(
+            f"{source.origin} does not fit this model\n  " + "\n  ".join(problems),
+            hint="choose the recipe that fits, or describe the variant with --set (`dexport info RECIPE` shows its settings)",
+        )
+
+
+def load_into(source: WeightSource, meta_module: nn.Module) -> nn.Module:
+    """Give a module built on the meta device its weights, in its own dtypes."""
+    state = {name: source.read(name, tensor.dtype) for name, tensor in meta_module.state_dict().items()}
+    meta_module.load_state_dict(state, assign=True)
+    return meta_module
+
+
+def locate(checkpoint: str) -> Path:
+    """The local path of a checkpoint, downloaded from the Hub when it is an address there."""
+    path = Path(checkpoint)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        candidates = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
+        return path / _only([p.name for p in candidates], f"folder {path}")
+    address = re.fullmatch(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", checkpoint)
+    if address:
+        return _download(*address.groups())
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint) and path.suffix not in SUFFIXES:
+        return _download(checkpoint, None, None)
+    raise UsageError(f"checkpoint {checkpoint} does not exist", hint="give a file, or hf://owner/name/file for the Hub")
+
+
+def _download(repo: str, revision: str | None, file: str | None) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        if file is None:
+            names = HfApi().list_repo_files(repo, revision=revision)
+            file = _only([name for name in names if name.endswith(SUFFIXES)], f"hf://{repo}")
+        return Path(hf_hub_download(repo, file, revision=revision))
+    except HfHubHTTPError as error:
+        raise InputError(f"hf://{repo}: {error}", hint="check the name, the revision and your access") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise MachineError(
+            f"hf://{repo} cannot be reached: {error}", hint="download the file elsewhere and give its path"
+        ) from error
+
+
+def _only(names: list[str], where: str) -> str:
+    if len(names) != 1:
+        listed = "\n    ".join(_shorten(names)) or "none"
+        raise UsageError(f"{where} holds {len(names)} checkpoint files:\n    {listed}", hint="name one file")
+    return names[0]
+
+
+def _load_index(path: Path) -> Any:
+    """Unpickle a PyTorch file with fake tensors that know their offset in the file."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            if not torch.serialization._is_zipfile(path.open("rb")):
+                return torch.load(path, map_location="cpu", weights_only=True)
+            with FakeTensorMode():
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise InputError(f"{path} is not a PyTorch checkpoint: {error}") from error
+        raise InputError(
+            f"{path} needs to run {refused[1]} when it is unpickled; that was refused",
+            hint="if you trust its author, convert it once where nothing can be harmed: "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=False)[...], 'weights.safetensors')",
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path} is not a whole PyTorch checkpoint: {first_line}", hint="copy or download it again"
+        ) from error
+
+
+def _find_state_dict(path: Path, loaded: Any) -> tuple[str, dict[str, Tensor]]:
+    """The container's key and the state dict inside it."""
+    if isinstance(loaded, Mapping):
+        for key in CONTAINERS:
+            if _is_state_dict(loaded.get(key)):
+                return key, dict(loaded[key])
+        if _is_state_dict(loaded):
+            return "", dict(loaded)
+        found = ", ".join(map(str, list(loaded)[:LISTED]))
+        raise InputError(f"{path} holds no state dict; its keys are: {found}", hint=f"known: {', '.join(CONTAINERS)}")
+    raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict")
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+
+def _strip_prefixes(stored: Iterable[str]) -> dict[str, str]:
+    """Name without a wrapper's prefix -> name as stored. A prefix goes only when every name has it."""
+    names = {name: name for name in stored}
+    for prefix in (*PREFIXES, *PREFIXES):
+        if names and all(name.startswith(prefix) for name in names):
+            names = {name.removeprefix(prefix): original for name, original in names.items()}
+    return names
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, without the temporaries of ``torch.isfinite``."""
+    return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
+def _extent(tensor: Tensor) -> tuple[int | None, int]:
+    """Offset in the file and size in bytes of a tensor's storage; the offset is None for one already in memory."""
+    storage = tensor.untyped_storage()
+    return getattr(storage, "_checkpoint_offset", None), storage.nbytes()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shorten(names: list[str]) -> list[str]:
+    rest = len(names) - LISTED
+    return [*names[:LISTED], f"... and {rest} more"] if rest > 0 else names

@@ -1,0 +1,36 @@
+"""Replace a computed Reshape target by a constant when at most one dimension of the result is symbolic."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from dexport.exporter.passes.lazy import add_initializer
+
+
+class StaticReshape(ir.passes.InPlacePass):
+    """``Reshape(x, Concat(Shape(..), ..))`` -> ``Reshape(x, [-1, 16, 72])``.
+
+    The traced shape of the output is what the target evaluates to, so it may stand in for it; -1 takes the place of
+    the one symbolic dimension.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in model.graph:
+            if node.op_type == "Reshape" and node.domain == "":
+                modified |= self._make_static(model.graph, node)
+        return ir.passes.PassResult(model, modified)
+
+    def _make_static(self, graph: ir.Graph, node: ir.Node) -> bool:
+        target, shape = node.inputs[1], node.outputs[0].shape
+        if target is None or target.producer() is None or ir.convenience.get_const_tensor(target) is not None:
+            return False
+        if shape is None or sum(not isinstance(dim, int) for dim in shape) > 1:
+            return False
+        dims = [dim if isinstance(dim, int) else -1 for dim in shape]
+        name = "reshape_to_" + "x".join("B" if dim == -1 else str(dim) for dim in dims)
+        constant = graph.initializers.get(name) or add_initializer(graph, ir.Tensor(np.array(dims), name=name))
+        node.replace_input_with(1, constant)
+        node.attributes.pop("allowzero", None)
+        return True

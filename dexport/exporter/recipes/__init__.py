@@ -1,0 +1,69 @@
+"""The registry: built-in recipes, the entry point group ``dexport.recipes``, and recipe files.
+
+An entry point or a file offers a ``Recipe``, or a sequence of them, under the name ``RECIPES`` or ``RECIPE``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from dexport.errors import UsageError
+from dexport.exporter.recipes import dico, dit
+from dexport.exporter.recipes.recipe import Recipe
+
+ENTRY_POINT_GROUP = "dexport.recipes"
+BUILT_IN = (*dit.RECIPES, *dico.RECIPES)
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """Built-in and installed recipes by name; an installed one may not shadow a built-in one."""
+    recipes = {recipe.name: recipe for recipe in BUILT_IN}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        for recipe in _as_recipes(point.load(), origin=f"entry point {point.name}"):
+            if recipe.name in recipes:
+                raise UsageError(f"entry point {point.name} offers recipe {recipe.name!r}, which exists already")
+            recipes[recipe.name] = recipe
+    return recipes
+
+
+def find_recipe(name_or_path: str) -> Recipe:
+    """A recipe by name, or the one in a Python file (``file.py``, or ``file.py:name`` where it has several)."""
+    path, _, wanted = name_or_path.partition(".py")
+    if name_or_path.endswith(".py") or wanted.startswith(":"):
+        return _from_file(Path(path + ".py"), wanted.removeprefix(":"))
+    recipes = all_recipes()
+    if name_or_path in recipes:
+        return recipes[name_or_path]
+    near = difflib.get_close_matches(name_or_path, recipes, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "`dexport recipes` lists them all"
+    raise UsageError(f"no recipe named {name_or_path!r}", hint=hint)
+
+
+def _from_file(path: Path, wanted: str) -> Recipe:
+    if not path.is_file():
+        raise UsageError(f"recipe file {path} does not exist")
+    spec = importlib.util.spec_from_file_location(f"dexport_user_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001 - whatever the user's file raises is reported as its error
+        raise UsageError(f"recipe file {path} failed to load: {type(error).__name__}: {error}") from error
+    offered = getattr(module, "RECIPES", getattr(module, "RECIPE", None))
+    recipes = {recipe.name: recipe for recipe in _as_recipes(offered, origin=str(path))}
+    if not wanted and len(recipes) == 1:
+        return next(iter(recipes.values()))
+    if wanted not in recipes:
+        raise UsageError(f"{path} has recipes {', '.join(recipes)}", hint=f"name one: {path}:{next(iter(recipes))}")
+    return recipes[wanted]
+
+
+def _as_recipes(offered: object, origin: str) -> list[Recipe]:
+    found = [offered] if isinstance(offered, Recipe) else list(offered) if isinstance(offered, Iterable) else []
+    if not found or not all(isinstance(recipe, Recipe) for recipe in found):
+        raise UsageError(f"{origin} offers no dexport Recipe", hint="define RECIPE = Recipe(...) at module level")
+    return found

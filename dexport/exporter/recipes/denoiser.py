@@ -1,0 +1,47 @@
+"""What class-conditional latent denoisers of the DiT lineage share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dexport.exporter.recipes.recipe import BATCH, Guidance, Sampling, Signature, TensorSpec
+from dexport.graphs.guidance import FirstChannelsGuidance
+
+LAST_TIMESTEP = 999.0
+
+LINEAR_DDPM = Sampling(
+    schedule="linear betas 1e-4..2e-2, 1000 steps",
+    prediction="epsilon, learned variance",
+    sampler="ddpm",
+    steps=250,
+    latent_scale=0.18215,
+    decoder="sd-vae-ft-ema",
+)
+
+
+def class_conditional(config: Mapping[str, Any], latent: tuple[int, int]) -> Signature:
+    """x, t, y -> out, as DESIGN section 4 fixes it. Labels include the null label where there is one."""
+    channels = config.get("in_channels", 4)
+    out_channels = channels * 2 if config.get("learn_sigma", True) else channels
+    return Signature(
+        inputs=(
+            TensorSpec("x", "float32", (BATCH, channels, *latent)),
+            TensorSpec("t", "float32", (BATCH,), "stratified", 0.0, LAST_TIMESTEP),
+            TensorSpec("y", "int64", (BATCH,), "integers", 0, config.get("num_classes", 1000) - 1),
+        ),
+        outputs=(TensorSpec("out", "float32", (BATCH, out_channels, *latent)),),
+    )
+
+
+def fuse_first_channels(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """Guidance on the first three channels; needs the null label that label dropout creates."""
+    if config.get("class_dropout_prob", 0.1) <= 0:
+        raise ValueError("class_dropout_prob is 0, so the label table has no null row to guide against")
+    return FirstChannelsGuidance(model, null_label=config.get("num_classes", 1000))
+
+
+def first_channels(default_scale: float) -> Guidance:
+    return Guidance("first three channels", fuse_first_channels, default_scale)

@@ -1,0 +1,140 @@
+"""What a recipe declares: everything that dexport knows about one model variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+BATCH = "B"
+"""Name of the symbolic batch dimension."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    ``shape`` holds integers, or ``"B"`` for the symbolic batch. ``values`` says what example inputs look like:
+    standard normal noise, integers in [low, high], or values stratified over [low, high] along the batch (so that
+    the rows of one batch cover the whole schedule).
+    """
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: tuple[int | str, ...]
+    values: Literal["normal", "integers", "stratified", "constant"] = "normal"
+    low: float = 0.0
+    high: float = 0.0
+
+    def dims(self, batch: int) -> tuple[int, ...]:
+        """The shape with the batch dimension filled in."""
+        return tuple(batch if dim == BATCH else int(dim) for dim in self.shape)
+
+    def example(self, batch: int, rng: np.random.Generator) -> np.ndarray:
+        """An example array of ``dims(batch)``."""
+        dims = self.dims(batch)
+        match self.values:
+            case "normal":
+                return rng.standard_normal(dims, dtype=self.dtype)
+            case "integers":
+                return rng.integers(int(self.low), int(self.high), size=dims, dtype=self.dtype, endpoint=True)
+            case "stratified":
+                return np.linspace(self.high, self.low, batch, dtype=self.dtype)
+            case "constant":
+                return np.full(dims, self.high, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of a graph, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def example(self, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """Deterministic example inputs by name, with ``batch`` rows."""
+        rng = np.random.default_rng(seed)
+        return {spec.name: spec.example(batch, rng) for spec in self.inputs}
+
+
+@dataclass(frozen=True)
+class Islands:
+    """What stays in float32 when the rest of the graph goes to half precision.
+
+    ``modules`` are glob patterns of module paths (a match includes everything below it); ``ops`` are ONNX operator
+    types.
+    """
+
+    modules: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ("LayerNormalization", "Softmax", "ReduceMean", "GlobalAveragePool")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The system's own classifier-free guidance.
+
+    ``fuse(model, config)`` wraps a denoiser into the guided graph and raises ``ValueError`` when this configuration
+    has no null label; the guided graph takes one more input, ``cfg_scale`` ().
+    """
+
+    rule: str
+    fuse: Callable[[nn.Module, Mapping[str, Any]], nn.Module]
+    default_scale: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the system is sampled; read by people today and by the samplers."""
+
+    schedule: str
+    prediction: str
+    sampler: str
+    steps: int
+    latent_scale: float
+    decoder: str
+
+
+DEFAULT_GATES: Mapping[str, float] = {"fp32": 5e-5, "fp16": 3e-3, "bf16": 3e-2}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model variant.
+
+    Attributes:
+        name: command-line name, such as ``dico-xl``.
+        family: the system, such as ``DiCo``.
+        source: repository and commit that the graph follows.
+        constructor: builds the module from ``config``; argument names are the official ones.
+        config: constructor arguments of this variant.
+        signature: ``(config, (height, width)) -> Signature`` of the plain graph.
+        latent: default (height, width) of the model's spatial input.
+        latent_multiple: height and width must be multiples of this.
+        size_argument: constructor argument that fixes a square spatial size, if the network has one.
+        pixels_per_latent: image pixels per latent cell along one side (8 for the SD VAE, 1 in pixel space).
+        checkpoints: file names of the official weights.
+        hub: Hub address of the official weights, ``hf://owner/name/file``, or where else they are.
+        islands, gates: float32 islands, and the largest relative L2 error per precision.
+    """
+
+    name: str
+    family: str
+    summary: str
+    source: str
+    constructor: Callable[..., nn.Module]
+    config: Mapping[str, Any]
+    signature: Callable[[Mapping[str, Any], tuple[int, int]], Signature]
+    latent: tuple[int, int]
+    sampling: Sampling | None = None
+    guidance: Guidance | None = None
+    latent_multiple: int = 1
+    size_argument: str | None = None
+    pixels_per_latent: int = 8
+    checkpoints: tuple[str, ...] = ()
+    hub: str = ""
+    ops: tuple[str, ...] = ()
+    islands: Islands = field(default_factory=Islands)
+    gates: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATES))

@@ -1,0 +1,159 @@
+"""From a PyTorch module to ONNX without memory for its weights.
+
+``torch.export`` runs on fake tensors; the ONNX graph that comes out has every weight as a lazy tensor that reads from
+the checkpoint when, and only when, its bytes are written.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import torch
+from onnx_ir import tensor_adapters
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dexport.errors import InputError
+from dexport.exporter.checkpoint import WeightSource
+from dexport.exporter.module_path import GUIDANCE, module_path, set_module_path
+from dexport.exporter.recipes.recipe import BATCH, Signature
+from dexport.exporter.variant import Variant
+
+DEFAULT_OPSET = 23
+TRACED_BATCH = 3
+"""A size of 1 would be specialised; 3 cannot be mistaken for another dimension of these networks' guidance."""
+
+
+def trace(variant: Variant, weights: WeightSource, *, opset: int = DEFAULT_OPSET) -> ir.Model:
+    """Trace the variant with a symbolic batch.
+
+    Returns:
+        A model whose initializers carry official parameter names and lazy values, whose nodes carry their module path
+        under the key of :mod:`dexport.exporter.module_path`, and whose batch dimension is ``B``.
+    """
+    signature = variant.signature
+    with FakeTensorMode():
+        network = variant.module()
+        graph_module = variant.wrap(network)
+        inputs = tuple(
+            torch.zeros(spec.dims(TRACED_BATCH), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs
+        )
+    official_names = _names_inside(graph_module, network)
+    model = _to_onnx(graph_module, inputs, signature, opset)
+    _rename_batch(model)
+    _record_module_paths(model, _path_of(network, inside=graph_module))
+    _bind_weights(model, official_names, weights, variant.meta_module())
+    return model
+
+
+def _to_onnx(graph_module: nn.Module, inputs: tuple[Tensor, ...], signature: Signature, opset: int) -> ir.Model:
+    batch = torch.export.Dim(BATCH)
+    dynamic_shapes = tuple(
+        {axis: batch for axis, dim in enumerate(spec.shape) if dim == BATCH} for spec in signature.inputs
+    )
+    # The exporter announces absent torchvision operators, which no backbone here uses.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(graph_module, inputs, dynamic_shapes=dynamic_shapes)
+        onnx_program = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            input_names=[spec.name for spec in signature.inputs],
+            output_names=[spec.name for spec in signature.outputs],
+        )
+    assert onnx_program is not None
+    return onnx_program.model
+
+
+def _names_inside(graph_module: nn.Module, network: nn.Module) -> dict[str, str]:
+    """Parameter and buffer names of the exported module -> names in the network's own state dict."""
+    prefix = _path_of(network, inside=graph_module)
+    return {
+        name: name.removeprefix(f"{prefix}.")
+        for name, _ in (*graph_module.named_parameters(), *graph_module.named_buffers())
+    }
+
+
+def _path_of(network: nn.Module, inside: nn.Module) -> str:
+    return next(path for path, module in inside.named_modules() if module is network)
+
+
+def _rename_batch(model: ir.Model) -> None:
+    """Give the exporter's symbol for the batch (``s77``) its name in every shape and expression."""
+    symbol = str(next(v.shape[0] for v in model.graph.inputs if v.shape is not None and len(v.shape) > 0))
+    values = [*model.graph.inputs, *(out for node in model.graph.all_nodes() for out in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [d if isinstance(d, int) else str(d.value or "").replace(symbol, BATCH) or None for d in value.shape]
+            )
+
+
+def _record_module_paths(model: ir.Model, network_path: str) -> None:
+    """Keep of the exporter's metadata the module path only; a node without one belongs where its input came from."""
+    for node in model.graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        node.metadata_props.clear()
+        if scopes:
+            # The last scope is the operator itself.
+            path = next((scope for scope in reversed(scopes[:-1]) if scope and not scope.startswith("_")), "")
+            set_module_path(node, _inside_network(path, network_path))
+        else:
+            producers = [v.producer() for v in node.inputs if v is not None]
+            paths = [module_path(producer) for producer in producers if producer is not None]
+            set_module_path(node, next((path for path in paths if path), ""))
+
+
+def _inside_network(path: str, network_path: str) -> str:
+    """A path in the exported module as a path in the network; what wraps the network is the guidance."""
+    if not network_path or path == network_path:
+        return "" if path == network_path else path
+    prefix = network_path + "."
+    return path.removeprefix(prefix) if path.startswith(prefix) else GUIDANCE
+
+
+def _bind_weights(
+    model: ir.Model, official_names: Mapping[str, str], weights: WeightSource, meta_module: nn.Module
+) -> None:
+    """Replace the fake values of all initializers by lazy ones and give them their official names."""
+    dtypes = {name: tensor.dtype for name, tensor in meta_module.state_dict().items()}
+    tables = {name: buffer for name, buffer in meta_module.named_buffers() if name not in dtypes}
+    for value in list(model.graph.initializers.values()):
+        assert value.name is not None
+        fake = value.const_value
+        if fake is None or not isinstance(getattr(fake, "raw", None), torch.Tensor):
+            continue
+        name = official_names.get(value.name, value.name)
+        if name in dtypes:
+            value.const_value = lazy_weight(weights, name, dtypes[name])
+        elif name in tables and tables[name].device.type != "meta":
+            value.const_value = tensor_adapters.TorchTensor(tables[name], name=name)
+        else:
+            raise InputError(
+                f"the graph uses {name}, which is neither in the state dict nor a table with values",
+                hint='make it a buffer, created with device="cpu" in the constructor',
+            )
+        if name != value.name:
+            del model.graph.initializers[value.name]
+            value.name = name
+            model.graph.register_initializer(value)
+
+
+def lazy_weight(weights: WeightSource, name: str, dtype: torch.dtype) -> ir.LazyTensor:
+    """A tensor that reads ``name`` each time its bytes are wanted and keeps nothing."""
+
+    def read() -> ir.TensorProtocol:
+        return tensor_adapters.TorchTensor(weights.read(name, dtype), name=name)
+
+    return ir.LazyTensor(
+        read, dtype=tensor_adapters.from_torch_dtype(dtype), shape=ir.Shape(weights.shapes[name]), name=name
+    )

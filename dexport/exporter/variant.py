@@ -1,0 +1,145 @@
+"""A recipe resolved with the user's settings: configuration, spatial size, module, signature."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from dexport.errors import UsageError
+from dexport.exporter.recipes.recipe import Recipe, Signature, TensorSpec
+
+CFG_SCALE = "cfg_scale"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What will be built: a recipe with every setting decided.
+
+    ``fused`` says that the graph applies the system's guidance itself.
+    """
+
+    recipe: Recipe
+    config: Mapping[str, Any]
+    latent: tuple[int, int]
+    fused: bool = False
+
+    def module(self) -> nn.Module:
+        """The bare network in eval mode, on the current default device."""
+        try:
+            return self.recipe.constructor(**self.config).eval()
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{self.recipe.name}: the constructor refuses this configuration: {error}") from error
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The graph to export: the network itself, or the network inside its guidance."""
+        if not self.fused:
+            return module
+        guidance = self.recipe.guidance
+        if guidance is None:
+            raise UsageError(f"{self.recipe.name} has no guidance rule to fuse", hint="leave out --guidance fused")
+        try:
+            return guidance.fuse(module, self.config).eval()
+        except ValueError as error:
+            raise UsageError(f"{self.recipe.name}: guidance cannot be fused: {error}") from error
+
+    def meta_module(self) -> nn.Module:
+        """The network without memory for its weights; only tables made by its constructor have values."""
+        with torch.device("meta"):
+            return self.module()
+
+    @property
+    def signature(self) -> Signature:
+        plain = self.recipe.signature(self.config, self.latent)
+        if not self.fused:
+            return plain
+        assert self.recipe.guidance is not None
+        scale = TensorSpec(CFG_SCALE, "float32", (), "constant", high=self.recipe.guidance.default_scale)
+        return Signature((*plain.inputs, scale), plain.outputs)
+
+
+def resolve(
+    recipe: Recipe,
+    settings: Mapping[str, Any] | None = None,
+    latent: tuple[int, int] | None = None,
+    fused: bool = False,
+) -> Variant:
+    """Apply ``--set`` values and the spatial size to a recipe.
+
+    Args:
+        settings: constructor arguments that override the recipe's.
+        latent: (height, width) of the spatial input, or None for the recipe's (or the size argument's).
+
+    Raises:
+        UsageError: unknown argument, or a size that the network cannot take.
+    """
+    settings = dict(settings or {})
+    _check_arguments(recipe, settings)
+    config = {**recipe.config, **settings}
+    size = recipe.size_argument
+    if size is None:
+        latent = latent or recipe.latent
+    elif latent is None:
+        latent = (config[size], config[size])
+    else:
+        if latent[0] != latent[1]:
+            raise UsageError(f"{recipe.name} takes square inputs only, not {latent[0]}x{latent[1]}")
+        if size in settings and settings[size] != latent[0]:
+            raise UsageError(f"--set {size}={settings[size]} contradicts the spatial size {latent[0]}x{latent[1]}")
+        config[size] = latent[0]
+    if any(not isinstance(n, int) or n < 1 or n % recipe.latent_multiple for n in latent):
+        raise UsageError(
+            f"{recipe.name}: spatial input {latent[0]}x{latent[1]} must be positive multiples of {recipe.latent_multiple}"
+        )
+    variant = Variant(recipe, config, latent, fused)
+    # Refuse a bad configuration here, before any work starts.
+    variant.wrap(variant.meta_module())
+    return variant
+
+
+def unguided(variant: Variant) -> Variant:
+    """The same variant without fused guidance."""
+    return replace(variant, fused=False)
+
+
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``("hidden_size=20", "depth=[1,2]")`` -> values; JSON where it parses, else the plain string."""
+    settings = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {pair!r} is not NAME=VALUE", hint="for example --set hidden_size=384")
+        settings[key] = _parse_value(text)
+    return settings
+
+
+def _parse_value(text: str) -> Any:
+    words = {"True": True, "False": False, "None": None}
+    if text in words:
+        return words[text]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _check_arguments(recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    known = inspect.signature(recipe.constructor).parameters
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2)
+            raise UsageError(
+                f"{recipe.name} has no setting {name!r}",
+                hint=f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(known)}",
+            )
+        default = known[name].default
+        if isinstance(default, (int, float)) and (
+            not isinstance(value, (int, float)) or isinstance(value, bool) != isinstance(default, bool)
+        ):
+            raise UsageError(f"--set {name}={value!r}: expected {type(default).__name__}, as in {name}={default}")

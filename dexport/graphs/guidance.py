@@ -1,0 +1,36 @@
+"""Classifier-free guidance as the systems apply it, fused into one graph.
+
+The batch is doubled inside: [conditional half, null half].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+GUIDED_CHANNELS = 3
+
+
+class FirstChannelsGuidance(nn.Module):
+    """Guidance on the first three output channels only, as DiT, DiCo, DiffiT and TerDiT sample.
+
+    The remaining channels keep the conditional prediction. Source: ``forward_with_cfg`` of
+    facebookresearch/DiT (commit ed81ce2) and shallowdream204/DiCo.
+
+    Inputs: x (B, C, H, W), t (B,), y (B,) int64, cfg_scale () float32. Output: (B, C_out, H, W), which is
+    the conditional half of the official result.
+    """
+
+    def __init__(self, model: nn.Module, null_label: int) -> None:
+        super().__init__()
+        self.model = model
+        self.null_label = null_label
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: Tensor) -> Tensor:
+        null_y = torch.full_like(y, self.null_label)
+        both = self.model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null_y]))
+        batch = x.shape[0]
+        cond, null = both[:batch], both[batch:]
+        guided_cond, rest = cond[:, :GUIDED_CHANNELS], cond[:, GUIDED_CHANNELS:]
+        guided_null = null[:, :GUIDED_CHANNELS]
+        return torch.cat([guided_null + cfg_scale * (guided_cond - guided_null), rest], dim=1)
