@@ -103,6 +103,11 @@ def package_version(distributions: Sequence[str]) -> str | None:
     return None
 
 
+def package_versions() -> dict[str, str | None]:
+    """Installed version, or None, of every package that shapes a build."""
+    return {name: package_version(package.distributions) for name, package in _PACKAGES.items()}
+
+
 def has_module(module: str) -> bool:
     """Whether a top-level module could be imported; does not import it."""
     return importlib.util.find_spec(module) is not None

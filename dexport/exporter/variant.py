@@ -6,7 +6,7 @@ import difflib
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,6 +63,14 @@ class Variant:
         scale = TensorSpec(CFG_SCALE, "float32", (), "constant", high=self.recipe.guidance.default_scale)
         return Signature((*plain.inputs, scale), plain.outputs)
 
+    @property
+    def guidance_rule(self) -> str:
+        """``none``, or the rule that the graph applies."""
+        return self.recipe.guidance.rule if self.fused and self.recipe.guidance else "none"
+
+    def config_json(self) -> str:
+        return json.dumps(dict(self.config), sort_keys=True)
+
 
 def resolve(
     recipe: Recipe,
@@ -101,11 +109,6 @@ def resolve(
     # Refuse a bad configuration here, before any work starts.
     variant.wrap(variant.meta_module())
     return variant
-
-
-def unguided(variant: Variant) -> Variant:
-    """The same variant without fused guidance."""
-    return replace(variant, fused=False)
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:

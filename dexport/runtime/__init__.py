@@ -1,0 +1,1 @@
+"""Running what was built; works in an environment without torch and onnx."""

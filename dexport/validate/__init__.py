@@ -1,0 +1,1 @@
+"""Proof that what was built computes what the checkpoint computes."""

@@ -1,0 +1,54 @@
+"""dexport: diffusion backbones from PyTorch to ONNX and TensorRT, with proof that they still compute the same.
+
+The public functions import their machinery on first use, so that ``import dexport`` is cheap and loading a bundle works
+without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dexport.version import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dexport.exporter.build import BuildResult
+    from dexport.exporter.recipes.recipe import Recipe
+    from dexport.exporter.steps import Listener
+    from dexport.runtime.session import OnnxSession
+
+__all__ = ["__version__", "build", "load", "recipes"]
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name, built in and installed."""
+    from dexport.exporter.recipes import all_recipes
+
+    return all_recipes()
+
+
+def build(
+    recipe: str | Recipe, output: str | Path, *, listener: Listener | None = None, **options: Any
+) -> BuildResult:
+    """Build a bundle.
+
+    Args:
+        recipe: a name, a path to a recipe file, or a Recipe.
+        output: folder of the bundle.
+        listener: told about progress.
+        options: fields of :class:`dexport.exporter.build.BuildOptions`.
+
+    Raises:
+        DexportError: see :mod:`dexport.errors`. A failed gate does not raise: look at ``result.verdict``.
+    """
+    from dexport.validate.build import build_and_validate
+
+    return build_and_validate(recipe, output, listener=listener, **options)
+
+
+def load(path: str | Path, provider: str = "cpu") -> OnnxSession:
+    """Check a bundle's hashes and open it: ``load("out")(x=..., t=..., y=...) -> {"out": array}``."""
+    from dexport.runtime.session import open_bundle
+
+    return open_bundle(path, provider)

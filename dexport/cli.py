@@ -1,0 +1,144 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dexport.errors import DexportError, UsageError
+from dexport.version import __version__
+
+
+class Group(click.Group):
+    """Prints a DexportError as a message with its fix, and exits with its code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DexportError as error:
+            click.secho(f"error: {error}", fg="red", err=True)
+            if error.hint:
+                click.echo(f"fix: {error.hint}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dexport")
+def main() -> None:
+    """Diffusion backbones from PyTorch to ONNX and TensorRT, with proof that they still compute the same.
+
+    Exit codes: 0 fine, 1 a gate failed, 2 usage, 3 environment, 4 bad input.
+    """
+
+
+@main.command("recipes")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def recipes_command(as_json: bool) -> None:
+    """List the model variants that can be built, with their parameter counts."""
+    from dexport.console import print_recipes
+    from dexport.exporter.describe import describe_recipe
+    from dexport.exporter.recipes import all_recipes
+
+    described = [describe_recipe(recipe) for recipe in all_recipes().values()]
+    _print_json(described) if as_json else print_recipes(described)
+
+
+@main.command("info")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info_command(name: str, as_json: bool) -> None:
+    """Show a recipe (NAME, or a recipe file) or a bundle (its folder)."""
+    from dexport.console import print_bundle, print_recipe
+
+    if Path(name).is_dir():
+        from dexport.bundle import load_bundle
+
+        bundle = load_bundle(name)
+        _print_json(bundle.manifest) if as_json else print_bundle(bundle)
+        return
+    from dexport.exporter.describe import describe_recipe
+    from dexport.exporter.recipes import find_recipe
+
+    described = describe_recipe(find_recipe(name))
+    _print_json(described) if as_json else print_recipe(described)
+
+
+@main.command("build")
+@click.argument("recipe")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle. [default: RECIPE]")
+@click.option("--checkpoint", metavar="FILE|HUB", help="Weights: a file, hf://owner/name/file, or owner/name on the Hub. Without: seeded random weights.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A constructor argument, such as hidden_size=384. Repeatable.")
+@click.option("--image-size", type=int, metavar="PIXELS", help="Side of the square image.")
+@click.option("--latent", metavar="HxW", help="Spatial size of the network's input, such as 8x20.")
+@click.option("--guidance", type=click.Choice(["none", "fused"]), default="none", show_default=True, help="fused: the graph applies the system's own guidance.")
+@click.option("--fp32", "precision", flag_value="fp32", default=True, help="Compute in float32. [default]")
+@click.option("--fp16", "precision", flag_value="fp16", help="Compute in float16 around float32 islands.")
+@click.option("--bf16", "precision", flag_value="bf16", help="Compute in bfloat16 around float32 islands.")
+@click.option("--island", "islands", multiple=True, metavar="PATTERN", help="Keep a module in float32, such as 'final_layer' or 'blocks.2*'. Repeatable.")
+@click.option("--opset", default=23, show_default=True, help="ONNX opset.")
+@click.option("--trt", is_flag=True, help="Build a TensorRT engine as well.")
+@click.option("--engine", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", show_default=True, help="auto: tensorrt where there is a GPU and the package, else tensorrt-rtx.")
+@click.option("--target", "targets", multiple=True, metavar="SM[,SM]", help="GPU architectures, such as sm80,sm89,sm120. Repeatable.")
+@click.option("--profile", default="latency", show_default=True, metavar="NAME|FILE", help="Batch range: latency, throughput, ci, or a TOML file.")
+@click.option("--parity/--no-parity", default=True, show_default=True, help="Compare with PyTorch and gate.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
+def build_command(
+    recipe: str,
+    output: Path | None,
+    settings: tuple[str, ...],
+    latent: str | None,
+    targets: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Build a bundle: ONNX file, engine, parity report, manifest.
+
+    RECIPE is a name from `dexport recipes`, or a file with a recipe of your own.
+    """
+    from dexport.console import Progress, print_result
+    from dexport.exporter.build import exit_code
+    from dexport.exporter.variant import parse_settings
+    from dexport.validate.build import build_and_validate
+
+    with Progress() as progress:
+        result = build_and_validate(
+            recipe,
+            output or Path(Path(recipe).stem),
+            settings=parse_settings(settings),
+            latent=_parse_latent(latent),
+            targets=tuple(part for target in targets for part in target.split(",") if part),
+            listener=progress,
+            **options,
+        )
+    _print_json(result.bundle.manifest) if as_json else print_result(result)
+    sys.exit(exit_code(result))
+
+
+@main.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor_command(as_json: bool) -> None:
+    """Say what this machine can build and run, with versions."""
+    from dexport.console import print_machine
+    from dexport.exporter.machine import describe_machine
+
+    described = describe_machine()
+    _print_json(described) if as_json else print_machine(described)
+
+
+def _parse_latent(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, x, width = text.lower().partition("x")
+    if not (x and height.isdigit() and width.isdigit()):
+        raise UsageError(f"--latent {text!r} is not HEIGHTxWIDTH", hint="for example --latent 8x20")
+    return int(height), int(width)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))

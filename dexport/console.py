@@ -1,0 +1,203 @@
+"""How results look on a terminal: rich tables there, plain lines in CI."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from dexport.bundle import ENGINES, MODEL, REPORTS, Bundle
+from dexport.exporter.build import BuildResult
+from dexport.exporter.steps import Step
+from dexport.validate.parity import ParityReport
+from dexport.validate.report import COLUMNS, rows
+
+WIDE = 150
+"""Columns where no terminal says how many it has, such as in CI."""
+
+
+def _console(stderr: bool) -> Console:
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, width=None if terminal else WIDE)
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
+GB = 1e9
+MB = 1e6
+
+
+class Progress:
+    """Progress of a build on stderr: a live bar on a terminal, one line per finished step elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=err,
+            transient=True,
+            disable=not err.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def start(self, name: str) -> None:
+        self._task = self._bar.add_task(name, total=None, detail="")
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, detail=detail[-40:])
+
+    def finish(self, step: Step) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        err.print(f"  {step.name:<12} {step.seconds:7.1f} s   peak {step.peak_rss_bytes / GB:5.2f} GB")
+
+
+def print_recipes(described: Sequence[Mapping[str, Any]]) -> None:
+    """One line per variant."""
+    table = Table("name", "system", "parameters", "input", "official weights")
+    for recipe in described:
+        shape = "x".join(str(dim) for dim in recipe["inputs"][0]["shape"])
+        weights = ", ".join(recipe["checkpoint"]["files"])
+        table.add_row(recipe["name"], recipe["family"], f"{recipe['parameters']:,}", shape, weights)
+    out.print(table)
+
+
+def print_recipe(recipe: Mapping[str, Any]) -> None:
+    """Everything about one recipe."""
+    out.print(f"[bold]{recipe['name']}[/]: {recipe['summary']} ({recipe['source']})")
+    lines = {
+        "parameters": f"{recipe['parameters']:,}",
+        "inputs": _signature(recipe["inputs"]),
+        "outputs": _signature(recipe["outputs"]),
+        "settings": ", ".join(f"{key}={value}" for key, value in recipe["settings"].items()),
+        "weights": ", ".join(recipe["checkpoint"]["files"]) or "none published",
+        "from": recipe["checkpoint"]["from"] or "-",
+        "formats": ", ".join(recipe["checkpoint"]["formats"]),
+        "containers": ", ".join(recipe["checkpoint"]["containers"]),
+        "custom ops": ", ".join(recipe["custom_ops"]) or "none",
+        "fp32 islands": ", ".join((*recipe["islands"]["modules"], *recipe["islands"]["ops"])),
+        "gates": ", ".join(f"{p} {gate:g}" for p, gate in recipe["gates_relative_l2"].items()) + " (relative L2)",
+        "guidance": "{rule}, default scale {default_scale:g}".format(**recipe["guidance"])
+        if recipe["guidance"]
+        else "none",
+        "sampling": ", ".join(f"{k} {v}" for k, v in (recipe["sampling"] or {}).items()),
+    }
+    _print_lines(lines)
+
+
+def print_bundle(bundle: Bundle) -> None:
+    """A bundle's manifest in short. Its hashes have been checked."""
+    m = bundle.manifest
+    out.print(f"[bold]{bundle.path}[/]: {m['recipe']['family']} {m['name']}, {_colored(m['status'])}, hashes verified")
+    precision = m["precision"]
+    kinds: dict[str, int] = {}
+    for dtype in precision["nodes"].values():
+        kinds[dtype] = kinds.get(dtype, 0) + 1
+    engine = m["engine"]
+    _print_lines(
+        {
+            "weights": "RANDOM, not a trained model" if m["weights"]["random"] else m["weights"]["path"],
+            "inputs": _signature(m["io"]["inputs"]),
+            "outputs": _signature(m["io"]["outputs"]),
+            "batch": "{min} to {max}, tuned for {opt}".format(**m["batch"]),
+            "precision": f"{precision['name']} ({', '.join(f'{n} nodes {d}' for d, n in kinds.items())})",
+            "guidance": m["guidance"],
+            "custom ops": ", ".join(m["custom_ops"]) or "none",
+            "engine": _engine_line(engine) if engine else "none",
+            "built with": f"dexport {m['dexport']}, opset {m['opset']}",
+        }
+    )
+    table = Table("file", "bytes", "sha256")
+    for name, entry in m["files"].items():
+        table.add_row(name, f"{entry['size']:,}", entry["sha256"][:16])
+    out.print(table)
+
+
+def print_result(result: BuildResult) -> None:
+    """What a build made: the parity table, the engine, and the paths to look at."""
+    manifest, path = result.bundle.manifest, result.bundle.path
+    if manifest["weights"]["random"]:
+        out.print(f"[yellow]RANDOM weights[/] (seed {manifest['weights']['seed']}): this is not a trained model")
+    if isinstance(result.verdict, ParityReport):
+        print_parity(result.verdict)
+    else:
+        out.print("parity: [yellow]not run[/] (--no-parity)")
+    if manifest["engine"]:
+        out.print(f"engine: {_engine_line(manifest['engine'])}")
+    out.print(f"bundle: {path} ({_colored(manifest['status'])})")
+    for name in (MODEL, ENGINES, REPORTS):
+        if (path / name).exists():
+            out.print(f"  {path / name}")
+
+
+def print_parity(report: ParityReport) -> None:
+    """The table of checks."""
+    table = Table(*COLUMNS, title=f"{report.precision} against {report.reference}")
+    for row in rows(report):
+        table.add_row(*row[:-1], _colored(row[-1]))
+    out.print(table)
+    for reason in report.not_run:
+        out.print(f"not run: {reason}")
+
+
+def print_machine(machine: Mapping[str, Any]) -> None:
+    """What ``dexport doctor`` shows."""
+    _print_lines(
+        {
+            "python": machine["python"],
+            "system": machine["os"],
+            "cpu": f"{machine['cpu_count']} cores",
+            "memory": f"{machine['ram_available_bytes'] / GB:.1f} of {machine['ram_bytes'] / GB:.1f} GB free",
+            "disk": f"{machine['disk_free_bytes'] / GB:.1f} GB free here",
+            "gpu": ", ".join(f"{gpu['name']} ({gpu['target']})" for gpu in machine["gpus"]) or "none",
+        }
+    )
+    packages = Table("package", "version", "install with")
+    for name, entry in machine["packages"].items():
+        packages.add_row(name, entry["version"] or "-", escape(entry["fix"] or ""))
+    out.print(packages)
+    abilities = Table("can", "", "why", "fix")
+    for name, ability in machine["can"].items():
+        abilities.add_row(name, "[green]yes[/]" if ability["ok"] else "[red]no[/]", escape(ability["why"]), escape(ability["fix"]))
+    out.print(abilities)
+
+
+def _engine_line(engine: Mapping[str, Any]) -> str:
+    return (
+        f"{engine['flavour']} {engine['version']} for {', '.join(engine['targets'])}, "
+        f"{engine['plan_bytes'] / MB:,.1f} MB, types of {engine['checked_nodes']} nodes asserted; "
+        f"[yellow]built, not executed[/] ({engine['reason']})"
+    )
+
+
+def _signature(specs: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{s['name']} ({','.join(map(str, s['shape']))}) {s['dtype']}" for s in specs)
+
+
+def _colored(verdict: str) -> str:
+    color = "green" if verdict.startswith("pass") else "yellow" if verdict.startswith("not") else "red"
+    return f"[{color}]{verdict}[/]"
+
+
+def _print_lines(lines: Mapping[str, str]) -> None:
+    for name, text in lines.items():
+        out.print(f"  {name:<13}{text}", markup="[/]" in text, soft_wrap=True)

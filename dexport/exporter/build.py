@@ -1,0 +1,281 @@
+"""The vertical path: checkpoint -> ONNX -> engine -> verdict -> bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from dexport.bundle import ENGINES, REPORTS, Bundle, Draft
+from dexport.errors import DexportError, UsageError
+from dexport.exporter.checkpoint import WeightSource, open_weights
+from dexport.exporter.describe import count_parameters
+from dexport.exporter.engine import EngineChoice, EngineReport, EngineRequest, build_engine, choose_engine
+from dexport.exporter.export import Exported, export_onnx
+from dexport.exporter.machine import package_versions
+from dexport.exporter.passes.precision import DATA_MOVEMENT
+from dexport.exporter.recipes import find_recipe
+from dexport.exporter.recipes.recipe import Islands, Recipe
+from dexport.exporter.steps import Listener, Silent, StepLog
+from dexport.exporter.trace import DEFAULT_OPSET
+from dexport.exporter.variant import Variant, resolve
+from dexport.profiles import Profile, load_profile
+from dexport.version import __version__
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+OLDEST_OPSET = 20
+NEWEST_OPSET = 24
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build. Field names follow the command line; see ``dexport build --help``.
+
+    Attributes:
+        latent: (height, width) of the spatial input, None for the recipe's.
+        image_size: the same in image pixels, for square inputs.
+        islands: module patterns kept in float32 on top of the recipe's.
+        engine: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; used when ``trt`` is set.
+        targets: compute capabilities; empty for the GPU here, or the profile's.
+        profile: name or path.
+        parity: whether to compare with PyTorch; without, the bundle says that it was not verified.
+    """
+
+    output: Path
+    checkpoint: str | None = None
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    latent: tuple[int, int] | None = None
+    image_size: int | None = None
+    guidance: str = "none"
+    precision: str = "fp32"
+    islands: tuple[str, ...] = ()
+    opset: int = DEFAULT_OPSET
+    trt: bool = False
+    engine: str = "auto"
+    targets: tuple[str, ...] = ()
+    profile: str = "latency"
+    parity: bool = True
+    force: bool = False
+
+
+class Verdict(Protocol):
+    """What a verifier says; the reports are written into the bundle."""
+
+    @property
+    def passed(self) -> bool: ...
+
+    def summary(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a verifier is given."""
+
+    variant: Variant
+    weights: WeightSource
+    model_path: Path
+    precision: str
+    max_batch: int
+    on_progress: Callable[[int, int, str], None]
+
+
+Verifier = Callable[[Case], tuple[Verdict, Mapping[str, str]]]
+"""Returns the verdict and the report files by name. Injected, because validation is built on top of the exporter."""
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """The bundle, and the verdict on it (None when it was not verified)."""
+
+    bundle: Bundle
+    verdict: Verdict | None
+
+
+def build(
+    recipe: str | Recipe, options: BuildOptions, verify: Verifier, listener: Listener | None = None
+) -> BuildResult:
+    """Build a bundle.
+
+    Everything that can be refused is refused before work starts; whatever goes wrong later leaves no bundle behind.
+    A failed gate does leave one, marked failed.
+
+    Raises:
+        DexportError: see its subclasses; the command line exits with their codes.
+    """
+    log = StepLog(listener or Silent())
+    profile = load_profile(options.profile)
+    variant = resolve_options(recipe, options)
+    choice = choose_engine(options.engine, options.targets, profile.targets) if options.trt else None
+    with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options)) as draft:
+        with log.step("open weights"):
+            weights = open_weights(options.checkpoint, variant.meta_module(), seed=options.seed)
+        islands = _islands(variant.recipe.islands, options.islands)
+        exported = export_onnx(
+            variant,
+            weights,
+            draft.model_path,
+            precision=options.precision,
+            islands=islands,
+            opset=options.opset,
+            log=log,
+        )
+        engine = _build_engine(draft, variant, exported, choice, profile, log) if choice else None
+        verdict = _verify(draft, variant, weights, options, profile, verify, log) if options.parity else None
+        with log.step("hash"):
+            manifest = _manifest(variant, weights, options, profile, islands, exported, choice, engine, verdict, log)
+            bundle = draft.commit(manifest)
+    return BuildResult(bundle, verdict)
+
+
+def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
+    """The variant that the options describe.
+
+    Raises:
+        UsageError: options that contradict each other or the recipe.
+    """
+    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    if options.precision not in PRECISIONS:
+        raise UsageError(f"no precision {options.precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")
+    if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
+        raise UsageError(f"opset {options.opset} is not supported", hint=f"{OLDEST_OPSET} to {NEWEST_OPSET}")
+    if (options.engine != "auto" or options.targets) and not options.trt:
+        raise UsageError("--engine and --target need --trt", hint="add --trt")
+    latent = options.latent
+    if options.image_size is not None:
+        if latent is not None:
+            raise UsageError("--latent and --image-size exclude each other")
+        cells, rest = divmod(options.image_size, recipe.pixels_per_latent)
+        if rest or cells < 1:
+            raise UsageError(
+                f"--image-size {options.image_size} is not a positive multiple of {recipe.pixels_per_latent}"
+            )
+        latent = (cells, cells)
+    return resolve(recipe, options.settings, latent, fused=options.guidance == "fused")
+
+
+def _islands(recipe: Islands, more: tuple[str, ...]) -> Islands:
+    return replace(recipe, modules=(*recipe.modules, *more))
+
+
+def _bytes_needed(variant: Variant, options: BuildOptions) -> int:
+    """The weights once for the ONNX file and once for the plan."""
+    return count_parameters(variant) * BYTES[options.precision] * (2 if options.trt else 1)
+
+
+def _build_engine(
+    draft: Draft, variant: Variant, exported: Exported, choice: EngineChoice, profile: Profile, log: StepLog
+) -> EngineReport:
+    plan = draft.path / ENGINES / f"{choice.flavour}-{'-'.join(choice.targets)}.plan"
+    log_path = draft.output.with_name(f"{draft.output.name}.engine.log")
+    batches = (profile.batch_min, profile.batch_opt, profile.batch_max)
+    low, best, high = ({spec.name: spec.dims(b) for spec in variant.signature.inputs} for b in batches)
+    request = EngineRequest(
+        onnx_path=draft.model_path,
+        plan_path=plan,
+        choice=choice,
+        shapes={name: (low[name], best[name], high[name]) for name in low},
+        expected_dtypes=_decisive(exported),
+        workspace_mib=profile.workspace_mib,
+        log_path=log_path,
+    )
+    with log.step("engine") as step:
+        report = build_engine(request, lambda phase, done, total: log.listener.advance(done, total, phase))
+        step.peak_rss_bytes = report.peak_rss_bytes
+    # A build that fails keeps its log beside the output; one that succeeds takes it along.
+    (draft.path / REPORTS).mkdir(exist_ok=True)
+    shutil.move(log_path, draft.path / REPORTS / "engine.log")
+    return report
+
+
+def _decisive(exported: Exported) -> dict[str, str]:
+    """The nodes whose type is asserted in the built network: those that compute."""
+    return {
+        name: dtype
+        for name, dtype in exported.precisions.items()
+        if name.rpartition("/")[2].rstrip("_0123456789") not in DATA_MOVEMENT
+    }
+
+
+def _verify(
+    draft: Draft,
+    variant: Variant,
+    weights: WeightSource,
+    options: BuildOptions,
+    profile: Profile,
+    verify: Verifier,
+    log: StepLog,
+) -> Verdict:
+    with log.step("parity"):
+        case = Case(
+            variant, weights, draft.model_path, options.precision, profile.batch_max, log.listener.advance
+        )
+        verdict, reports = verify(case)
+        for name, text in reports.items():
+            draft.write_text(f"{REPORTS}/{name}", text)
+    return verdict
+
+
+def _manifest(
+    variant: Variant,
+    weights: WeightSource,
+    options: BuildOptions,
+    profile: Profile,
+    islands: Islands,
+    exported: Exported,
+    choice: EngineChoice | None,
+    engine: EngineReport | None,
+    verdict: Verdict | None,
+    log: StepLog,
+) -> dict[str, Any]:
+    signature = variant.signature
+    status = "not verified" if verdict is None else "passed" if verdict.passed else "failed"
+    return {
+        "name": variant.recipe.name,
+        "status": status,
+        "dexport": __version__,
+        "recipe": {"name": variant.recipe.name, "family": variant.recipe.family, "source": variant.recipe.source},
+        "config": dict(variant.config),
+        "latent": list(variant.latent),
+        "guidance": variant.guidance_rule,
+        "weights": {**asdict(weights.origin), "random": weights.origin.random},
+        "opset": options.opset,
+        "precision": {
+            "name": options.precision,
+            "islands": asdict(islands) if options.precision != "fp32" else None,
+            "nodes": exported.precisions,
+        },
+        "io": {
+            kind: [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in specs]
+            for kind, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
+        },
+        "batch": {"min": profile.batch_min, "opt": profile.batch_opt, "max": profile.batch_max},
+        "profile": profile.name,
+        "custom_ops": list(exported.custom_ops),
+        "ops": {"traced": exported.ops_traced, "final": exported.ops},
+        "engine": _engine_entry(choice, engine),
+        "parity": {"passed": None, "not_run": ["parity: switched off"]} if verdict is None else verdict.summary(),
+        "steps": [asdict(step) for step in log.finished],
+        "tools": package_versions(),
+    }
+
+
+def _engine_entry(choice: EngineChoice | None, engine: EngineReport | None) -> dict[str, Any] | None:
+    if choice is None or engine is None:
+        return None
+    file = f"{ENGINES}/{choice.flavour}-{'-'.join(choice.targets)}.plan"
+    return {
+        "file": file,
+        "reason": choice.reason,
+        "executed": False,
+        "why_not_executed": "built in this environment but not run: this build does not execute engines",
+        **asdict(engine),
+    }
+
+
+def exit_code(result: BuildResult) -> int:
+    """0, or that of a failed gate."""
+    return 0 if result.verdict is None or result.verdict.passed else DexportError.exit_code

@@ -1,0 +1,49 @@
+"""A recipe as JSON values, for ``dexport recipes`` and ``dexport info``."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict
+from typing import Any
+
+from dexport.exporter.checkpoint import CONTAINERS, SUFFIXES
+from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.variant import Variant, resolve
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Everything a user may want to know before building; parameters are counted, not recorded."""
+    variant = resolve(recipe)
+    signature = variant.signature
+    guidance = recipe.guidance
+    return {
+        "name": recipe.name,
+        "family": recipe.family,
+        "summary": recipe.summary,
+        "source": recipe.source,
+        "parameters": count_parameters(variant),
+        "settings": {**_defaults(recipe), **recipe.config},
+        "inputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in signature.inputs],
+        "outputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in signature.outputs],
+        "checkpoint": {
+            "files": list(recipe.checkpoints),
+            "from": recipe.hub,
+            "formats": list(SUFFIXES),
+            "containers": ["the state dict itself", *CONTAINERS],
+        },
+        "custom_ops": list(recipe.ops),
+        "islands": asdict(recipe.islands),
+        "gates_relative_l2": dict(recipe.gates),
+        "guidance": {"rule": guidance.rule, "default_scale": guidance.default_scale} if guidance else None,
+        "sampling": asdict(recipe.sampling) if recipe.sampling else None,
+    }
+
+
+def count_parameters(variant: Variant) -> int:
+    """Number of values in the state dict."""
+    return sum(tensor.numel() for tensor in variant.meta_module().state_dict().values())
+
+
+def _defaults(recipe: Recipe) -> dict[str, Any]:
+    parameters = inspect.signature(recipe.constructor).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}

@@ -1,0 +1,120 @@
+"""One ONNX file from a variant and its weights: trace, passes, precision, streamed save, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from dexport.bundle import MODEL_DATA, writing_to
+from dexport.errors import InputError
+from dexport.exporter import passes
+from dexport.exporter.checkpoint import WeightSource
+from dexport.exporter.passes.precision import ToLowPrecision, precision_map
+from dexport.exporter.recipes.recipe import Islands
+from dexport.exporter.steps import StepLog
+from dexport.exporter.trace import trace
+from dexport.exporter.variant import Variant
+from dexport.version import __version__
+
+IN_FLIGHT_BYTES = 128 << 20
+WRITERS = 2
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export leaves behind besides the file.
+
+    Attributes:
+        ops_traced, ops: operator histograms before and after the passes.
+        precisions: node name -> float type it computes in.
+        custom_ops: names of the model-local functions.
+    """
+
+    ops_traced: dict[str, int]
+    ops: dict[str, int]
+    precisions: dict[str, str]
+    custom_ops: tuple[str, ...]
+
+
+def export_onnx(
+    variant: Variant,
+    weights: WeightSource,
+    path: Path,
+    *,
+    precision: str,
+    islands: Islands,
+    opset: int,
+    log: StepLog,
+) -> Exported:
+    """Write ``path`` and ``model.onnx.data`` beside it.
+
+    Args:
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+
+    Raises:
+        InputError: weights that are not finite, or too large for the precision.
+        MachineError: the disk is full or cannot be written.
+    """
+    with log.step("trace"):
+        model = trace(variant, weights, opset=opset)
+        traced = passes.op_histogram(model)
+    with log.step("passes"):
+        model = passes.clean()(model).model
+        if precision != "fp32":
+            model = ToLowPrecision(precision, islands)(model).model
+        _describe(model, variant)
+    with log.step("save"):
+        save(model, path, on_tensor=lambda done, total, name: log.listener.advance(done, total, name))
+    with log.step("check"):
+        check(path)
+    return Exported(traced, passes.op_histogram(model), precision_map(model), tuple(f.name for f in model.functions.values()))
+
+
+def save(model: ir.Model, path: Path, on_tensor: Callable[[int, int, str], None] | None = None) -> None:
+    """Save with all weights in one external file, at most ``IN_FLIGHT_BYTES`` of them in memory at a time."""
+
+    def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
+        if on_tensor is not None:
+            on_tensor(info.index + 1, info.total, tensor.name or "")
+
+    with writing_to(path.parent):
+        ir.save(
+            model,
+            path,
+            external_data=MODEL_DATA,
+            callback=report,
+            max_workers=WRITERS,
+            max_in_flight_bytes=IN_FLIGHT_BYTES,
+        )
+
+
+def check(path: Path) -> None:
+    """The full ONNX checker and strict shape inference, on the file.
+
+    Raises:
+        InputError: the graph is not valid ONNX; a recipe's graph has a defect.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False), strict_mode=True, check_type=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InputError(f"the exported graph is not valid: {error}", hint="this is a defect of the recipe") from error
+
+
+def _describe(model: ir.Model, variant: Variant) -> None:
+    model.producer_name = "dexport"
+    model.producer_version = __version__
+    model.graph.name = variant.recipe.name
+    model.metadata_props.clear()
+    model.metadata_props.update(
+        {
+            "dexport.recipe": variant.recipe.name,
+            "dexport.family": variant.recipe.family,
+            "dexport.config": variant.config_json(),
+            "dexport.guidance": variant.guidance_rule,
+        }
+    )

@@ -1,0 +1,35 @@
+"""A build with its verdict: the exporter's build, verified by forward parity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dexport.exporter.build import BuildOptions, BuildResult, Case, build
+from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.steps import Listener
+from dexport.validate.parity import ParityReport, check_parity
+from dexport.validate.report import markdown
+
+
+def build_and_validate(
+    recipe: str | Recipe, output: str | Path, *, listener: Listener | None = None, **options: Any
+) -> BuildResult:
+    """Build a bundle and gate it; ``options`` are fields of :class:`BuildOptions`."""
+    return build(recipe, BuildOptions(output=Path(output), **options), forward_parity, listener)
+
+
+def forward_parity(case: Case) -> tuple[ParityReport, Mapping[str, str]]:
+    """The verifier of ``dexport build``."""
+    report = check_parity(
+        case.variant,
+        case.weights,
+        case.model_path,
+        precision=case.precision,
+        max_batch=case.max_batch,
+        on_progress=case.on_progress,
+    )
+    page = markdown(report, case.variant.recipe.name, str(case.weights.origin))
+    return report, {"parity.json": json.dumps(report.to_json(), indent=2) + "\n", "parity.md": page}

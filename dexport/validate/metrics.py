@@ -1,0 +1,46 @@
+"""Distances between a reference tensor and what was computed instead."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Errors of one output over all its elements.
+
+    Attributes:
+        max_abs: largest absolute difference.
+        relative_l2: ||actual - reference|| / ||reference||.
+        cosine: cosine similarity.
+        snr_db: signal-to-noise ratio, -20 log10 of ``relative_l2``.
+        finite: whether every value is finite; if not, the errors are NaN or infinite.
+    """
+
+    max_abs: float
+    relative_l2: float
+    cosine: float
+    snr_db: float
+    finite: bool
+
+
+def compare(reference: np.ndarray, actual: np.ndarray) -> Metrics:
+    """Metrics of ``actual`` against ``reference`` (same shape), in float64."""
+    if reference.shape != actual.shape:
+        raise ValueError(f"shape {actual.shape} differs from the reference's {reference.shape}")
+    expected, got = reference.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
+    if not np.isfinite(got).all():
+        return Metrics(math.inf, math.inf, math.nan, -math.inf, finite=False)
+    noise, signal = float(np.linalg.norm(got - expected)), float(np.linalg.norm(expected))
+    relative = noise / signal if signal else (0.0 if noise == 0 else math.inf)
+    norms = signal * float(np.linalg.norm(got))
+    return Metrics(
+        max_abs=float(np.abs(got - expected).max(initial=0.0)),
+        relative_l2=relative,
+        cosine=float(expected @ got) / norms if norms else float(noise == 0),
+        snr_db=math.inf if relative == 0 else -20 * math.log10(relative),
+        finite=True,
+    )

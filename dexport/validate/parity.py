@@ -1,0 +1,240 @@
+"""Forward parity: float32 PyTorch against the exported graph, over timesteps and batch sizes.
+
+A low-precision graph is run twice. As shipped, ONNX Runtime on a CPU computes it in float32 without rounding between
+nodes, which shows that the file is right but not what half precision costs; bfloat16 it cannot run at all. So the same
+graph runs again with every rounding made explicit (:mod:`dexport.exporter.passes.emulate_low_precision`), which is what
+the gate of a half-precision build mainly judges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from dexport.exporter.checkpoint import WeightSource, load_into
+from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
+from dexport.exporter.recipes.recipe import BATCH, Signature
+from dexport.exporter.variant import Variant
+from dexport.runtime.session import OnnxSession
+from dexport.validate.metrics import Metrics, compare
+
+MAX_DISTINCT_ROWS = 4
+"""Rows of input that differ; larger batches repeat them. More rows would cost more reference passes, not show more."""
+REFERENCE_BATCH = 2
+"""Rows per PyTorch pass, to bound memory."""
+
+Arrays = Mapping[str, np.ndarray]
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        kind: ``as shipped`` or ``rounded`` (explicit rounding), or ``batch consistency``.
+        runner: what computed it.
+        batch: batch size of the run.
+        output: name of the output.
+        metrics: against PyTorch; for batch consistency, against the same row in another slot or batch.
+        gate: largest ``relative_l2`` allowed.
+    """
+
+    kind: str
+    runner: str
+    batch: int
+    output: str
+    metrics: Metrics
+    gate: float
+
+    @property
+    def passed(self) -> bool:
+        return self.metrics.finite and self.metrics.relative_l2 <= self.gate
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All checks, and what was not run and why."""
+
+    precision: str
+    reference: str
+    timesteps: tuple[float, ...]
+    checks: tuple[Check, ...]
+    not_run: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; a figure that is not finite becomes null."""
+        document = asdict(self)
+        document["checks"] = [
+            {**asdict(check), "metrics": _finite_or_null(asdict(check.metrics)), "passed": check.passed}
+            for check in self.checks
+        ]
+        return {"passed": self.passed, **document}
+
+    def summary(self) -> dict[str, Any]:
+        """What the manifest keeps: the worst figure of each kind."""
+        worst: dict[str, float] = {}
+        for check in self.checks:
+            worst[check.kind] = max(worst.get(check.kind, 0.0), check.metrics.relative_l2)
+        return {
+            "passed": self.passed,
+            "worst_relative_l2": _finite_or_null(worst),
+            "not_run": list(self.not_run),
+        }
+
+
+def _finite_or_null(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
+
+
+def check_parity(
+    variant: Variant,
+    weights: WeightSource,
+    model_path: Path,
+    *,
+    precision: str,
+    max_batch: int,
+    on_progress: OnProgress | None = None,
+    seed: int = 0,
+) -> ParityReport:
+    """Compare an exported graph with its PyTorch reference.
+
+    Args:
+        weights: where the reference takes its weights, in float32.
+        model_path: the exported file; an emulation of it is written beside it and removed again.
+        precision: ``fp32``, ``fp16`` or ``bf16``, which selects the recipe's gate.
+        max_batch: largest batch of the profile.
+    """
+    tell = on_progress or (lambda done, total, detail: None)
+    batches = batch_sizes(max_batch)
+    rows = min(MAX_DISTINCT_ROWS, max_batch)
+    inputs = variant.signature.example(rows, seed)
+    runs = _plan(precision, batches)
+    total = len(runs) + 1
+
+    tell(0, total, "PyTorch float32")
+    expected = reference_outputs(variant, weights, inputs, rows)
+    gate = variant.recipe.gates[precision]
+    checks: list[Check] = []
+    session: OnnxSession | None = None
+    opened = ""
+    seen: dict[tuple[str, int], np.ndarray] = {}
+    for done, (kind, batch) in enumerate(runs, start=1):
+        tell(done, total, f"{kind}, batch {batch}")
+        if kind != opened:
+            session = None  # free the previous one before the next is loaded
+            session = _open(kind, model_path)
+            opened = kind
+        assert session is not None
+        order = row_order(batch, rows)
+        got = session(**take_rows(variant.signature, inputs, order))
+        for name, array in got.items():
+            checks.append(Check(kind, session.runner, batch, name, compare(expected[name][order], array), gate))
+            checks += _consistency(session.runner, kind, batch, name, order, array, seen, gate)
+    tell(total, total, "")
+    return ParityReport(
+        precision=precision,
+        reference=f"PyTorch {torch.__version__} float32 on CPU",
+        timesteps=tuple(float(t) for t in inputs.get("t", ())),
+        checks=tuple(checks),
+        not_run=_not_run(precision),
+    )
+
+
+def batch_sizes(max_batch: int) -> list[int]:
+    """1, 2, one in between and the profile's maximum."""
+    return sorted({1, min(2, max_batch), (2 + max_batch) // 2 if max_batch > 2 else 1, max_batch})
+
+
+def row_order(batch: int, rows: int) -> list[int]:
+    """Which distinct row is in which slot: rotated by the batch, so that rows change slots and neighbours."""
+    return [(slot + batch) % rows for slot in range(batch)]
+
+
+def take_rows(signature: Signature, inputs: Arrays, order: Sequence[int]) -> dict[str, np.ndarray]:
+    """Select rows of every input that has a batch dimension."""
+    return {
+        spec.name: inputs[spec.name][list(order)] if BATCH in spec.shape else inputs[spec.name]
+        for spec in signature.inputs
+    }
+
+
+def reference_outputs(
+    variant: Variant, weights: WeightSource, inputs: Arrays, rows: int
+) -> dict[str, np.ndarray]:
+    """Outputs of the float32 PyTorch module, row by row in small batches."""
+    module = variant.wrap(load_into(weights, variant.meta_module())).eval()
+    names = [spec.name for spec in variant.signature.outputs]
+    parts: list[list[np.ndarray]] = []
+    with torch.inference_mode():
+        for start in range(0, rows, REFERENCE_BATCH):
+            order = range(start, min(start + REFERENCE_BATCH, rows))
+            arrays = take_rows(variant.signature, inputs, order)
+            results = module(*(torch.from_numpy(np.asarray(array)) for array in arrays.values()))
+            parts.append([r.numpy() for r in (results if isinstance(results, tuple) else (results,))])
+    return {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(names)}
+
+
+def _plan(precision: str, batches: Sequence[int]) -> list[tuple[str, int]]:
+    """(kind, batch) of every run, grouped by kind."""
+    runs = [] if precision == "bf16" else [("as shipped", batch) for batch in batches]
+    if precision != "fp32":
+        rounded = batches if precision == "bf16" else batches[:2]
+        runs += [("rounded", batch) for batch in rounded]
+    return runs
+
+
+def _not_run(precision: str) -> tuple[str, ...]:
+    if precision == "bf16":
+        return ("as shipped: ONNX Runtime has no bfloat16 kernels on a CPU",)
+    return ()
+
+
+def _open(kind: str, model_path: Path) -> OnnxSession:
+    if kind == "as shipped":
+        return OnnxSession(model_path)
+    model = ir.load(model_path)
+    EmulateLowPrecision()(model)
+    # Beside the model: external data may not lie outside of the folder that refers to it.
+    emulated = model_path.with_name("emulated.onnx")
+    try:
+        ir.save(model, emulated)
+        return OnnxSession(emulated)
+    finally:
+        emulated.unlink(missing_ok=True)
+
+
+def _consistency(
+    runner: str,
+    kind: str,
+    batch: int,
+    output: str,
+    order: Sequence[int],
+    array: np.ndarray,
+    seen: dict[tuple[str, int], np.ndarray],
+    gate: float,
+) -> list[Check]:
+    """Every occurrence of a row against its first one, whatever its slot, batch and neighbours were."""
+    first, again = [], []
+    for slot, row in enumerate(order):
+        key = (f"{kind}/{output}", row)
+        if key in seen:
+            first.append(seen[key])
+            again.append(array[slot])
+        else:
+            seen[key] = array[slot]
+    if not again:
+        return []
+    metrics = compare(np.stack(first), np.stack(again))
+    return [Check("batch consistency", f"{runner}, {kind}", batch, output, metrics, gate)]
