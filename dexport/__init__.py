@@ -28,9 +28,7 @@ def recipes() -> dict[str, Recipe]:
     return all_recipes()
 
 
-def build(
-    recipe: str | Recipe, output: str | Path, *, listener: Listener | None = None, **options: Any
-) -> BuildResult:
+def build(recipe: str | Recipe, output: str | Path, *, listener: Listener | None = None, **options: Any) -> BuildResult:
     """Build a bundle.
 
     Args:

@@ -82,7 +82,8 @@ class Draft:
         if free < bytes_needed:
             self.discard()
             raise MachineError(
-                f"{self.output.parent} has {free / 1e9:.1f} GB free; this build writes about {bytes_needed / 1e9:.1f} GB",
+                f"{self.output.parent} has {free / 1e9:.1f} GB free; "
+                f"this build writes about {bytes_needed / 1e9:.1f} GB",
                 hint="free some space or choose another output with -o",
             )
 
@@ -179,7 +180,8 @@ def _check_output(output: Path, force: bool) -> None:
     if output.is_dir() and (not any(output.iterdir()) or (output / MANIFEST).is_file()):
         return
     raise UsageError(
-        f"{output} exists and is not a dexport bundle, so --force does not replace it", hint="choose another -o"
+        f"{output} exists and is not a dexport bundle, so --force does not replace it",
+        hint="choose another -o",
     )
 
 

@@ -70,21 +70,61 @@ def info_command(name: str, as_json: bool) -> None:
 @main.command("build")
 @click.argument("recipe")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle. [default: RECIPE]")
-@click.option("--checkpoint", metavar="FILE|HUB", help="Weights: a file, hf://owner/name/file, or owner/name on the Hub. Without: seeded random weights.")
+@click.option(
+    "--checkpoint",
+    metavar="FILE|HUB",
+    help="Weights: a file, hf://owner/name/file, or owner/name on the Hub. Without: seeded random weights.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A constructor argument, such as hidden_size=384. Repeatable.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A constructor argument, such as hidden_size=384. Repeatable.",
+)
 @click.option("--image-size", type=int, metavar="PIXELS", help="Side of the square image.")
 @click.option("--latent", metavar="HxW", help="Spatial size of the network's input, such as 8x20.")
-@click.option("--guidance", type=click.Choice(["none", "fused"]), default="none", show_default=True, help="fused: the graph applies the system's own guidance.")
+@click.option(
+    "--guidance",
+    type=click.Choice(["none", "fused"]),
+    default="none",
+    show_default=True,
+    help="fused: the graph applies the system's own guidance.",
+)
 @click.option("--fp32", "precision", flag_value="fp32", default=True, help="Compute in float32. [default]")
 @click.option("--fp16", "precision", flag_value="fp16", help="Compute in float16 around float32 islands.")
 @click.option("--bf16", "precision", flag_value="bf16", help="Compute in bfloat16 around float32 islands.")
-@click.option("--island", "islands", multiple=True, metavar="PATTERN", help="Keep a module in float32, such as 'final_layer' or 'blocks.2*'. Repeatable.")
+@click.option(
+    "--island",
+    "islands",
+    multiple=True,
+    metavar="PATTERN",
+    help="Keep a module in float32, such as 'final_layer' or 'blocks.2*'. Repeatable.",
+)
 @click.option("--opset", default=23, show_default=True, help="ONNX opset.")
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine as well.")
-@click.option("--engine", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", show_default=True, help="auto: tensorrt where there is a GPU and the package, else tensorrt-rtx.")
-@click.option("--target", "targets", multiple=True, metavar="SM[,SM]", help="GPU architectures, such as sm80,sm89,sm120. Repeatable.")
-@click.option("--profile", default="latency", show_default=True, metavar="NAME|FILE", help="Batch range: latency, throughput, ci, or a TOML file.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
+    default="auto",
+    show_default=True,
+    help="auto: tensorrt where there is a GPU and the package, else tensorrt-rtx.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="SM[,SM]",
+    help="GPU architectures, such as sm80,sm89,sm120. Repeatable.",
+)
+@click.option(
+    "--profile",
+    default="latency",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="Batch range: latency, throughput, ci, or a TOML file.",
+)
 @click.option("--parity/--no-parity", default=True, show_default=True, help="Compare with PyTorch and gate.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")

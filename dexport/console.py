@@ -177,7 +177,12 @@ def print_machine(machine: Mapping[str, Any]) -> None:
     out.print(packages)
     abilities = Table("can", "", "why", "fix")
     for name, ability in machine["can"].items():
-        abilities.add_row(name, "[green]yes[/]" if ability["ok"] else "[red]no[/]", escape(ability["why"]), escape(ability["fix"]))
+        abilities.add_row(
+            name,
+            "[green]yes[/]" if ability["ok"] else "[red]no[/]",
+            escape(ability["why"]),
+            escape(ability["fix"]),
+        )
     out.print(abilities)
 
 

@@ -210,9 +210,7 @@ def _verify(
     log: StepLog,
 ) -> Verdict:
     with log.step("parity"):
-        case = Case(
-            variant, weights, draft.model_path, options.precision, profile.batch_max, log.listener.advance
-        )
+        case = Case(variant, weights, draft.model_path, options.precision, profile.batch_max, log.listener.advance)
         verdict, reports = verify(case)
         for name, text in reports.items():
             draft.write_text(f"{REPORTS}/{name}", text)
@@ -237,7 +235,11 @@ def _manifest(
         "name": variant.recipe.name,
         "status": status,
         "dexport": __version__,
-        "recipe": {"name": variant.recipe.name, "family": variant.recipe.family, "source": variant.recipe.source},
+        "recipe": {
+            "name": variant.recipe.name,
+            "family": variant.recipe.family,
+            "source": variant.recipe.source,
+        },
         "config": dict(variant.config),
         "latent": list(variant.latent),
         "guidance": variant.guidance_rule,

@@ -205,7 +205,8 @@ def check_names(source: WeightSource, meta_module: nn.Module) -> None:
     if problems:
         raise InputError(
             f"{source.origin} does not fit this model\n  " + "\n  ".join(problems),
-            hint="choose the recipe that fits, or describe the variant with --set (`dexport info RECIPE` shows its settings)",
+            hint="choose the recipe that fits, or describe the variant with --set; "
+            "`dexport info RECIPE` shows its settings",
         )
 
 

@@ -184,13 +184,9 @@ def build_engine(request: EngineRequest, on_progress: OnProgress | None = None) 
     return _report(request, result)
 
 
-def _choose_auto(
-    wanted: tuple[str, ...], default: tuple[str, ...], gpus: Sequence[machine.Gpu]
-) -> EngineChoice:
+def _choose_auto(wanted: tuple[str, ...], default: tuple[str, ...], gpus: Sequence[machine.Gpu]) -> EngineChoice:
     if not gpus:
-        return _choose_rtx(
-            wanted, default, gpus, "no GPU on this machine, so tensorrt-rtx, which builds without one"
-        )
+        return _choose_rtx(wanted, default, gpus, "no GPU on this machine, so tensorrt-rtx, which builds without one")
     gpu = gpus[0]
     if not machine.has_module("tensorrt"):
         reason = "the tensorrt package is not installed, so tensorrt-rtx"

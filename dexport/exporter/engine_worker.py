@@ -353,14 +353,10 @@ def _check_shapes(network: Any, shapes: Mapping[str, Any]) -> None:
     for name, shape in inputs.items():
         if name not in shapes:
             if -1 in shape:
-                raise UsageError(
-                    f"input {name} has the dynamic shape {shape} and needs min, opt and max shapes"
-                )
+                raise UsageError(f"input {name} has the dynamic shape {shape} and needs min, opt and max shapes")
             continue
         for wanted in shapes[name]:
-            fits = len(wanted) == len(shape) and all(
-                dim in (-1, size) for dim, size in zip(shape, wanted, strict=True)
-            )
+            fits = len(wanted) == len(shape) and all(dim in (-1, size) for dim, size in zip(shape, wanted, strict=True))
             if not fits:
                 raise UsageError(f"input {name} has the shape {shape}; {tuple(wanted)} does not fit it")
         low, best, high = shapes[name]
@@ -437,8 +433,7 @@ def _tensors(get: Any, count: int) -> Iterator[Any]:
 
 def _describe_tensors(get: Any, count: int) -> list[dict[str, Any]]:
     return [
-        {"name": tensor.name, "dtype": _dtype(tensor), "shape": list(tensor.shape)}
-        for tensor in _tensors(get, count)
+        {"name": tensor.name, "dtype": _dtype(tensor), "shape": list(tensor.shape)} for tensor in _tensors(get, count)
     ]
 
 

@@ -71,7 +71,12 @@ def export_onnx(
         save(model, path, on_tensor=lambda done, total, name: log.listener.advance(done, total, name))
     with log.step("check"):
         check(path)
-    return Exported(traced, passes.op_histogram(model), precision_map(model), tuple(f.name for f in model.functions.values()))
+    return Exported(
+        traced,
+        passes.op_histogram(model),
+        precision_map(model),
+        tuple(f.name for f in model.functions.values()),
+    )
 
 
 def save(model: ir.Model, path: Path, on_tensor: Callable[[int, int, str], None] | None = None) -> None:

@@ -131,9 +131,7 @@ def describe_machine() -> dict[str, Any]:
         "gpus": [asdict(gpu) for gpu in gpus],
         "packages": {name: _describe_package(package) for name, package in _PACKAGES.items()},
         "onnxruntime_providers": list(providers),
-        "can": {
-            name: asdict(ability) for name, ability in _abilities(gpus, providers, provider_problem).items()
-        },
+        "can": {name: asdict(ability) for name, ability in _abilities(gpus, providers, provider_problem).items()},
     }
 
 
@@ -170,9 +168,7 @@ def _can_run_onnx_cuda(gpus: Sequence[Gpu], providers: Sequence[str], problem: s
     if "CUDAExecutionProvider" in providers:
         return Ability(True, f"ONNX Runtime has its CUDA provider, and there is a {gpus[0].name}")
     why = problem or "this ONNX Runtime has no CUDA provider"
-    return Ability(
-        False, why, "pip uninstall onnxruntime, then pip install onnxruntime-gpu: both own one module"
-    )
+    return Ability(False, why, "pip uninstall onnxruntime, then pip install onnxruntime-gpu: both own one module")
 
 
 def _can_build_rtx(import_problem: Ability | None) -> Ability:
@@ -193,9 +189,7 @@ def _can_build_tensorrt(gpus: Sequence[Gpu], import_problem: Ability | None) -> 
     return Ability(True, f"tensorrt imports, and it builds for the {gpus[0].name} ({gpus[0].target})")
 
 
-def _can_run_engine(
-    gpus: Sequence[Gpu], rtx_problem: Ability | None, tensorrt_problem: Ability | None
-) -> Ability:
+def _can_run_engine(gpus: Sequence[Gpu], rtx_problem: Ability | None, tensorrt_problem: Ability | None) -> Ability:
     if not gpus:
         return Ability(
             False,
@@ -209,9 +203,7 @@ def _can_run_engine(
     if usable:
         return Ability(True, f"{' and '.join(usable)} engines built for {target} run on the {gpus[0].name}")
     if not rtx_problem:
-        return Ability(
-            False, f"tensorrt-rtx does not support {target} ({gpus[0].name})", "pip install 'dexport[gpu]'"
-        )
+        return Ability(False, f"tensorrt-rtx does not support {target} ({gpus[0].name})", "pip install 'dexport[gpu]'")
     return tensorrt_problem or rtx_problem
 
 

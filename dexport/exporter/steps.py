@@ -71,7 +71,7 @@ class StepLog:
 
 
 def reset_peak_rss() -> None:
-    """Start measuring the peak anew, where the kernel allows it (Linux); elsewhere the peak is of the process so far."""
+    """Start measuring the peak anew where the kernel allows it (Linux); elsewhere it is of the process so far."""
     with contextlib.suppress(OSError):
         _CLEAR_REFS.write_text(_RESET_PEAK)
 

@@ -103,7 +103,8 @@ def resolve(
         config[size] = latent[0]
     if any(not isinstance(n, int) or n < 1 or n % recipe.latent_multiple for n in latent):
         raise UsageError(
-            f"{recipe.name}: spatial input {latent[0]}x{latent[1]} must be positive multiples of {recipe.latent_multiple}"
+            f"{recipe.name}: spatial input {latent[0]}x{latent[1]} must be positive multiples of "
+            f"{recipe.latent_multiple}"
         )
     variant = Variant(recipe, config, latent, fused)
     # Refuse a bad configuration here, before any work starts.

@@ -56,9 +56,7 @@ class DiCoBlock(nn.Module):
         self.conv1 = nn.Conv2d(hidden_size, hidden_size, 1)
         self.conv2 = nn.Conv2d(hidden_size, hidden_size, 3, padding=1, groups=hidden_size)
         self.conv3 = nn.Conv2d(hidden_size, hidden_size, 1)
-        self.ca = nn.Sequential(
-            GlobalAveragePool(), nn.Conv2d(hidden_size, hidden_size, 1), nn.Sigmoid()
-        )
+        self.ca = nn.Sequential(GlobalAveragePool(), nn.Conv2d(hidden_size, hidden_size, 1), nn.Sigmoid())
         self.conv4 = nn.Conv2d(hidden_size, ffn_channels, 1)
         self.conv5 = nn.Conv2d(ffn_channels, hidden_size, 1)
         self.norm1 = ChannelNorm(hidden_size)
@@ -75,7 +73,7 @@ class DiCoBlock(nn.Module):
 
 
 class PixelUnshuffle(nn.Module):
-    """Move 2x2 pixels into channels: (B, C, H, W) -> (B, 4C, H/2, W/2), as ``nn.PixelUnshuffle(2)``, in static shapes."""
+    """(B, C, H, W) -> (B, 4C, H/2, W/2), as ``nn.PixelUnshuffle(2)``, which the exporter spells with computed shapes."""
 
     def forward(self, x: Tensor) -> Tensor:
         cells = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, H/2, 2, W/2, 2)
@@ -87,9 +85,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels // 2, 3, padding=1, bias=False), PixelUnshuffle()
-        )
+        self.body = nn.Sequential(nn.Conv2d(channels, channels // 2, 3, padding=1, bias=False), PixelUnshuffle())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
@@ -100,9 +96,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels * 2, 3, padding=1, bias=False), nn.PixelShuffle(2)
-        )
+        self.body = nn.Sequential(nn.Conv2d(channels, channels * 2, 3, padding=1, bias=False), nn.PixelShuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)

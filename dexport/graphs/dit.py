@@ -118,9 +118,7 @@ class DiT(nn.Module):
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         # A fixed table, but one that the state dict carries.
-        self.pos_embed = nn.Parameter(
-            sincos_table(hidden_size, self.grid_size, self.grid_size), requires_grad=False
-        )
+        self.pos_embed = nn.Parameter(sincos_table(hidden_size, self.grid_size, self.grid_size), requires_grad=False)
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
 

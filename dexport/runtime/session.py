@@ -41,7 +41,7 @@ class OnnxSession:
         options.log_severity_level = ERRORS_ONLY
         try:
             self._session = ort.InferenceSession(str(model_path), options, providers=[wanted])
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no common base of their own
+        except Exception as error:
             raise InputError(f"ONNX Runtime cannot load {model_path}: {error}") from error
         if self._session.get_providers()[0] != wanted:
             raise MachineError(f"{wanted} was asked for, but {self._session.get_providers()[0]} runs")

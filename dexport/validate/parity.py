@@ -116,7 +116,7 @@ def check_parity(
         precision: ``fp32``, ``fp16`` or ``bf16``, which selects the recipe's gate.
         max_batch: largest batch of the profile.
     """
-    tell = on_progress or (lambda done, total, detail: None)
+    tell = on_progress or _ignore
     batches = batch_sizes(max_batch)
     rows = min(MAX_DISTINCT_ROWS, max_batch)
     inputs = variant.signature.example(rows, seed)
@@ -152,6 +152,10 @@ def check_parity(
     )
 
 
+def _ignore(done: int, total: int, detail: str) -> None:
+    """Progress that nobody wants to see."""
+
+
 def batch_sizes(max_batch: int) -> list[int]:
     """1, 2, one in between and the profile's maximum."""
     return sorted({1, min(2, max_batch), (2 + max_batch) // 2 if max_batch > 2 else 1, max_batch})
@@ -170,9 +174,7 @@ def take_rows(signature: Signature, inputs: Arrays, order: Sequence[int]) -> dic
     }
 
 
-def reference_outputs(
-    variant: Variant, weights: WeightSource, inputs: Arrays, rows: int
-) -> dict[str, np.ndarray]:
+def reference_outputs(variant: Variant, weights: WeightSource, inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
     """Outputs of the float32 PyTorch module, row by row in small batches."""
     module = variant.wrap(load_into(weights, variant.meta_module())).eval()
     names = [spec.name for spec in variant.signature.outputs]

@@ -40,8 +40,8 @@ def markdown(report: ParityReport, title: str, weights: str) -> str:
         "|" + "---|" * len(COLUMNS),
         *("| " + " | ".join(row) + " |" for row in rows(report)),
         "",
-        "`as shipped` is the file in ONNX Runtime; `rounded` the same graph with the rounding of every activation made",
-        "explicit, which ONNX Runtime leaves out on a CPU; `batch consistency` compares a row with itself in other slots.",
+        "`as shipped`: the file in ONNX Runtime. `rounded`: the same graph with the rounding of every activation made",
+        "explicit, which ONNX Runtime leaves out on a CPU. `batch consistency`: a row against itself in other slots.",
         "",
         *(f"Not run: {reason}." for reason in report.not_run),
     ]

@@ -230,9 +230,7 @@ def test_builder_failure_carries_its_own_words(make_request: Callable[..., Engin
     for weight in model.graph.initializer:
         if weight.data_type == TensorProto.FLOAT16:
             values = numpy_helper.to_array(weight).astype(np.float32)
-            weight.CopyFrom(
-                helper.make_tensor(weight.name, TensorProto.BFLOAT16, values.shape, values.flatten())
-            )
+            weight.CopyFrom(helper.make_tensor(weight.name, TensorProto.BFLOAT16, values.shape, values.flatten()))
     request = make_request(model, targets=("sm75",))
     with pytest.raises(MachineError, match=r"could not build the network:\n  \[E\]"):
         build_engine(request)
@@ -412,12 +410,8 @@ def test_dtype_rule() -> None:
         Layer("cast", "CAST", ("cast", "call"), "float16"),
     ]
     # Compute layers decide for fc; what comes out at the end decides for rms and for the function call.
-    assert (
-        dtype_problems(layers, {"fc": "float16", "rms": "float16", "call": "float16", "mm": "float32"}) == []
-    )
-    assert dtype_problems(layers, {"fc": "float32"}) == [
-        "fc: expected float32, found float16 (matrix_multiply)"
-    ]
+    assert dtype_problems(layers, {"fc": "float16", "rms": "float16", "call": "float16", "mm": "float32"}) == []
+    assert dtype_problems(layers, {"fc": "float32"}) == ["fc: expected float32, found float16 (matrix_multiply)"]
     assert dtype_problems(layers, {"no": "float32"})[0].startswith("no: expected float32, but no layer")
 
 
@@ -425,9 +419,7 @@ def test_dtype_rule() -> None:
 def world(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend which GPUs and importable modules there are."""
 
-    def pretend(
-        gpus: tuple[Gpu, ...] = (), modules: tuple[str, ...] = ("polygraphy", "tensorrt_rtx")
-    ) -> None:
+    def pretend(gpus: tuple[Gpu, ...] = (), modules: tuple[str, ...] = ("polygraphy", "tensorrt_rtx")) -> None:
         monkeypatch.setattr(machine, "visible_gpus", lambda: gpus)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in modules else None)
 

@@ -27,9 +27,7 @@ CAPABILITIES = {
 def world(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend which GPUs, TensorRT packages and ONNX Runtime providers there are."""
 
-    def pretend(
-        gpus: tuple[Gpu, ...] = (), packages: tuple[str, ...] = (), providers: tuple[str, ...] = ()
-    ) -> None:
+    def pretend(gpus: tuple[Gpu, ...] = (), packages: tuple[str, ...] = (), providers: tuple[str, ...] = ()) -> None:
         def import_problem(module: str, extra: str) -> Ability | None:
             return None if module in packages else Ability(False, f"{module} is not installed", f"[{extra}]")
 
@@ -42,9 +40,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_description_is_complete_json() -> None:
     description = json.loads(json.dumps(describe_machine()))
-    assert {"python", "os", "cpu_count", "ram_bytes", "disk_free_bytes", "gpus", "packages"} <= set(
-        description
-    )
+    assert {"python", "os", "cpu_count", "ram_bytes", "disk_free_bytes", "gpus", "packages"} <= set(description)
     assert description["packages"]["onnx"]["version"]
     assert description["packages"]["tensorrt"]["extra"] == "gpu"
     assert "CPUExecutionProvider" in description["onnxruntime_providers"]

@@ -14,9 +14,7 @@ from dexport.profiles import builtin_profiles, load_profile
 GOOD = '[batch]\nmin = 1\nopt = 3\nmax = 8\n[engine]\ntargets = ["sm89", "sm120"]\nworkspace_mib = 512\n'
 
 
-@pytest.mark.parametrize(
-    ("name", "batches"), [("latency", (1, 2, 4)), ("throughput", (1, 16, 64)), ("ci", (1, 2, 4))]
-)
+@pytest.mark.parametrize(("name", "batches"), [("latency", (1, 2, 4)), ("throughput", (1, 16, 64)), ("ci", (1, 2, 4))])
 def test_builtin_batches(name: str, batches: tuple[int, int, int]) -> None:
     profile = load_profile(name)
     assert profile.name == name
@@ -92,7 +90,5 @@ def test_bad_profiles_are_refused(tmp_path: Path, text: str, message: str) -> No
 
 
 def test_profiles_import_neither_torch_nor_onnx() -> None:
-    code = (
-        "import sys, dexport.profiles; sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'onnx_ir')))"
-    )
+    code = "import sys, dexport.profiles; sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'onnx_ir')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

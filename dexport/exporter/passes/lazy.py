@@ -39,10 +39,14 @@ def as_torch(tensor: ir.TensorProtocol) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
+def static_shape(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape as integers; a tensor with values has no symbolic dimension."""
+    return tuple(int(dim) for dim in tensor.shape if isinstance(dim, int))
+
+
 def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     """Register a tensor under its own name."""
-    value = ir.Value(
-        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
-    )
+    shape = ir.Shape(static_shape(tensor))
+    value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -12,16 +12,18 @@ from torch import Tensor
 from dexport.errors import InputError
 from dexport.exporter.checkpoint import is_finite
 from dexport.exporter.module_path import inside, module_path, set_module_path
-from dexport.exporter.passes.lazy import add_initializer, lazily
+from dexport.exporter.passes.lazy import add_initializer, lazily, static_shape
 from dexport.exporter.recipes.recipe import Islands
 
 LOW_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 TORCH_TYPES = {ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}
 DATA_MOVEMENT = frozenset(
-    "Concat DepthToSpace Expand Flatten Gather Identity Pad Reshape Slice SpaceToDepth Split Squeeze Tile Transpose "
-    "Unsqueeze".split()
+    {
+        *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice"),
+        *("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    }
 )
-"""Operators that compute nothing: they move float32 only when everything that reads them computes in float32."""
+"""Operators that compute nothing: they move float32 only when everything that reads them computes in it."""
 SHAPE_QUERIES = frozenset({"Shape", "Size"})
 
 
@@ -140,7 +142,7 @@ class _Casts:
                 )
             return result
 
-        shape = [int(dim) for dim in weight.shape]
+        shape = static_shape(weight)
         name = f"{original}/{_short(self.low)}"
         return add_initializer(self.graph, lazily(weight, cast, dtype=self.low, shape=shape, name=name))
 

@@ -51,7 +51,7 @@ def _from_file(path: Path, wanted: str) -> Recipe:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - whatever the user's file raises is reported as its error
+    except Exception as error:
         raise UsageError(f"recipe file {path} failed to load: {type(error).__name__}: {error}") from error
     offered = getattr(module, "RECIPES", getattr(module, "RECIPE", None))
     recipes = {recipe.name: recipe for recipe in _as_recipes(offered, origin=str(path))}

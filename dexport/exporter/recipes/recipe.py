@@ -38,7 +38,7 @@ class TensorSpec:
         dims = self.dims(batch)
         match self.values:
             case "normal":
-                return rng.standard_normal(dims, dtype=self.dtype)
+                return rng.standard_normal(dims).astype(self.dtype)
             case "integers":
                 return rng.integers(int(self.low), int(self.high), size=dims, dtype=self.dtype, endpoint=True)
             case "stratified":
