@@ -33,7 +33,19 @@ MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"
 ENGINES = "engines"
 REPORTS = "reports"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+REPLACED = "replaced"
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)
 
 
 @dataclass(frozen=True)
@@ -71,9 +83,9 @@ class Draft:
 
     def __init__(self, output: str | Path, *, force: bool = False, bytes_needed: int = 0) -> None:
         self.output = Path(output).absolute()
-        _check_output(self.output, force)
-        _remove_stale_drafts(self.output)
         with writing_to(self.output.parent):
+            _clear_remains(self.output)
+            _check_output(self.output, force)
             self.output.parent.mkdir(parents=True, exist_ok=True)
             prefix = f"{_draft_prefix(self.output)}{os.getpid()}-"
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.output.parent))
@@ -115,10 +127,15 @@ class Draft:
         complete = {"schema": SCHEMA_VERSION, **manifest, "files": hash_files(self.path)}
         self.write_text(MANIFEST, json.dumps(complete, indent=2) + "\n")
         with writing_to(self.output.parent):
-            replaced = self.output.with_name(f"{_draft_prefix(self.output)}{os.getpid()}-replaced")
+            replaced = self.output.with_name(f"{_draft_prefix(self.output)}{os.getpid()}-{REPLACED}")
             if self.output.exists():
                 self.output.rename(replaced)
-            self.path.rename(self.output)
+            try:
+                self.path.rename(self.output)
+            except OSError:
+                if replaced.exists():
+                    replaced.rename(self.output)
+                raise
             shutil.rmtree(replaced, ignore_errors=True)
         return Bundle(self.output, complete)
 
@@ -135,7 +152,10 @@ def load_bundle(path: str | Path) -> Bundle:
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
-    problems = _differences(folder, manifest["files"])
+    try:
+        problems = _differences(folder, manifest["files"])
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error}", hint="build or copy it again") from error
     if problems:
         raise InputError(
             f"{folder} is not what was built:\n    " + "\n    ".join(problems),
@@ -164,7 +184,7 @@ def writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_ERRORS and not isinstance(error, (NotADirectoryError, FileNotFoundError)):
+        if error.errno not in DISK_ERRORS:
             raise
         raise MachineError(
             f"{folder} cannot be written: {os.strerror(error.errno or 0)}",
@@ -177,7 +197,7 @@ def _check_output(output: Path, force: bool) -> None:
         return
     if not force:
         raise UsageError(f"{output} exists already", hint="choose another output with -o, or replace it with --force")
-    if output.is_dir() and (not any(output.iterdir()) or (output / MANIFEST).is_file()):
+    if output.is_dir() and (not any(output.iterdir()) or _parse_manifest(output / MANIFEST) is not None):
         return
     raise UsageError(
         f"{output} exists and is not a dexport bundle, so --force does not replace it",
@@ -189,14 +209,18 @@ def _draft_prefix(output: Path) -> str:
     return f".{output.name}.partial-"
 
 
-def _remove_stale_drafts(output: Path) -> None:
-    """Remove the drafts that killed builds to this output left behind."""
+def _clear_remains(output: Path) -> None:
+    """Remove the drafts that killed builds to this output left behind; give back the bundle they had moved away."""
     prefix = _draft_prefix(output)
     if not output.parent.is_dir():
         return
     for entry in output.parent.iterdir():
-        pid, dash, _ = entry.name.removeprefix(prefix).partition("-")
-        if entry.name.startswith(prefix) and dash and pid.isdigit() and not _is_running(int(pid)):
+        pid, dash, rest = entry.name.removeprefix(prefix).partition("-")
+        if not (entry.name.startswith(prefix) and dash and pid.isdecimal()) or _is_running(int(pid)):
+            continue
+        if rest == REPLACED and not output.exists():
+            entry.rename(output)
+        else:
             shutil.rmtree(entry, ignore_errors=True)
 
 
@@ -205,7 +229,7 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):
         return True
     return True
 
@@ -214,26 +238,32 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.is_file():
         raise InputError(f"{folder} is not a bundle: it has no {MANIFEST}", hint="make one with `dexport build`")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not valid JSON: {error}", hint="build or copy the bundle again") from error
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int) or not isinstance(manifest.get("files"), dict):
-        raise InputError(f"{file} is not a dexport manifest", hint="build the bundle again")
-    if schema > SCHEMA_VERSION:
+    manifest = _parse_manifest(file)
+    if manifest is None:
+        raise InputError(f"{file} is not a dexport manifest", hint="build or copy the bundle again")
+    if manifest["schema"] > SCHEMA_VERSION:
         raise InputError(
-            f"{folder} has manifest schema {schema}; this dexport reads up to {SCHEMA_VERSION}",
+            f"{folder} has manifest schema {manifest['schema']}; this dexport reads up to {SCHEMA_VERSION}",
             hint="pip install --upgrade dexport",
         )
     return manifest
+
+
+def _parse_manifest(file: Path) -> dict[str, Any] | None:
+    """A manifest of any schema version; None when the file is missing, unreadable or something else."""
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    known = isinstance(manifest, dict) and type(manifest.get("schema")) is int
+    return manifest if known and isinstance(manifest.get("files"), dict) else None
 
 
 def _differences(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
     present = set(_file_names(folder))
     problems = [f"{name}: not in the manifest" for name in sorted(present - set(recorded))]
     for name, entry in recorded.items():
-        if name not in present:
+        if name not in present or not (folder / name).is_file():
             problems.append(f"{name}: missing")
         elif not isinstance(entry, dict) or (folder / name).stat().st_size != entry.get("size"):
             problems.append(f"{name}: size differs")

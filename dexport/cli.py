@@ -175,7 +175,7 @@ def _parse_latent(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     height, x, width = text.lower().partition("x")
-    if not (x and height.isdigit() and width.isdigit()):
+    if not (x and height.isdecimal() and width.isdecimal()):
         raise UsageError(f"--latent {text!r} is not HEIGHTxWIDTH", hint="for example --latent 8x20")
     return int(height), int(width)
 

@@ -11,6 +11,7 @@ import hashlib
 import math
 import pickle
 import re
+import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,7 @@ PREFIXES = ("module.", "_orig_mod.")
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 LISTED = 20
+SERVER_ERROR = 500
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ class WeightSource(ABC):
         Raises:
             InputError: values that are not finite.
         """
-        tensor = self._read(name).to(dtype).contiguous()
+        stored = self._read(name)
+        if stored.is_complex() and not dtype.is_complex:
+            raise InputError(f"{self.origin}: {name} is {stored.dtype}, which {dtype} cannot hold")
+        tensor = stored.to(dtype).contiguous()
         if dtype.is_floating_point and not is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise InputError(
@@ -235,16 +240,18 @@ def locate(checkpoint: str) -> Path:
 
 def _download(repo: str, revision: str | None, file: str | None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
     try:
         if file is None:
             names = HfApi().list_repo_files(repo, revision=revision)
             file = _only([name for name in names if name.endswith(SUFFIXES)], f"hf://{repo}")
         return Path(hf_hub_download(repo, file, revision=revision))
-    except HfHubHTTPError as error:
-        raise InputError(f"hf://{repo}: {error}", hint="check the name, the revision and your access") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except HFValidationError as error:
+        raise UsageError(f"hf://{repo}: {error}", hint="an address is hf://owner/name/file") from error
+    except (HTTPError, OSError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < SERVER_ERROR:
+            raise InputError(f"hf://{repo}: {error}", hint="check the name, the revision and your access") from error
         raise MachineError(
             f"hf://{repo} cannot be reached: {error}", hint="download the file elsewhere and give its path"
         ) from error
@@ -260,24 +267,31 @@ def _only(names: list[str], where: str) -> str:
 def _load_index(path: Path) -> Any:
     """Unpickle a PyTorch file with fake tensors that know their offset in the file."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            if not torch.serialization._is_zipfile(path.open("rb")):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with path.open("rb") as file:
+                is_zip = torch.serialization._is_zipfile(file)
+            if not is_zip:
                 return torch.load(path, map_location="cpu", weights_only=True)
             with FakeTensorMode():
                 return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
-            raise InputError(f"{path} is not a PyTorch checkpoint: {error}") from error
+            raise InputError(
+                f"{path} is not a PyTorch checkpoint, or one that must run code when it is unpickled; that was refused",
+                hint="save the weights with torch.save or, better, with safetensors.torch.save_file",
+            ) from error
         raise InputError(
             f"{path} needs to run {refused[1]} when it is unpickled; that was refused",
             hint="if you trust its author, convert it once where nothing can be harmed: "
             "safetensors.torch.save_file(torch.load(FILE, weights_only=False)[...], 'weights.safetensors')",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        first_line = str(error).partition("\n")[0]
+    except Exception as error:
+        # A damaged file makes the unpickler raise anything at all; what follows the first sentence is bad advice.
+        reason = re.split(r"\n|\. ", f"{type(error).__name__}: {error}")[0]
         raise InputError(
-            f"{path} is not a whole PyTorch checkpoint: {first_line}", hint="copy or download it again"
+            f"{path} is not a whole PyTorch checkpoint: {reason}", hint="copy or download it again"
         ) from error
 
 
@@ -295,7 +309,12 @@ def _find_state_dict(path: Path, loaded: Any) -> tuple[str, dict[str, Tensor]]:
 
 
 def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) for name in value)
+        and all(isinstance(v, Tensor) and v.layout == torch.strided for v in value.values())
+    )
 
 
 def _strip_prefixes(stored: Iterable[str]) -> dict[str, str]:

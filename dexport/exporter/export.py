@@ -115,6 +115,7 @@ def _describe(model: ir.Model, variant: Variant) -> None:
     model.producer_version = __version__
     model.graph.name = variant.recipe.name
     model.metadata_props.clear()
+    model.graph.metadata_props.clear()
     model.metadata_props.update(
         {
             "dexport.recipe": variant.recipe.name,

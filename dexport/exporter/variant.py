@@ -34,8 +34,12 @@ class Variant:
         """The bare network in eval mode, on the current default device."""
         try:
             return self.recipe.constructor(**self.config).eval()
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{self.recipe.name}: the constructor refuses this configuration: {error}") from error
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UsageError(
+                f"{self.recipe.name}: the constructor refuses this configuration: {reason}",
+                hint=f"`dexport info {self.recipe.name}` shows the settings that it has",
+            ) from error
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The graph to export: the network itself, or the network inside its guidance."""
@@ -108,7 +112,13 @@ def resolve(
         )
     variant = Variant(recipe, config, latent, fused)
     # Refuse a bad configuration here, before any work starts.
-    variant.wrap(variant.meta_module())
+    module = variant.meta_module()
+    empty = [name for name, tensor in module.state_dict().items() if not tensor.numel()]
+    if empty:
+        raise UsageError(
+            f"{recipe.name}: this configuration leaves {empty[0]} empty", hint="give sizes above 0 with --set"
+        )
+    variant.wrap(module)
     return variant
 
 
@@ -129,7 +139,7 @@ def _parse_value(text: str) -> Any:
         return words[text]
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:
         return text
 
 

@@ -73,7 +73,7 @@ class DiCoBlock(nn.Module):
 
 
 class PixelUnshuffle(nn.Module):
-    """(B, C, H, W) -> (B, 4C, H/2, W/2), as ``nn.PixelUnshuffle(2)``, which the exporter spells with computed shapes."""
+    """(B, C, H, W) -> (B, 4C, H/2, W/2), as ``nn.PixelUnshuffle(2)``, but exported with static shapes."""
 
     def forward(self, x: Tensor) -> Tensor:
         cells = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, H/2, 2, W/2, 2)

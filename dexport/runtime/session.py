@@ -31,6 +31,8 @@ class OnnxSession:
     """
 
     def __init__(self, model_path: str | Path, provider: str = "cpu") -> None:
+        if provider not in PROVIDERS:
+            raise UsageError(f"no provider {provider!r}", hint=f"choose from {', '.join(PROVIDERS)}")
         wanted = PROVIDERS[provider]
         if wanted not in ort.get_available_providers():
             raise MachineError(
@@ -56,21 +58,29 @@ class OnnxSession:
             inputs: one array per input of the graph, by name, in its dtype.
 
         Raises:
-            UsageError: missing, unknown or wrongly typed or shaped inputs.
+            UsageError: missing, unknown or wrongly typed or shaped inputs, or values out of range.
         """
-        self._check(inputs)
-        results = self._session.run(self.outputs, inputs)
+        arrays = {name: np.asarray(value) for name, value in inputs.items()}
+        self._check(arrays)
+        try:
+            results = self._session.run(self.outputs, arrays)
+        except Exception as error:
+            raise UsageError(f"ONNX Runtime refuses these inputs: {error}") from error
         return dict(zip(self.outputs, results, strict=True))
 
     def _check(self, inputs: Mapping[str, np.ndarray]) -> None:
         if set(inputs) != set(self.inputs):
             raise UsageError(f"this model takes {', '.join(self.inputs)}; got {', '.join(inputs) or 'nothing'}")
+        sizes: dict[str, int] = {}
         for name, value in self.inputs.items():
             array = inputs[name]
             if not _fits(array.shape, value.shape):
                 raise UsageError(f"input {name} has shape {list(array.shape)}, expected {list(value.shape)}")
             if value.type != f"tensor({ORT_TYPE_NAMES.get(array.dtype.name, array.dtype.name)})":
                 raise UsageError(f"input {name} has dtype {array.dtype.name}, expected {value.type}")
+            for size, dim in zip(array.shape, value.shape, strict=True):
+                if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
+                    raise UsageError(f"input {name} has {dim} = {size}, but an input before it has {sizes[dim]}")
 
 
 ORT_TYPE_NAMES = {"float32": "float", "float64": "double"}

@@ -10,8 +10,10 @@ from onnx_ir.passes import common
 
 from dexport.exporter.passes.fold_constants import FoldConstants
 from dexport.exporter.passes.fold_weight_transposes import FoldWeightTransposes
+from dexport.exporter.passes.infer_shapes import InferShapes
 from dexport.exporter.passes.name_by_module import NameByModule
 from dexport.exporter.passes.remove_redundant import RemoveRedundant
+from dexport.exporter.passes.share_constants import ShareConstants
 from dexport.exporter.passes.static_reshape import StaticReshape
 
 
@@ -25,12 +27,12 @@ def clean() -> ir.passes.PassManager:
             common.RemoveUnusedNodesPass(),
             common.CommonSubexpressionEliminationPass(),
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-            common.DeduplicateInitializersPass(),
+            ShareConstants(),
             RemoveRedundant(),
             common.RemoveUnusedNodesPass(),
             common.RemoveUnusedOpsetsPass(),
             NameByModule(),
-            common.ShapeInferencePass(),
+            InferShapes(),
         ]
     )
 

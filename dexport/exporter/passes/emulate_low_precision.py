@@ -13,56 +13,51 @@ from dexport.exporter.passes.precision import DATA_MOVEMENT, TORCH_TYPES
 
 
 class EmulateLowPrecision(ir.passes.InPlacePass):
-    """Needs ONNX Runtime or another executor that keeps a cast which loses precision."""
+    """Needs an executor that keeps a cast which loses precision; ONNX Runtime does."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        # A weight that no node could read any more in its own type is read through one cast.
-        widened = {
-            weight: self._cast_after(graph, weight, ir.DataType.FLOAT, before=next(iter(graph)))
-            for weight in list(graph.initializers.values())
-            if weight.dtype in TORCH_TYPES
-        }
-        for node in list(graph):
-            self._compute_in_float32(graph, node, widened)
-        return ir.passes.PassResult(model, modified=bool(widened))
+        nodes = list(graph)
+        wide: dict[ir.Value, ir.Value] = {}
+        """Low-precision value -> the same value in float32."""
+        for weight in list(graph.initializers.values()):
+            if weight.dtype in TORCH_TYPES:
+                wide[weight] = _cast(weight, ir.DataType.FLOAT)
+                graph.insert_before(nodes[0], _producer(wide[weight]))
+        for node in nodes:
+            for index, value in enumerate(node.inputs):
+                if value in wide:
+                    node.replace_input_with(index, wide[value])
+            for output in node.outputs:
+                if output.dtype in TORCH_TYPES:
+                    wide[output] = self._compute_wide(graph, node, output)
+        return ir.passes.PassResult(model, modified=bool(wide))
 
-    def _compute_in_float32(self, graph: ir.Graph, node: ir.Node, widened: dict[ir.Value, ir.Value]) -> None:
-        if any(value in widened.values() for value in node.outputs):
-            return
-        for index, value in enumerate(node.inputs):
-            if value in widened:
-                node.replace_input_with(index, widened[value])
-        for output in node.outputs:
-            if output.dtype not in TORCH_TYPES:
-                continue
-            if node.op_type == "Cast":
-                widened[output] = self._cast_after(graph, output, ir.DataType.FLOAT, after=node)
-                continue
-            low, output.dtype = output.dtype, ir.DataType.FLOAT
-            if node.op_type not in DATA_MOVEMENT:
-                readers = list(output.uses())
-                rounded = self._cast_after(graph, output, low, after=node)
-                producer = rounded.producer()
-                assert producer is not None
-                wide = self._cast_after(graph, rounded, ir.DataType.FLOAT, after=producer)
-                for use in readers:
-                    use.node.replace_input_with(use.idx, wide)
+    def _compute_wide(self, graph: ir.Graph, node: ir.Node, output: ir.Value) -> ir.Value:
+        """Make a low-precision output float32, rounded unless the node only moves values that are rounded already."""
+        low = output.dtype
+        assert low is not None
+        if node.op_type == "Cast":
+            widened = _cast(output, ir.DataType.FLOAT)
+            graph.insert_after(node, _producer(widened))
+            return widened
+        output.dtype = ir.DataType.FLOAT
+        if node.op_type in DATA_MOVEMENT:
+            return output
+        rounded = _cast(output, low)
+        widened = _cast(rounded, ir.DataType.FLOAT)
+        graph.insert_after(node, [_producer(rounded), _producer(widened)])
+        return widened
 
-    def _cast_after(
-        self,
-        graph: ir.Graph,
-        value: ir.Value,
-        dtype: ir.DataType,
-        *,
-        after: ir.Node | None = None,
-        before: ir.Node | None = None,
-    ) -> ir.Value:
-        node = ir.node("Cast", [value], attributes={"to": dtype}, name=f"{value.name}/as_{dtype.name.lower()}")
-        result = node.outputs[0]
-        result.name, result.dtype, result.shape = node.name, dtype, value.shape
-        if after is not None:
-            graph.insert_after(after, node)
-        elif before is not None:
-            graph.insert_before(before, node)
-        return result
+
+def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    name = f"{value.name}/as_{dtype.name.lower()}"
+    result = ir.node("Cast", [value], attributes={"to": dtype}, name=name).outputs[0]
+    result.name, result.dtype, result.shape = name, dtype, value.shape
+    return result
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node

@@ -97,7 +97,7 @@ class Sampling:
     decoder: str
 
 
-DEFAULT_GATES: Mapping[str, float] = {"fp32": 5e-5, "fp16": 3e-3, "bf16": 3e-2}
+DEFAULT_GATES: Mapping[str, float] = {"fp32": 5e-6, "fp16": 3e-3, "bf16": 3e-2}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,28 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from tests.golden import Golden, load_golden
+
+
+@pytest.fixture(scope="session", params=["dit-s", "dico-s"])
+def golden_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def golden(golden_name: str) -> Golden:
+    return load_golden(golden_name)
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(golden: Golden, golden_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden's weights in the official layout."""
+    path = tmp_path_factory.mktemp("checkpoint") / f"{golden_name}.safetensors"
+    save_file(golden.weights, path)
+    return path

@@ -1,0 +1,116 @@
+"""Exported goldens in ONNX Runtime, through the public build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+import dexport
+from dexport.bundle import load_bundle
+from tests.golden import Golden
+
+RECIPES = {"dit-s": "dit-s-2", "dico-s": "dico-xl"}
+ATOL_FP32 = 5e-5
+RELATIVE_L2_FP16 = 3e-3
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["none", "fused"])
+def bundle_path(request, golden, golden_name, golden_checkpoint, precision, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / f"{precision}-{request.param}"
+    dexport.build(
+        RECIPES[golden_name],
+        path,
+        settings=golden.config,
+        latent=tuple(golden.inputs["x"].shape[2:]),
+        checkpoint=str(golden_checkpoint),
+        precision=precision,
+        guidance=request.param,
+    )
+    return path
+
+
+def test_onnx_matches_the_official_output(bundle_path: Path, golden: Golden, precision: str) -> None:
+    session = ort.InferenceSession(bundle_path / "model.onnx", providers=["CPUExecutionProvider"])
+    inputs = {name: tensor.numpy() for name, tensor in golden.inputs.items()}
+    if bundle_path.name.endswith("fused"):
+        half = len(inputs["cfg_x"]) // 2
+        feed = {name: inputs[f"cfg_{name}"][:half] for name in ("x", "t", "y")} | {"cfg_scale": inputs["cfg_scale"]}
+        expected = golden.outputs["forward_with_cfg"][:half].numpy()
+    else:
+        feed = {name: inputs[name] for name in ("x", "t", "y")}
+        expected = golden.outputs["forward"].numpy()
+    feed["t"] = feed["t"].astype(np.float32)
+    (out,) = session.run(["out"], feed)
+    if precision == "fp32":
+        np.testing.assert_allclose(out, expected, atol=ATOL_FP32, rtol=0)
+    else:
+        assert np.linalg.norm(out - expected) / np.linalg.norm(expected) < RELATIVE_L2_FP16
+
+
+def test_the_file_follows_the_onnx_contract(bundle_path: Path, golden_name: str) -> None:
+    model = onnx.load(bundle_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version == 23
+    assert model.producer_name == "dexport"
+    assert {p.key: p.value for p in model.metadata_props}["dexport.recipe"] == RECIPES[golden_name]
+    names = [value.name for value in model.graph.input]
+    assert names == (["x", "t", "y", "cfg_scale"] if bundle_path.name.endswith("fused") else ["x", "t", "y"])
+    assert [value.name for value in model.graph.output] == ["out"]
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+    assert kinds["x"] == kinds["t"] == kinds["out"] == onnx.TensorProto.FLOAT
+    assert kinds["y"] == onnx.TensorProto.INT64
+    batches = {v.type.tensor_type.shape.dim[0].dim_param for v in model.graph.input if v.name != "cfg_scale"}
+    assert batches == {"B"}
+
+
+def test_names_carry_the_module_path(bundle_path: Path, golden_name: str) -> None:
+    names = {node.name for node in onnx.load(bundle_path / "model.onnx", load_external_data=False).graph.node}
+    expected = {"dit-s": "blocks.2.attn.qkv/MatMul", "dico-s": "encoder_level_2.1.conv2/Conv"}[golden_name]
+    assert expected in names
+    assert len(names) == len(onnx.load(bundle_path / "model.onnx", load_external_data=False).graph.node)
+
+
+def test_graph_is_clean(bundle_path: Path) -> None:
+    ops = load_bundle(bundle_path).manifest["ops"]
+    leftovers = {"Constant", "Identity", "SplitToSequence", "SequenceAt", "CastLike", "Expand"} & set(ops["final"])
+    assert leftovers <= ({"Expand"} if bundle_path.name.endswith("fused") else set())
+    assert sum(ops["final"].values()) - ops["final"].get("Cast", 0) < 0.6 * sum(ops["traced"].values())
+
+
+def test_manifest_tells_the_whole_story(bundle_path: Path, golden: Golden, precision: str) -> None:
+    manifest = load_bundle(bundle_path).manifest
+    assert manifest["status"] == "passed"
+    assert manifest["config"] == {**manifest["config"], **golden.config}
+    assert manifest["weights"]["kind"] == "safetensors"
+    assert not manifest["weights"]["random"]
+    assert len(manifest["weights"]["sha256"]) == 64
+    assert manifest["engine"] is None
+    assert manifest["precision"]["name"] == precision
+    assert {step["name"] for step in manifest["steps"]} >= {"trace", "passes", "save", "check", "parity"}
+    assert all(step["peak_rss_bytes"] > 0 for step in manifest["steps"])
+    assert set(manifest["files"]) == {"model.onnx", "model.onnx.data", "reports/parity.json", "reports/parity.md"}
+
+
+def test_islands_stay_in_float32(bundle_path: Path, precision: str) -> None:
+    if precision == "fp32":
+        pytest.skip("there are no islands in a float32 graph")
+    nodes = load_bundle(bundle_path).manifest["precision"]["nodes"]
+    for name, dtype in nodes.items():
+        path, _, op = name.rpartition("/")
+        island = path.startswith(("t_embedder", "guidance")) or op.rstrip("_0123456789") in (
+            "LayerNormalization",
+            "ReduceMean",
+        )
+        if island:
+            assert dtype == "float32", name
+        elif op.startswith(("MatMul", "Conv", "Attention")):
+            assert dtype == "float16", name
