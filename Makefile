@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/dexport build examples/dit_tiny.py --fp16 --trt --profile ci -o out/demo --force
+	$(BIN)/dexport build dico-s --fp16 --trt --profile ci -o out/demo --force
 
 test: $(STAMP) lint
 	$(BIN)/pytest -n 2

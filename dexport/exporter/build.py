@@ -6,23 +6,22 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dexport.bundle import ENGINES, REPORTS, Bundle, Draft
 from dexport.errors import DexportError, UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.describe import count_parameters
-from dexport.exporter.engine import EngineChoice, EngineReport, EngineRequest, build_engine, choose_engine
+from dexport.exporter.engine import EngineChoice, EngineRequest, build_engine, choose_engine
 from dexport.exporter.export import Exported, export_onnx
-from dexport.exporter.machine import package_versions
+from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes.precision import DATA_MOVEMENT
 from dexport.exporter.recipes import find_recipe
-from dexport.exporter.recipes.recipe import Islands, Recipe
+from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.trace import DEFAULT_OPSET
 from dexport.exporter.variant import Variant, resolve
 from dexport.profiles import Profile, load_profile
-from dexport.version import __version__
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -60,15 +59,6 @@ class BuildOptions:
     profile: str = "latency"
     parity: bool = True
     force: bool = False
-
-
-class Verdict(Protocol):
-    """What a verifier says; the reports are written into the bundle."""
-
-    @property
-    def passed(self) -> bool: ...
-
-    def summary(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +103,7 @@ def build(
     with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options)) as draft:
         with log.step("open weights"):
             weights = open_weights(options.checkpoint, variant.meta_module(), seed=options.seed)
-        islands = _islands(variant.recipe.islands, options.islands)
+        islands = replace(variant.recipe.islands, modules=(*variant.recipe.islands.modules, *options.islands))
         exported = export_onnx(
             variant,
             weights,
@@ -126,8 +116,20 @@ def build(
         engine = _build_engine(draft, variant, exported, choice, profile, log) if choice else None
         verdict = _verify(draft, variant, weights, options, profile, verify, log) if options.parity else None
         with log.step("hash"):
-            manifest = _manifest(variant, weights, options, profile, islands, exported, choice, engine, verdict, log)
-            bundle = draft.commit(manifest)
+            bundle = draft.commit(
+                compose(
+                    variant,
+                    weights={**asdict(weights.origin), "random": weights.origin.random},
+                    precision=options.precision,
+                    islands=islands,
+                    opset=options.opset,
+                    profile=profile,
+                    exported=exported,
+                    engine=engine,
+                    verdict=verdict,
+                    steps=log.finished,
+                )
+            )
     return BuildResult(bundle, verdict)
 
 
@@ -157,10 +159,6 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
     return resolve(recipe, options.settings, latent, fused=options.guidance == "fused")
 
 
-def _islands(recipe: Islands, more: tuple[str, ...]) -> Islands:
-    return replace(recipe, modules=(*recipe.modules, *more))
-
-
 def _bytes_needed(variant: Variant, options: BuildOptions) -> int:
     """The weights once for the ONNX file and once for the plan."""
     return count_parameters(variant) * BYTES[options.precision] * (2 if options.trt else 1)
@@ -168,14 +166,14 @@ def _bytes_needed(variant: Variant, options: BuildOptions) -> int:
 
 def _build_engine(
     draft: Draft, variant: Variant, exported: Exported, choice: EngineChoice, profile: Profile, log: StepLog
-) -> EngineReport:
-    plan = draft.path / ENGINES / f"{choice.flavour}-{'-'.join(choice.targets)}.plan"
+) -> Engine:
+    file = f"{ENGINES}/{choice.flavour}-{'-'.join(choice.targets)}.plan"
     log_path = draft.output.with_name(f"{draft.output.name}.engine.log")
     batches = (profile.batch_min, profile.batch_opt, profile.batch_max)
     low, best, high = ({spec.name: spec.dims(b) for spec in variant.signature.inputs} for b in batches)
     request = EngineRequest(
         onnx_path=draft.model_path,
-        plan_path=plan,
+        plan_path=draft.path / file,
         choice=choice,
         shapes={name: (low[name], best[name], high[name]) for name in low},
         expected_dtypes=_decisive(exported),
@@ -188,7 +186,7 @@ def _build_engine(
     # A build that fails keeps its log beside the output; one that succeeds takes it along.
     (draft.path / REPORTS).mkdir(exist_ok=True)
     shutil.move(log_path, draft.path / REPORTS / "engine.log")
-    return report
+    return Engine(choice, file, report)
 
 
 def _decisive(exported: Exported) -> dict[str, str]:
@@ -215,67 +213,6 @@ def _verify(
         for name, text in reports.items():
             draft.write_text(f"{REPORTS}/{name}", text)
     return verdict
-
-
-def _manifest(
-    variant: Variant,
-    weights: WeightSource,
-    options: BuildOptions,
-    profile: Profile,
-    islands: Islands,
-    exported: Exported,
-    choice: EngineChoice | None,
-    engine: EngineReport | None,
-    verdict: Verdict | None,
-    log: StepLog,
-) -> dict[str, Any]:
-    signature = variant.signature
-    status = "not verified" if verdict is None else "passed" if verdict.passed else "failed"
-    return {
-        "name": variant.recipe.name,
-        "status": status,
-        "dexport": __version__,
-        "recipe": {
-            "name": variant.recipe.name,
-            "family": variant.recipe.family,
-            "source": variant.recipe.source,
-        },
-        "config": dict(variant.config),
-        "latent": list(variant.latent),
-        "guidance": variant.guidance_rule,
-        "weights": {**asdict(weights.origin), "random": weights.origin.random},
-        "opset": options.opset,
-        "precision": {
-            "name": options.precision,
-            "islands": asdict(islands) if options.precision != "fp32" else None,
-            "nodes": exported.precisions,
-        },
-        "io": {
-            kind: [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in specs]
-            for kind, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
-        },
-        "batch": {"min": profile.batch_min, "opt": profile.batch_opt, "max": profile.batch_max},
-        "profile": profile.name,
-        "custom_ops": list(exported.custom_ops),
-        "ops": {"traced": exported.ops_traced, "final": exported.ops},
-        "engine": _engine_entry(choice, engine),
-        "parity": {"passed": None, "not_run": ["parity: switched off"]} if verdict is None else verdict.summary(),
-        "steps": [asdict(step) for step in log.finished],
-        "tools": package_versions(),
-    }
-
-
-def _engine_entry(choice: EngineChoice | None, engine: EngineReport | None) -> dict[str, Any] | None:
-    if choice is None or engine is None:
-        return None
-    file = f"{ENGINES}/{choice.flavour}-{'-'.join(choice.targets)}.plan"
-    return {
-        "file": file,
-        "reason": choice.reason,
-        "executed": False,
-        "why_not_executed": "built in this environment but not run: this build does not execute engines",
-        **asdict(engine),
-    }
 
 
 def exit_code(result: BuildResult) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dexport.exporter.checkpoint import CONTAINERS, SUFFIXES
+from dexport.exporter.manifest import tensor_specs
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import Variant, resolve
 
@@ -23,8 +24,8 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "source": recipe.source,
         "parameters": count_parameters(variant),
         "settings": {**_defaults(recipe), **recipe.config},
-        "inputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in signature.inputs],
-        "outputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in signature.outputs],
+        "inputs": tensor_specs(signature.inputs),
+        "outputs": tensor_specs(signature.outputs),
         "checkpoint": {
             "files": list(recipe.checkpoints),
             "from": recipe.hub,

@@ -1,0 +1,91 @@
+"""What a build writes into the bundle's manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from dexport.exporter.engine import EngineChoice, EngineReport
+from dexport.exporter.export import Exported
+from dexport.exporter.machine import package_versions
+from dexport.exporter.recipes.recipe import Islands, TensorSpec
+from dexport.exporter.steps import Step
+from dexport.exporter.variant import Variant
+from dexport.profiles import Profile
+from dexport.version import __version__
+
+
+class Verdict(Protocol):
+    """What a verifier says about a build."""
+
+    @property
+    def passed(self) -> bool: ...
+
+    def summary(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A built engine: why this flavour, where the plan is (relative to the bundle), and what the builder reported."""
+
+    choice: EngineChoice
+    file: str
+    report: EngineReport
+
+
+def compose(
+    variant: Variant,
+    *,
+    weights: Mapping[str, Any],
+    precision: str,
+    islands: Islands,
+    opset: int,
+    profile: Profile,
+    exported: Exported,
+    engine: Engine | None,
+    verdict: Verdict | None,
+    steps: list[Step],
+) -> dict[str, Any]:
+    """The manifest, but for the schema version and the file hashes, which the bundle adds."""
+    signature = variant.signature
+    return {
+        "name": variant.recipe.name,
+        "status": "not verified" if verdict is None else "passed" if verdict.passed else "failed",
+        "dexport": __version__,
+        "recipe": {"name": variant.recipe.name, "family": variant.recipe.family, "source": variant.recipe.source},
+        "config": dict(variant.config),
+        "latent": list(variant.latent),
+        "guidance": variant.guidance_rule,
+        "weights": dict(weights),
+        "opset": opset,
+        "precision": {
+            "name": precision,
+            "islands": None if precision == "fp32" else asdict(islands),
+            "nodes": exported.precisions,
+        },
+        "io": {"inputs": tensor_specs(signature.inputs), "outputs": tensor_specs(signature.outputs)},
+        "batch": {"min": profile.batch_min, "opt": profile.batch_opt, "max": profile.batch_max},
+        "profile": profile.name,
+        "custom_ops": list(exported.custom_ops),
+        "ops": {"traced": exported.ops_traced, "final": exported.ops},
+        "engine": None if engine is None else _engine(engine),
+        "parity": {"passed": None, "not_run": ["switched off"]} if verdict is None else verdict.summary(),
+        "steps": [asdict(step) for step in steps],
+        "tools": package_versions(),
+    }
+
+
+def tensor_specs(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+    """Names, dtypes and shapes of inputs or outputs; ``"B"`` is the symbolic batch."""
+    return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
+
+
+def _engine(engine: Engine) -> dict[str, Any]:
+    return {
+        "file": engine.file,
+        "reason": engine.choice.reason,
+        # A build does not run engines, with or without a GPU: parity above is of the ONNX file.
+        "executed": False,
+        **asdict(engine.report),
+    }
