@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"
 ENGINES = "engines"
+DRAFT = ".partial-"
 REPORTS = "reports"
 REPLACED = "replaced"
 DISK_ERRORS = (
@@ -84,6 +85,9 @@ class Draft:
     def __init__(self, output: str | Path, *, force: bool = False, bytes_needed: int = 0) -> None:
         self.output = Path(output).absolute()
         with writing_to(self.output.parent):
+            # What a link points to is replaced, never the link.
+            if self.output.is_symlink():
+                self.output = self.output.resolve()
             _clear_remains(self.output)
             _check_output(self.output, force)
             self.output.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +184,8 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a MachineError that names the folder."""
+    """Turn a full, read-only or forbidden disk into a MachineError that names the folder (of a draft: its parent)."""
+    folder = folder.parent if DRAFT in folder.name else folder
     try:
         yield
     except OSError as error:
@@ -206,7 +211,7 @@ def _check_output(output: Path, force: bool) -> None:
 
 
 def _draft_prefix(output: Path) -> str:
-    return f".{output.name}.partial-"
+    return f".{output.name}{DRAFT}"
 
 
 def _clear_remains(output: Path) -> None:
@@ -273,5 +278,7 @@ def _differences(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
 
 
 def _file_names(folder: Path) -> list[str]:
-    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    files = (
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    )
     return sorted(name for name in files if name != MANIFEST)

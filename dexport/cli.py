@@ -51,10 +51,11 @@ def recipes_command(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info_command(name: str, as_json: bool) -> None:
-    """Show a recipe (NAME, or a recipe file) or a bundle (its folder)."""
+    """Show a recipe (NAME, or a recipe file) or a bundle (its folder; write ./NAME if a recipe is called like it)."""
     from dexport.console import print_bundle, print_recipe
+    from dexport.exporter.recipes import all_recipes
 
-    if Path(name).is_dir():
+    if Path(name).is_dir() and name not in all_recipes():
         from dexport.bundle import load_bundle
 
         bundle = load_bundle(name)

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from dexport.bundle import ENGINES, MODEL, REPORTS, Bundle
+from dexport.bundle import ENGINES, MANIFEST, MODEL, REPORTS, Bundle
+from dexport.errors import InputError
 from dexport.exporter.build import BuildResult
 from dexport.exporter.steps import Step
 from dexport.validate.parity import ParityReport
@@ -105,7 +106,18 @@ def print_recipe(recipe: Mapping[str, Any]) -> None:
 
 
 def print_bundle(bundle: Bundle) -> None:
-    """A bundle's manifest in short. Its hashes have been checked."""
+    """A bundle's manifest in short. Its hashes have been checked.
+
+    Raises:
+        InputError: the manifest lacks something.
+    """
+    try:
+        _print_bundle(bundle)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{bundle.path / MANIFEST} is incomplete: {error}", hint="build the bundle again") from error
+
+
+def _print_bundle(bundle: Bundle) -> None:
     m = bundle.manifest
     out.print(f"[bold]{bundle.path}[/]: {m['recipe']['family']} {m['name']}, {_colored(m['status'])}, hashes verified")
     precision = m["precision"]

@@ -10,6 +10,15 @@ from safetensors.torch import save_file
 from tests.golden import Golden, load_golden
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests run when they are asked for."""
+    if "slow" in config.getoption("markexpr"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: run it with `make test-slow`"))
+
+
 @pytest.fixture(scope="session", params=["dit-s", "dico-s"])
 def golden_name(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -146,14 +146,17 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
         raise UsageError(f"opset {options.opset} is not supported", hint=f"{OLDEST_OPSET} to {NEWEST_OPSET}")
     if (options.engine != "auto" or options.targets) and not options.trt:
         raise UsageError("--engine and --target need --trt", hint="add --trt")
+    if options.islands and options.precision == "fp32":
+        raise UsageError("--island needs --fp16 or --bf16: everything is float32 already", hint="add --fp16")
     latent = options.latent
     if options.image_size is not None:
         if latent is not None:
-            raise UsageError("--latent and --image-size exclude each other")
+            raise UsageError("--latent and --image-size exclude each other", hint="give one of the two")
         cells, rest = divmod(options.image_size, recipe.pixels_per_latent)
         if rest or cells < 1:
             raise UsageError(
-                f"--image-size {options.image_size} is not a positive multiple of {recipe.pixels_per_latent}"
+                f"--image-size {options.image_size} is not a positive multiple of {recipe.pixels_per_latent}",
+                hint="for example --image-size 256",
             )
         latent = (cells, cells)
     return resolve(recipe, options.settings, latent, fused=options.guidance == "fused")

@@ -80,7 +80,10 @@ class WeightSource(ABC):
         """
         stored = self._read(name)
         if stored.is_complex() and not dtype.is_complex:
-            raise InputError(f"{self.origin}: {name} is {stored.dtype}, which {dtype} cannot hold")
+            raise InputError(
+                f"{self.origin}: {name} is {stored.dtype}, which {dtype} cannot hold",
+                hint="store its real and imaginary parts as the model expects them",
+            )
         tensor = stored.to(dtype).contiguous()
         if dtype.is_floating_point and not is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
@@ -174,10 +177,12 @@ def open_weights(checkpoint: str | Path | None, meta_module: nn.Module, *, seed:
 
     Raises:
         InputError: a bad file, or names and shapes that differ; each is listed.
-        UsageError: no such file.
+        UsageError: no such file, or a negative seed.
         MachineError: the Hub cannot be reached.
     """
     if checkpoint is None:
+        if seed < 0:
+            raise UsageError(f"--seed {seed} is negative", hint="give 0 or more")
         return RandomSource(meta_module, seed)
     source = open_file(locate(str(checkpoint)))
     check_names(source, meta_module)
@@ -305,7 +310,9 @@ def _find_state_dict(path: Path, loaded: Any) -> tuple[str, dict[str, Tensor]]:
             return "", dict(loaded)
         found = ", ".join(map(str, list(loaded)[:LISTED]))
         raise InputError(f"{path} holds no state dict; its keys are: {found}", hint=f"known: {', '.join(CONTAINERS)}")
-    raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict")
+    raise InputError(
+        f"{path} holds a {type(loaded).__name__}, not a state dict", hint="save module.state_dict() with torch.save"
+    )
 
 
 def _is_state_dict(value: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import onnx
 import onnx_ir as ir
 
 from dexport.bundle import MODEL_DATA, writing_to
-from dexport.errors import InputError
+from dexport.errors import DexportError, InputError, UsageError
 from dexport.exporter import passes
 from dexport.exporter.checkpoint import WeightSource
+from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import StepLog
@@ -62,12 +64,13 @@ def export_onnx(
     with log.step("trace"):
         model = trace(variant, weights, opset=opset)
         traced = passes.op_histogram(model)
-    with log.step("passes"):
+    with log.step("passes"), _own_errors():
         model = passes.clean()(model).model
+        _check_islands(model, islands)
         if precision != "fp32":
             model = ToLowPrecision(precision, islands)(model).model
         _describe(model, variant)
-    with log.step("save"):
+    with log.step("save"), _own_errors():
         save(model, path, on_tensor=lambda done, total, name: log.listener.advance(done, total, name))
     with log.step("check"):
         check(path)
@@ -77,6 +80,20 @@ def export_onnx(
         precision_map(model),
         tuple(f.name for f in model.functions.values()),
     )
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise the error of ours that onnx-ir wrapped in one of its own, when reading a weight failed."""
+    try:
+        yield
+    except (ir.passes.PassError, ir.serde.SerdeError) as wrapper:
+        cause: BaseException | None = wrapper
+        while cause is not None and not isinstance(cause, DexportError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def save(model: ir.Model, path: Path, on_tensor: Callable[[int, int, str], None] | None = None) -> None:
@@ -108,6 +125,16 @@ def check(path: Path) -> None:
         onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False), strict_mode=True, check_type=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise InputError(f"the exported graph is not valid: {error}", hint="this is a defect of the recipe") from error
+
+
+def _check_islands(model: ir.Model, islands: Islands) -> None:
+    paths = {module_path(node) for node in model.graph}
+    for pattern in islands.modules:
+        if not any(inside(path, pattern) for path in paths):
+            raise UsageError(
+                f"the island {pattern!r} matches no module",
+                hint=f"modules are called like {', '.join(sorted(filter(None, paths))[:4])}",
+            )
 
 
 def _describe(model: ir.Model, variant: Variant) -> None:

@@ -51,7 +51,9 @@ class Variant:
         try:
             return guidance.fuse(module, self.config).eval()
         except ValueError as error:
-            raise UsageError(f"{self.recipe.name}: guidance cannot be fused: {error}") from error
+            raise UsageError(
+                f"{self.recipe.name}: guidance cannot be fused: {error}", hint="leave out --guidance fused"
+            ) from error
 
     def meta_module(self) -> nn.Module:
         """The network without memory for its weights; only tables made by its constructor have values."""
@@ -101,14 +103,21 @@ def resolve(
         latent = (config[size], config[size])
     else:
         if latent[0] != latent[1]:
-            raise UsageError(f"{recipe.name} takes square inputs only, not {latent[0]}x{latent[1]}")
+            raise UsageError(
+                f"{recipe.name} takes square inputs only, not {latent[0]}x{latent[1]}",
+                hint=f"for example --latent {latent[0]}x{latent[0]}",
+            )
         if size in settings and settings[size] != latent[0]:
-            raise UsageError(f"--set {size}={settings[size]} contradicts the spatial size {latent[0]}x{latent[1]}")
+            raise UsageError(
+                f"--set {size}={settings[size]} contradicts the spatial size {latent[0]}x{latent[1]}",
+                hint="give one of the two",
+            )
         config[size] = latent[0]
-    if any(not isinstance(n, int) or n < 1 or n % recipe.latent_multiple for n in latent):
+    multiple = config[recipe.latent_multiple] if isinstance(recipe.latent_multiple, str) else recipe.latent_multiple
+    if any(not isinstance(n, int) or n < 1 or (multiple > 0 and n % multiple) for n in latent):
         raise UsageError(
-            f"{recipe.name}: spatial input {latent[0]}x{latent[1]} must be positive multiples of "
-            f"{recipe.latent_multiple}"
+            f"{recipe.name}: spatial input {latent[0]}x{latent[1]} must be positive multiples of {multiple}",
+            hint=f"for example --latent {recipe.latent[0]}x{recipe.latent[1]}",
         )
     variant = Variant(recipe, config, latent, fused)
     # Refuse a bad configuration here, before any work starts.
@@ -156,4 +165,7 @@ def _check_arguments(recipe: Recipe, settings: Mapping[str, Any]) -> None:
         if isinstance(default, (int, float)) and (
             not isinstance(value, (int, float)) or isinstance(value, bool) != isinstance(default, bool)
         ):
-            raise UsageError(f"--set {name}={value!r}: expected {type(default).__name__}, as in {name}={default}")
+            raise UsageError(
+                f"--set {name}={value!r}: expected {type(default).__name__}, as in {name}={default}",
+                hint=f"`dexport info {recipe.name}` shows the settings that it has",
+            )

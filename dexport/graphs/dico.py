@@ -149,7 +149,7 @@ class DiCo(nn.Module):
         learn_sigma: bool = True,
     ) -> None:
         super().__init__()
-        if len(depth) != 5:
+        if len(depth) != 5 or min(depth) < 0:
             raise ValueError(f"depth needs five block counts, got {list(depth)}")
         if hidden_size % 2:
             raise ValueError(f"hidden_size {hidden_size} must be even")

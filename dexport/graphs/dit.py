@@ -108,6 +108,8 @@ class DiT(nn.Module):
         super().__init__()
         if input_size % patch_size:
             raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
+        if depth < 1:
+            raise ValueError(f"depth {depth} must be at least 1")
         if hidden_size % num_heads or hidden_size % 4:
             raise ValueError(f"hidden_size {hidden_size} must be a multiple of num_heads {num_heads} and of 4")
         self.patch_size = patch_size

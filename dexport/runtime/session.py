@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -44,9 +45,14 @@ class OnnxSession:
         try:
             self._session = ort.InferenceSession(str(model_path), options, providers=[wanted])
         except Exception as error:
-            raise InputError(f"ONNX Runtime cannot load {model_path}: {error}") from error
+            raise InputError(
+                f"ONNX Runtime cannot load {model_path}: {error}", hint="build it again, or upgrade onnxruntime"
+            ) from error
         if self._session.get_providers()[0] != wanted:
-            raise MachineError(f"{wanted} was asked for, but {self._session.get_providers()[0]} runs")
+            raise MachineError(
+                f"{wanted} was asked for, but {self._session.get_providers()[0]} runs",
+                hint="`dexport doctor` says what this machine can run",
+            )
         self.runner = f"ONNX Runtime {ort.__version__}, {wanted}"
         self.inputs = {value.name: value for value in self._session.get_inputs()}
         self.outputs = [value.name for value in self._session.get_outputs()]
@@ -60,7 +66,7 @@ class OnnxSession:
         Raises:
             UsageError: missing, unknown or wrongly typed or shaped inputs, or values out of range.
         """
-        arrays = {name: np.asarray(value) for name, value in inputs.items()}
+        arrays = {name: _native(value) for name, value in inputs.items()}
         self._check(arrays)
         try:
             results = self._session.run(self.outputs, arrays)
@@ -84,6 +90,12 @@ class OnnxSession:
 
 
 ORT_TYPE_NAMES = {"float32": "float", "float64": "double"}
+
+
+def _native(value: Any) -> np.ndarray:
+    """The value as an array in this machine's byte order, which is the only one that ONNX Runtime reads right."""
+    array = np.asarray(value)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _fits(shape: Sequence[int], expected: Sequence[int | str | None]) -> bool:

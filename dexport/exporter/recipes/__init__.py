@@ -25,7 +25,9 @@ def all_recipes() -> dict[str, Recipe]:
     for point in entry_points(group=ENTRY_POINT_GROUP):
         for recipe in _as_recipes(point.load(), origin=f"entry point {point.name}"):
             if recipe.name in recipes:
-                raise UsageError(f"entry point {point.name} offers recipe {recipe.name!r}, which exists already")
+                raise UsageError(
+                    f"entry point {point.name} offers recipe {recipe.name!r}, which exists already", hint="rename it"
+                )
             recipes[recipe.name] = recipe
     return recipes
 
@@ -38,21 +40,23 @@ def find_recipe(name_or_path: str) -> Recipe:
     recipes = all_recipes()
     if name_or_path in recipes:
         return recipes[name_or_path]
-    near = difflib.get_close_matches(name_or_path, recipes, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name_or_path.lower(), recipes, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "`dexport recipes` lists them all"
     raise UsageError(f"no recipe named {name_or_path!r}", hint=hint)
 
 
 def _from_file(path: Path, wanted: str) -> Recipe:
     if not path.is_file():
-        raise UsageError(f"recipe file {path} does not exist")
+        raise UsageError(f"recipe file {path} does not exist", hint="`dexport recipes` lists those with a name")
     spec = importlib.util.spec_from_file_location(f"dexport_user_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UsageError(f"recipe file {path} failed to load: {type(error).__name__}: {error}") from error
+        raise UsageError(
+            f"recipe file {path} failed to load: {type(error).__name__}: {error}", hint="correct the file"
+        ) from error
     offered = getattr(module, "RECIPES", getattr(module, "RECIPE", None))
     recipes = {recipe.name: recipe for recipe in _as_recipes(offered, origin=str(path))}
     if not wanted and len(recipes) == 1:

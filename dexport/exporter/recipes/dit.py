@@ -28,7 +28,7 @@ def variant(size: str, patch: int, image_size: int = 256) -> Recipe:
         config={"input_size": latent, "patch_size": patch, **SIZES[size]},
         signature=class_conditional,
         latent=(latent, latent),
-        latent_multiple=patch,
+        latent_multiple="patch_size",
         size_argument="input_size",
         sampling=LINEAR_DDPM,
         guidance=first_channels(default_scale=1.5),

@@ -112,7 +112,7 @@ class Recipe:
         config: constructor arguments of this variant.
         signature: ``(config, (height, width)) -> Signature`` of the plain graph.
         latent: default (height, width) of the model's spatial input.
-        latent_multiple: height and width must be multiples of this.
+        latent_multiple: height and width must be multiples of this, or of the constructor argument of this name.
         size_argument: constructor argument that fixes a square spatial size, if the network has one.
         pixels_per_latent: image pixels per latent cell along one side (8 for the SD VAE, 1 in pixel space).
         checkpoints: file names of the official weights.
@@ -130,7 +130,7 @@ class Recipe:
     latent: tuple[int, int]
     sampling: Sampling | None = None
     guidance: Guidance | None = None
-    latent_multiple: int = 1
+    latent_multiple: int | str = 1
     size_argument: str | None = None
     pixels_per_latent: int = 8
     checkpoints: tuple[str, ...] = ()

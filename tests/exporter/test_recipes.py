@@ -1,0 +1,246 @@
+"""The registry: every published variant with its exact size and keys, and recipes that users bring."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dexport.errors import UsageError
+from dexport.exporter import recipes as registry
+from dexport.exporter.checkpoint import CONTAINERS, SUFFIXES
+from dexport.exporter.describe import count_parameters, describe_recipe
+from dexport.exporter.recipes import BUILT_IN, ENTRY_POINT_GROUP, all_recipes, dico, find_recipe
+from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.variant import resolve
+from tests.golden import load_keys
+
+# State dicts of the official classes; positions and null labels included.
+PARAMETERS = {
+    "dit-s-2": 32_963_360,
+    "dit-s-4": 32_945_024,
+    "dit-s-8": 33_148_160,
+    "dit-b-2": 130_512_416,
+    "dit-b-4": 130_475_648,
+    "dit-b-8": 130_881_536,
+    "dit-l-2": 458_102_816,
+    "dit-l-4": 458_053_760,
+    "dit-l-8": 458_594_816,
+    "dit-xl-2": 675_129_632,
+    "dit-xl-4": 675_074_432,
+    "dit-xl-8": 675_683_072,
+    "dit-xl-2-512": 676_014_368,
+    "dico-s": 33_137_672,
+    "dico-b": 129_992_712,
+    "dico-l": 463_897_992,
+    "dico-xl": 701_151_368,
+    "dico-h": 1_037_408_328,
+    "dico-xl-512": 701_151_368,
+}
+RECIPE_FILE = """
+from dexport.exporter.recipes.dico import variant
+from dataclasses import replace
+RECIPE = replace(variant("s"), name="mine")
+"""
+TWO_RECIPES = """
+from dexport.exporter.recipes.dico import variant
+from dataclasses import replace
+RECIPES = [replace(variant("s"), name="small"), replace(variant("b"), name="base")]
+"""
+
+
+# Built in
+
+
+def test_every_published_variant_is_there() -> None:
+    assert set(all_recipes()) == set(PARAMETERS)
+    assert len(BUILT_IN) == len(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count_is_the_official_one(name: str) -> None:
+    assert count_parameters(resolve(find_recipe(name))) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(("name", "keys"), [("dit-xl-2", "DiT-XL-2-256"), ("dico-xl", "DiCo-XL")])
+def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> None:
+    state = resolve(find_recipe(name)).meta_module().state_dict()
+    assert {key: list(tensor.shape) for key, tensor in state.items()} == load_keys(keys)
+
+
+@pytest.mark.parametrize("recipe", BUILT_IN, ids=lambda recipe: recipe.name)
+def test_description_of_a_recipe_is_complete_json(recipe: Recipe) -> None:
+    described = json.loads(json.dumps(describe_recipe(recipe)))
+    assert [spec["name"] for spec in described["inputs"]] == ["x", "t", "y"]
+    assert [spec["name"] for spec in described["outputs"]] == ["out"]
+    size = 64 if recipe.name.endswith("512") else 32
+    assert described["inputs"][0]["shape"] == ["B", 4, size, size]
+    assert described["outputs"][0]["shape"] == ["B", 8, size, size]
+    assert described["checkpoint"]["formats"] == list(SUFFIXES)
+    assert described["checkpoint"]["containers"][1:] == list(CONTAINERS)
+    assert set(described["gates_relative_l2"]) == {"fp32", "fp16", "bf16"}
+    assert described["guidance"]["rule"] == "first three channels"
+    assert described["sampling"]["latent_scale"] == 0.18215
+    assert described["islands"]["modules"]
+    assert described["settings"]["num_classes"] == 1000
+    assert described["settings"]["hidden_size"] == recipe.config["hidden_size"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("dit-xl-2", "DiT-XL-2-256x256.pt"),
+        ("dit-xl-2-512", "DiT-XL-2-512x512.pt"),
+        ("dico-xl", "DiCo-XL-3750K-256x256.pt"),
+        ("dico-s", "DiCo-S-400K-256x256.pt"),
+    ],
+)
+def test_official_weights_are_named(name: str, file: str) -> None:
+    described = describe_recipe(find_recipe(name))["checkpoint"]
+    assert file in described["files"]
+    assert described["from"].endswith(file)
+
+
+@pytest.mark.parametrize("name", ["dit-s-2", "dico-h", "dico-xl-512"])
+def test_variants_without_official_weights_name_none(name: str) -> None:
+    described = describe_recipe(find_recipe(name))["checkpoint"]
+    assert (described["files"], described["from"]) == ([], "")
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("dico-xxl", "dico-xl"), ("dit-xl2", "dit-xl-2"), ("dico", "dico-s"), ("dt-s-2", "dit-s-2")],
+)
+def test_unknown_recipe_names_near_misses(name: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"no recipe named '{name}'") as caught:
+        find_recipe(name)
+    assert near in caught.value.hint
+    assert caught.value.hint.startswith("did you mean ")
+
+
+@pytest.mark.parametrize("name", ["zzzzzz", ""])
+def test_unknown_recipe_without_near_miss_points_to_the_list(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_recipe(name)
+    assert caught.value.hint == "`dexport recipes` lists them all"
+
+
+# Files
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "my recipe.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_recipe_file(recipe_file: Callable[[str], Path]) -> None:
+    path = recipe_file(RECIPE_FILE)
+    assert find_recipe(str(path)).name == "mine"
+    assert find_recipe(f"{path}:mine").name == "mine"
+    assert "mine" not in all_recipes()
+
+
+def test_recipe_file_with_several(recipe_file: Callable[[str], Path]) -> None:
+    path = recipe_file(TWO_RECIPES)
+    assert find_recipe(f"{path}:base").config["hidden_size"] == 256
+    for address in (str(path), f"{path}:other"):
+        with pytest.raises(UsageError, match="has recipes small, base") as caught:
+            find_recipe(address)
+        assert caught.value.hint == f"name one: {path}:small"
+
+
+def test_recipe_file_that_is_absent(tmp_path: Path) -> None:
+    for address in (tmp_path / "absent.py", f"{tmp_path / 'absent.py'}:name", tmp_path):
+        with pytest.raises(UsageError):
+            find_recipe(str(address))
+    with pytest.raises(UsageError, match=r"recipe file .*absent\.py does not exist"):
+        find_recipe(str(tmp_path / "absent.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import no_such_module_zz", "ModuleNotFoundError: No module named 'no_such_module_zz'"),
+        ("1/0", "ZeroDivisionError: division by zero"),
+        ("def broken(:", "SyntaxError"),
+        ("raise SystemError('gone')", "SystemError: gone"),
+    ],
+)
+def test_broken_recipe_file_says_why(recipe_file: Callable[[str], Path], text: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=r"my recipe\.py failed to load: ") as caught:
+        find_recipe(str(recipe_file(text)))
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "RECIPE = 3", "RECIPES = []", "RECIPES = ['dico-s']", "RECIPE = None"])
+def test_file_without_recipe(recipe_file: Callable[[str], Path], text: str) -> None:
+    with pytest.raises(UsageError, match="offers no dexport Recipe") as caught:
+        find_recipe(str(recipe_file(text)))
+    assert "RECIPE = Recipe(...)" in caught.value.hint
+
+
+# Entry points
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Pretend that a distribution offers this object under the group of recipes."""
+
+    def pretend(offered: Any) -> None:
+        class Point(importlib.metadata.EntryPoint):
+            def load(self) -> Any:
+                return offered
+
+        def entry_points(*, group: str) -> list[Any]:
+            return [Point("theirs", "their_package:RECIPES", group)] if group == ENTRY_POINT_GROUP else []
+
+        monkeypatch.setattr(registry, "entry_points", entry_points)
+
+    return pretend
+
+
+def renamed(name: str) -> Recipe:
+    return replace(dico.variant("s"), name=name)
+
+
+def test_installed_recipes_are_listed_and_found(install: Callable[[Any], None]) -> None:
+    install([renamed("their-a"), renamed("their-b")])
+    assert set(all_recipes()) == {*PARAMETERS, "their-a", "their-b"}
+    assert find_recipe("their-b").name == "their-b"
+    with pytest.raises(UsageError) as caught:
+        find_recipe("their-c")
+    assert "their-a" in caught.value.hint
+
+
+def test_single_installed_recipe(install: Callable[[Any], None]) -> None:
+    install(renamed("their-a"))
+    assert find_recipe("their-a").family == "DiCo"
+
+
+def test_installed_recipe_may_not_shadow_another(install: Callable[[Any], None]) -> None:
+    install(renamed("dico-xl"))
+    with pytest.raises(UsageError, match="entry point theirs offers recipe 'dico-xl', which exists already"):
+        all_recipes()
+
+
+def test_entry_point_without_recipe(install: Callable[[Any], None]) -> None:
+    install("nothing")
+    with pytest.raises(UsageError, match="entry point theirs offers no dexport Recipe"):
+        all_recipes()
+
+
+def test_group_of_entry_points_is_the_documented_one() -> None:
+    assert ENTRY_POINT_GROUP == "dexport.recipes"
