@@ -1,0 +1,1 @@
+"""DexChannelAttention: DiCo's compact channel attention."""

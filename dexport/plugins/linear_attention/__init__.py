@@ -1,0 +1,1 @@
+"""DexLinearAttention: LiT's ReLU linear attention."""
