@@ -75,7 +75,7 @@ class Kernel:
         scalars: keys of :data:`Dims` passed at run time.
         constants: ``(dims, dtype) -> constants`` that are compiled in, block sizes excepted.
         grid: ``(dims, blocks) -> (x, y, z)``; uses only ``+ - * //``, so that ``B`` may be symbolic.
-        fits: whether the kernel can serve these sizes.
+        fits: whether the kernel can serve these sizes in this type.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Kernel:
     constants: Callable[[Dims, DType], Mapping[str, int | float | str]]
     grid: Callable[[Dims, Mapping[str, int]], tuple[Any, Any, Any]]
     scalars: tuple[str, ...] = ()
-    fits: Callable[[Dims], bool] = field(default=lambda _dims: True)
+    fits: Callable[[Dims, DType], bool] = field(default=lambda _dims, _dtype: True)
 
     def function(self) -> Any:
         """The Triton function; a :class:`~dexport.errors.MachineError` names the extra when triton is missing."""
@@ -156,9 +156,9 @@ class Op:
         """Every kernel that this op may run, once."""
         return tuple(dict.fromkeys(k for k in (*self.kernels, self.fused, self.plugin) if k is not None))
 
-    def plan(self, dims: Dims) -> tuple[Kernel, ...]:
-        """The kernels to run for these sizes: the steps, or the fused kernel when there are no steps it could beat."""
-        return (self.fused,) if self.fused is not None and self.fused.fits(dims) else self.kernels
+    def plan(self, dims: Dims, dtype: DType) -> tuple[Kernel, ...]:
+        """The kernels to run for these sizes, in order: the fused one where it fits, else the steps."""
+        return (self.fused,) if self.fused is not None and self.fused.fits(dims, dtype) else self.kernels
 
 
 def resolve(path: str) -> Any:

@@ -9,7 +9,7 @@ from dexport.plugins.op import Dims, DType, Kernel, Op, Shape, Tensor, cdiv
 X, OUT = Tensor("x", ("B", "C", "H", "W")), Tensor("out", ("B", "C", "H", "W"))
 POOLED = Tensor("pooled", ("B", "C"), "float32")
 WEIGHT, BIAS = Tensor("weight", ("C", "C", 1, 1)), Tensor("bias", ("C",))
-FUSED_LIMIT = 32768
+FUSED_LIMIT: Mapping[DType, int] = {"float16": 32768, "bfloat16": 32768, "float32": 16384}
 """Elements of one image, padded to powers of two, that the fused kernel keeps in registers."""
 
 
@@ -66,7 +66,9 @@ FUSED_KERNEL = Kernel(
     outputs=(OUT,),
     constants=fused_constants,
     grid=lambda dims, blocks: (dims["B"], 1, 1),  # noqa: ARG005  one interface
-    fits=lambda dims: next_power_of_two(dims["C"], 32) * next_power_of_two(dims["H"] * dims["W"]) <= FUSED_LIMIT,
+    fits=lambda dims, dtype: (
+        next_power_of_two(dims["C"], 32) * next_power_of_two(dims["H"] * dims["W"]) <= FUSED_LIMIT[dtype]
+    ),
 )
 
 POOL = Op(

@@ -123,7 +123,6 @@ def dex_linear_attention(
     HEAD_MAIN: tl.constexpr,
     HEAD_REST: tl.constexpr,
     EPS: tl.constexpr,
-    STATE_PRECISION: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -150,11 +149,11 @@ def dex_linear_attention(
         v_tile = load_tile(v + start_of_head, tokens, columns, WIDTH, TOKENS, HEAD_DIM)
         sum_v += tl.sum(v_tile.to(tl.float32), 0)
         k_main = relu(load_tile(k + start_of_head, tokens, main, WIDTH, TOKENS, HEAD_DIM))
-        state_main = tl.dot(tl.trans(k_main), v_tile, state_main, input_precision=STATE_PRECISION)
+        state_main = tl.dot(tl.trans(k_main), v_tile, state_main, input_precision=PRECISION)
         mean_main += tl.sum(k_main.to(tl.float32), 0)
         if HEAD_REST > 0:
             k_rest = relu(load_tile(k + start_of_head, tokens, rest, WIDTH, TOKENS, HEAD_DIM))
-            state_rest = tl.dot(tl.trans(k_rest), v_tile, state_rest, input_precision=STATE_PRECISION)
+            state_rest = tl.dot(tl.trans(k_rest), v_tile, state_rest, input_precision=PRECISION)
             mean_rest += tl.sum(k_rest.to(tl.float32), 0)
 
     # Padded rows of the state and of the mean meet query features that are zero.

@@ -11,8 +11,8 @@ STATE = Tensor("state", ("B", "heads", "head_dim", "head_dim"), "float32")
 MEAN_K = Tensor("mean_k", ("B", "heads", "head_dim"), "float32")
 EPS = 1e-6
 """Added to the ReLU features and to the denominator."""
-LARGEST_FUSED_HEAD = 288
-"""One program of the fused kernel holds head_dim x BLOCK_V of the state in registers."""
+LARGEST_FUSED_HEAD: Mapping[DType, int] = {"float16": 288, "bfloat16": 288, "float32": 128}
+"""One program of the one-kernel form holds head_dim x BLOCK_V of the state in registers; beyond this it spills."""
 
 
 def measure(shapes: Sequence[Shape], attributes: Mapping[str, int]) -> Dims:
@@ -75,7 +75,7 @@ ONE_KERNEL = Kernel(
     outputs=(OUT,),
     constants=fused_constants,
     grid=lambda dims, blocks: (cdiv(dims["head_dim"], blocks["BLOCK_V"]), dims["B"] * dims["heads"], 1),
-    fits=lambda dims: dims["head_dim"] <= LARGEST_FUSED_HEAD,
+    fits=lambda dims, dtype: dims["head_dim"] <= LARGEST_FUSED_HEAD[dtype],
 )
 
 LINEAR_ATTENTION = Op(
