@@ -1,7 +1,8 @@
 """Compile the kernels to PTX and cubin for any GPU generation, without a GPU.
 
-The PTX is what TensorRT embeds and what :mod:`dexport.plugins.launch` runs; ptxas, which the triton package brings,
-turns it into a cubin here only to prove that it assembles and to report registers, shared memory and spills.
+The PTX is what TensorRT embeds and what :mod:`dexport.plugins.launch` runs; ptxas, which the triton package
+brings, turns it into a cubin here only to prove that it assembles and to report registers, shared memory and
+spills.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from dexport.plugins.tiles import preferred
 
 TARGETS = ("sm80", "sm89", "sm90", "sm100", "sm120")
 PTX_VERSION = {"sm100": 87, "sm103": 88, "sm120": 87, "sm121": 88}
-"""PTX ISA, times ten, from which a driver knows the target. Older is better: a driver refuses PTX newer than itself."""
+"""PTX ISA, times ten, from which a driver knows the target. Older is better: a driver refuses PTX newer than
+itself."""
 DEFAULT_PTX_VERSION = 80
 SCRATCH_PARAMETERS = 2
 """Triton appends two pointers, for global and profiling scratch memory, to every kernel."""
@@ -62,7 +64,8 @@ class CompiledKernel:
         return parameters(self.kernel)
 
     def grid(self, dims: Dims) -> tuple[Any, Any, Any]:
-        """Blocks to launch; ``dims`` may differ from the compiled ones in ``B`` only, which may be symbolic."""
+        """Blocks to launch; ``dims`` may differ from the compiled ones in ``B`` only, which may be
+        symbolic."""
         return self.kernel.grid(dims, self.tile.blocks)
 
     def summary(self) -> dict[str, Any]:
@@ -167,13 +170,16 @@ PUBLISHED_SIZES: Mapping[str, tuple[tuple[Sequence[Sequence[int]], Mapping[str, 
         (((2, 1024, 1152),) * 3, {"num_heads": 4}),
     ),
     "DexChannelAttention": tuple(  # DiCo-XL's levels, and a size that the fused kernel takes
-        (((2, c, side, side), (c, c, 1, 1), (c,)), {}) for c, side in ((416, 32), (832, 16), (1664, 8), (512, 8))
+        (((2, c, side, side), (c, c, 1, 1), (c,)), {})
+        for c, side in ((416, 32), (832, 16), (1664, 8), (512, 8))
     ),
 }
 """Input shapes and attributes of the published models, which reports compile for."""
 
 
-def compile_all(targets: Iterable[str] = TARGETS, dtypes: Iterable[DType] = ("float16",)) -> list[CompiledKernel]:
+def compile_all(
+    targets: Iterable[str] = TARGETS, dtypes: Iterable[DType] = ("float16",)
+) -> list[CompiledKernel]:
     """Every op at :data:`PUBLISHED_SIZES`, for every target and type."""
     targets, dtypes = tuple(targets), tuple(dtypes)
     return [

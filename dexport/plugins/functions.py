@@ -21,7 +21,7 @@ def function_proto(op: Op, *, opset: int = MINIMUM_OPSET, wide: bool = False) ->
     """
     if opset < MINIMUM_OPSET:
         raise ValueError(f"the functions need opset {MINIMUM_OPSET}, got {opset}")
-    function = onnx.parser.parse_function(resolve(op.body)(opset=opset, wide=wide))
+    function = onnx.parser.parse_function(resolve(op.body)(opset, wide))
     function.doc_string = op.summary
     property_ = function.metadata_props.add()
     property_.key, property_.value = "dexport.version", str(op.version)

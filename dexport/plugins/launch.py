@@ -1,7 +1,8 @@
 """Run the compiled PTX on a GPU without TensorRT: the same PTX, grid and arguments that a plugin has.
 
-The CUDA driver is reached through cuda-python (``cuda.bindings.driver``). No GPU was at hand when this was written: what
-talks to the driver (:class:`CudaDriver`) has not been executed; the planning and the packing of arguments are tested.
+The CUDA driver is reached through cuda-python (``cuda.bindings.driver``). No GPU was at hand when this was
+written: what talks to the driver (:class:`CudaDriver`) has not been executed; the planning and the packing
+of arguments are tested.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ DEFAULT_SHARED_LIMIT = 48 << 10
 class Launch:
     """One kernel launch: everything that the driver is told.
 
-    ``arguments`` are (name, kind), where kind is ``tensor`` for a device pointer or ``int32``; ``scalars`` gives the
-    values of the latter.
+    ``arguments`` are (name, kind), where kind is ``tensor`` for a device pointer or ``int32``; ``scalars``
+    gives the values of the latter.
     """
 
     compiled: CompiledKernel
@@ -39,7 +40,9 @@ class Launch:
 class Driver(Protocol):
     """What :func:`run` needs of a CUDA driver."""
 
-    def launch(self, launch: Launch, packed: tuple[tuple[Any, ...], tuple[Any, ...]], stream: int) -> None: ...
+    def launch(
+        self, launch: Launch, packed: tuple[tuple[Any, ...], tuple[Any, ...]], stream: int
+    ) -> None: ...
 
 
 def plan(op: Op, dims: Dims, dtype: DType, target: str) -> tuple[Launch, ...]:
@@ -53,7 +56,9 @@ def launch_of(compiled: CompiledKernel, dims: Dims) -> Launch:
     """The launch of a compiled kernel at a batch of ``dims["B"]``."""
     x, y, z = compiled.grid(dims)
     if y > 65535 or z > 65535:
-        raise InputError(f"{compiled.entry}: grid ({x}, {y}, {z}) is more than CUDA allows; use a smaller batch")
+        raise InputError(
+            f"{compiled.entry}: grid ({x}, {y}, {z}) is more than CUDA allows; use a smaller batch"
+        )
     return Launch(
         compiled=compiled,
         grid=(x, y, z),
@@ -68,7 +73,8 @@ def pack(launch: Launch, pointers: Mapping[str, int]) -> tuple[tuple[Any, ...], 
     """(values, ctypes) of the arguments in order, as ``cuLaunchKernel`` of cuda-python takes them.
 
     Raises:
-        InputError: a tensor has no pointer, or one that is not aligned to 16 bytes as the kernel was compiled for.
+        InputError: a tensor has no pointer, or one that is not aligned to 16 bytes as the kernel was
+        compiled for.
     """
     values: list[int] = []
     types: list[Any] = []
@@ -119,7 +125,8 @@ def _allocate(schema: Tensor, dims: Dims, like: Any) -> Any:
 
 
 class CudaDriver:
-    """The CUDA driver through cuda-python, on torch's current context. Not executed yet: no GPU was at hand."""
+    """The CUDA driver through cuda-python, on torch's current context. Not executed yet: no GPU was at
+    hand."""
 
     def __init__(self) -> None:
         self._cuda = optional_import("cuda.bindings.driver")

@@ -1,7 +1,7 @@
 """What dexport knows about one custom op, and about the kernels that compute it.
 
-This file and the op definitions import neither torch, onnx, triton nor TensorRT: what needs them is named by its import
-path and imported when it is used.
+This file and the op definitions import neither torch, onnx, triton nor TensorRT: what needs them is named by
+its import path and imported when it is used.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Kernel:
     fits: Callable[[Dims, DType], bool] = field(default=lambda _dims, _dtype: True)
 
     def function(self) -> Any:
-        """The Triton function; a :class:`~dexport.errors.MachineError` names the extra when triton is missing."""
+        """The Triton function; a :class:`~dexport.errors.MachineError` names the extra when triton is
+        missing."""
         optional_import("triton")
         return resolve(f"{self.module}:{self.name}")
 
@@ -105,11 +106,12 @@ class Op:
         name: ONNX operator and function name, and TensorRT plugin name.
         inputs, outputs, attributes: the schema.
         measure: ``(input shapes, attributes) -> dims``; does not check shapes.
-        reference: ``module:function`` of the PyTorch reference, which takes the inputs, then the attributes by name.
-        body: ``module:function`` that returns the text of the ONNX function.
+        reference: ``module:function`` of the PyTorch reference, which takes the inputs, then the attributes
+        by name. body: ``module:function`` that returns the text of the ONNX function.
         kernels: the steps of the op, run one after the other.
         fused: one kernel that does the whole op, for sizes that it fits.
-        plugin: the kernel that TensorRT gets: an ahead-of-time plugin is one kernel. None where the op's parts
+        plugin: the kernel that TensorRT gets: an ahead-of-time plugin is one kernel. None where the op's
+        parts
             are plugins instead.
         parts: names of the ops whose nodes the body contains.
         version: of the plugin and, in its metadata, of the function; a change of meaning raises it.
@@ -142,13 +144,16 @@ class Op:
             raise InputError(f"{self.name} takes {len(self.inputs)} inputs, got {len(shapes)}")
         for tensor, shape in zip(self.inputs, shapes, strict=True):
             if len(shape) != len(tensor.shape):
-                raise InputError(f"{self.name}: {tensor.name} has shape {tuple(shape)}, expected {tensor.shape}")
+                raise InputError(
+                    f"{self.name}: {tensor.name} has shape {tuple(shape)}, expected {tensor.shape}"
+                )
         dims = self.measure(shapes, attributes)
         for tensor, shape in zip(self.inputs, shapes, strict=True):
             expected = tensor.dims(dims)
             if any(_differ(a, b) for a, b in zip(shape, expected, strict=True)):
                 raise InputError(
-                    f"{self.name}: {tensor.name} has shape {tuple(shape)}, expected {tensor.shape} = {expected}"
+                    f"{self.name}: {tensor.name} has shape {tuple(shape)}, "
+                    f"expected {tensor.shape} = {expected}"
                 )
         return dims
 
@@ -173,7 +178,8 @@ def cdiv(a: Any, b: int) -> Any:
 
 
 def split_head(size: int) -> tuple[int, int]:
-    """Cover a head of ``size`` columns by a power of two and a power-of-two rest of at least 16, which may be 0.
+    """Cover a head of ``size`` columns by a power of two and a power-of-two rest of at least 16, which may
+    be 0.
 
     Triton's blocks are powers of two: 72 columns as 64 + 16 cost 80, as one block they would cost 128.
     """

@@ -13,7 +13,8 @@ OPTIONS = ("warps", "stages")
 def candidates(kernel: Kernel, target: str, dtype: DType) -> tuple[Tile, ...]:
     """The tiles worth trying, the preferred one first.
 
-    A row list named after the type (``float32``) goes before one named after the target (``sm90``), then ``default``.
+    A row list named after the type (``float32``) goes before one named after the target (``sm90``), then
+    ``default``.
     """
     package = kernel.module.rpartition(".")[0]
     table = tomllib.loads((resources.files(package) / "tiles.toml").read_text(encoding="utf-8"))[kernel.name]

@@ -1,5 +1,9 @@
 """Loads that the kernels share. Triton inlines them."""
 
+# Triton: constants are upper case, parameters have no types Python knows.
+# mypy: ignore-errors
+# ruff: noqa: N803
+
 from __future__ import annotations
 
 import triton

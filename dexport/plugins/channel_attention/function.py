@@ -1,4 +1,5 @@
-"""DexChannelAttention as ONNX functions: one that is made of two parts, because each part is one TensorRT plugin.
+"""DexChannelAttention as ONNX functions: one that is made of two parts, because each part is one TensorRT
+plugin.
 
 The parts have no attributes: older TensorRT parsers do not pass attributes through two levels of functions.
 """
@@ -39,16 +40,16 @@ DexChannelAttentionScale (chatt_x, chatt_pooled, chatt_weight, chatt_bias) => (c
 """
 
 
-def body(opset: int = 23, wide: bool = False) -> str:  # noqa: ARG001  float32 where it matters
+def body(opset: int = 23, _wide: bool = False) -> str:
     """The whole op's text."""
     return BODY.format(opset=opset)
 
 
-def pool_body(opset: int = 23, wide: bool = False) -> str:  # noqa: ARG001
+def pool_body(opset: int = 23, _wide: bool = False) -> str:
     """The mean's text."""
     return POOL.format(opset=opset)
 
 
-def scale_body(opset: int = 23, wide: bool = False) -> str:  # noqa: ARG001
+def scale_body(opset: int = 23, _wide: bool = False) -> str:
     """The gate's text."""
     return SCALE.format(opset=opset)

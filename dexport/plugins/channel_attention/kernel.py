@@ -4,17 +4,16 @@ Every gate needs the mean of every channel, so two kernels follow each other, ex
 (``FUSED_LIMIT``) that one program holds one in registers and reads it once.
 """
 
+# Triton: constants are upper case, parameters have no types Python knows.
+# mypy: ignore-errors
+# ruff: noqa: N803
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
 from dexport.plugins.triton_helpers import load_vector
-
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
@@ -44,7 +43,7 @@ def dex_channel_attention_scale(
     pooled,
     weight,
     bias,
-    batch_size,
+    B,
     out,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -54,28 +53,29 @@ def dex_channel_attention_scale(
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """x * sigmoid(weight pooled + bias). Grid: (ceil(C / BLOCK_C), ceil(B / BLOCK_B), ceil(H*W / BLOCK_P)).
+    """x * sigmoid(weight pooled + bias). Grid: (ceil(C / BLOCK_C), ceil(B / BLOCK_B), ceil(H*W /
+    BLOCK_P)).
 
-    One program: the gates of BLOCK_C channels of BLOCK_B images, so that a tile of the weight serves several images;
-    then those channels' BLOCK_P pixels, image by image.
+    One program: the gates of BLOCK_C channels of BLOCK_B images, so that a tile of the weight serves several
+    images; then those channels' BLOCK_P pixels, image by image.
     """
     images = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     logits = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
     for start in range(0, CHANNELS, BLOCK_K):
         sources = start + tl.arange(0, BLOCK_K)
-        known = (images < batch_size)[:, None] & (sources < CHANNELS)[None, :]
+        known = (images < B)[:, None] & (sources < CHANNELS)[None, :]
         means = tl.load(pooled + images[:, None] * CHANNELS + sources[None, :], mask=known, other=0.0)
         inside = (channels < CHANNELS)[:, None] & (sources < CHANNELS)[None, :]
         tile = tl.load(weight + channels[:, None] * CHANNELS + sources[None, :], mask=inside, other=0.0)
         logits = tl.dot(means.to(tile.dtype), tl.trans(tile), logits, input_precision=PRECISION)
-    gates = sigmoid(logits + load_vector(bias, channels, CHANNELS)[None, :])
+    gates = tl.sigmoid(logits + load_vector(bias, channels, CHANNELS)[None, :])
 
     pixels = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (channels < CHANNELS)[:, None] & (pixels < PIXELS)[None, :]
     offsets = channels[:, None] * PIXELS + pixels[None, :]
     first = tl.program_id(1) * BLOCK_B
-    for row in range(0, tl.minimum(BLOCK_B, batch_size - first)):
+    for row in range(tl.minimum(BLOCK_B, B - first)):
         gate = tl.sum(tl.where((images == first + row)[:, None], gates, 0.0), 0)
         place = (first.to(tl.int64) + row) * (CHANNELS * PIXELS)
         values = tl.load(x + place + offsets, mask=inside, other=0.0).to(tl.float32) * gate[:, None]
@@ -108,5 +108,5 @@ def dex_channel_attention(
         known = (channels < CHANNELS)[:, None] & (sources < CHANNELS)[None, :]
         tile = tl.load(weight + channels[:, None] * CHANNELS + sources[None, :], mask=known, other=0.0)
         logits += tl.sum(tile.to(tl.float32) * tl.gather(means, sources, 0)[None, :], 1)
-    values = image.to(tl.float32) * sigmoid(logits)[:, None]
+    values = image.to(tl.float32) * tl.sigmoid(logits)[:, None]
     tl.store(out + place + offsets, values.to(out.dtype.element_ty), mask=inside)

@@ -13,7 +13,7 @@ FUSED_LIMIT: Mapping[DType, int] = {"float16": 32768, "bfloat16": 32768, "float3
 """Elements of one image, padded to powers of two, that the fused kernel keeps in registers."""
 
 
-def measure(shapes: Sequence[Shape], attributes: Mapping[str, int]) -> Dims:  # noqa: ARG001  no attributes
+def measure(shapes: Sequence[Shape], _attributes: Mapping[str, int]) -> Dims:
     batch, channels, height, width = shapes[0]
     return {"B": batch, "C": channels, "H": height, "W": width}
 
@@ -22,7 +22,7 @@ def next_power_of_two(value: int, at_least: int = 1) -> int:
     return max(at_least, 1 << (value - 1).bit_length())
 
 
-def pool_constants(dims: Dims, dtype: DType) -> Mapping[str, int | float | str]:  # noqa: ARG001  one interface
+def pool_constants(dims: Dims, _dtype: DType) -> Mapping[str, int | float | str]:
     return {"CHANNELS": dims["C"], "PIXELS": dims["H"] * dims["W"]}
 
 
@@ -65,7 +65,7 @@ FUSED_KERNEL = Kernel(
     inputs=(X, WEIGHT, BIAS),
     outputs=(OUT,),
     constants=fused_constants,
-    grid=lambda dims, blocks: (dims["B"], 1, 1),  # noqa: ARG005  one interface
+    grid=lambda dims, _blocks: (dims["B"], 1, 1),
     fits=lambda dims, dtype: (
         next_power_of_two(dims["C"], 32) * next_power_of_two(dims["H"] * dims["W"]) <= FUSED_LIMIT[dtype]
     ),

@@ -17,7 +17,8 @@ def pool(x: Tensor) -> Tensor:
 
 
 def scale(x: Tensor, pooled: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x * sigmoid(weight pooled + bias): x (B, C, H, W), pooled (B, C) float32, weight (C, C, 1, 1), bias (C,)."""
+    """x * sigmoid(weight pooled + bias): x (B, C, H, W), pooled (B, C) float32, weight (C, C, 1, 1), bias
+    (C,)."""
     gates = torch.sigmoid(pooled @ widened(weight).flatten(1).t() + widened(bias))
     return restored(widened(x) * gates[:, :, None, None], x)
 
@@ -37,5 +38,5 @@ def channel_attention(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @channel_attention.register_fake
-def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ARG001
+def _fake(x: Tensor, _weight: Tensor, _bias: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)

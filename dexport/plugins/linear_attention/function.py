@@ -1,4 +1,5 @@
-"""DexLinearAttention as an ONNX function; it computes in float32 whatever the inputs are, as the authors do."""
+"""DexLinearAttention as an ONNX function; it computes in float32 whatever the inputs are, as the authors
+do."""
 
 from __future__ import annotations
 
@@ -48,6 +49,6 @@ DexLinearAttention <num_heads> (linatt_q, linatt_k, linatt_v) => (linatt_out)
 """
 
 
-def body(opset: int = 23, wide: bool = False) -> str:  # noqa: ARG001  always wide
+def body(opset: int = 23, _wide: bool = False) -> str:
     """The function's text."""
     return BODY.format(opset=opset)

@@ -1,12 +1,17 @@
 """DexLinearAttention in Triton: ReLU features, float32 state, no product of size T x T.
 
-Two forms: ``dex_linear_attention_state`` then ``dex_linear_attention_apply`` (more programs, the state goes through
-memory), and ``dex_linear_attention``, one kernel in which each program keeps its columns of the state in registers.
-A TensorRT plugin with an ahead-of-time implementation is one kernel, so it takes the second form.
+Two forms: ``dex_linear_attention_state`` then ``dex_linear_attention_apply`` (more programs, the state goes
+through memory), and ``dex_linear_attention``, one kernel in which each program keeps its columns of the
+state in registers. A TensorRT plugin with an ahead-of-time implementation is one kernel, so it takes the
+second form.
 
-The feature map is relu(x) + eps. 1e-6 vanishes beside relu(k) in half precision, so the state multiplies relu(k), exact
-in the input type, and adds eps * sum(v) in float32.
+The feature map is relu(x) + eps. 1e-6 vanishes beside relu(k) in half precision, so the state multiplies
+relu(k), exact in the input type, and adds eps * sum(v) in float32.
 """
+
+# Triton: constants are upper case, parameters have no types Python knows.
+# mypy: ignore-errors
+# ruff: noqa: N803, N806
 
 from __future__ import annotations
 
@@ -22,7 +27,9 @@ def relu(x):
 
 
 @triton.jit
-def query_features(pointer, rows, columns, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EPS: tl.constexpr):
+def query_features(
+    pointer, rows, columns, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EPS: tl.constexpr
+):
     """relu(q) + eps in float32; zero in the padded columns."""
     q = relu(load_tile(pointer, rows, columns, STRIDE, ROWS, COLUMNS)).to(tl.float32)
     return tl.where((columns < COLUMNS)[None, :], q + EPS, 0.0)

@@ -12,7 +12,8 @@ MEAN_K = Tensor("mean_k", ("B", "heads", "head_dim"), "float32")
 EPS = 1e-6
 """Added to the ReLU features and to the denominator."""
 LARGEST_FUSED_HEAD: Mapping[DType, int] = {"float16": 288, "bfloat16": 288, "float32": 128}
-"""One program of the one-kernel form holds head_dim x BLOCK_V of the state in registers; beyond this it spills."""
+"""One program of the one-kernel form holds head_dim x BLOCK_V of the state in registers; beyond this it
+spills."""
 
 
 def measure(shapes: Sequence[Shape], attributes: Mapping[str, int]) -> Dims:
@@ -41,7 +42,12 @@ def state_constants(dims: Dims, dtype: DType) -> Mapping[str, int | float | str]
 
 def fused_constants(dims: Dims, dtype: DType) -> Mapping[str, int | float | str]:
     main, rest = split_head(dims["head_dim"])
-    return {**common_constants(dims), "HEAD_MAIN": main, "HEAD_REST": rest, "PRECISION": state_precision(dtype)}
+    return {
+        **common_constants(dims),
+        "HEAD_MAIN": main,
+        "HEAD_REST": rest,
+        "PRECISION": state_precision(dtype),
+    }
 
 
 STATE_KERNEL = Kernel(

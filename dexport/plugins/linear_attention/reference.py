@@ -34,5 +34,5 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
 
 
 @linear_attention.register_fake
-def _fake(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:  # noqa: ARG001
+def _fake(q: Tensor, _k: Tensor, _v: Tensor, _num_heads: int) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)

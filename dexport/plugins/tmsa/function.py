@@ -1,7 +1,8 @@
 """DexTMSA as an ONNX function.
 
-The (T, T) index is computed from ``window``, so a model file holds the small tables only. Argument names are unique
-across functions and models: older TensorRT parsers confuse a function's argument with a tensor of the same name outside.
+The (T, T) index is computed from ``window``, so a model file holds the small tables only. Argument names are
+unique across functions and models: older TensorRT parsers confuse a function's argument with a tensor of the
+same name outside.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ WIDE = """
 def body(opset: int = 23, wide: bool = False) -> str:
     """The function's text.
 
-    ``wide`` computes in float32 whatever the inputs are. Otherwise ``Attention`` runs in their type, which runtimes have
-    fused kernels for; its logits then must stay within that type's range.
+    ``wide`` computes in float32 whatever the inputs are. Otherwise ``Attention`` runs in their type, which
+    runtimes have fused kernels for; its logits then must stay within that type's range.
     """
     return (HEAD + (WIDE if wide else NARROW)).format(opset=opset)

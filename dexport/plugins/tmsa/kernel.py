@@ -1,8 +1,12 @@
 """DexTMSA in Triton: attention with an online softmax; nothing of size heads x T x T is ever stored.
 
-Two identities keep the time part out of the inner loop. It adds q . k_time to every logit of a query, which softmax
-cancels; and since the weights sum to one, it adds v_time to the result.
+Two identities keep the time part out of the inner loop. It adds q . k_time to every logit of a query, which
+softmax cancels; and since the weights sum to one, it adds v_time to the result.
 """
+
+# Triton: constants are upper case, parameters have no types Python knows.
+# mypy: ignore-errors
+# ruff: noqa: N803, N806
 
 from __future__ import annotations
 

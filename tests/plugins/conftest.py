@@ -1,0 +1,41 @@
+"""Triton's interpreter runs the kernels on CPU tensors; it has to be chosen before triton is imported."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+
+def decode_bfloat16() -> None:
+    """Triton 3.9's interpreter keeps bfloat16 as uint16 and multiplies and compares the bits; decode them
+    first."""
+    try:
+        import triton.language as tl
+        from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+    except ImportError:
+        return
+    create_dot, create_maxnumf = InterpreterBuilder.create_dot, InterpreterBuilder.create_maxnumf
+
+    def decoded(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return create_dot(self, decoded(a), decoded(b), *rest)
+
+    def maxnumf(self: Any, a: Any, b: Any) -> Any:
+        largest = create_maxnumf(self, decoded(a), decoded(b))
+        if a.dtype.scalar != tl.bfloat16:
+            return largest
+        return TensorHandle((largest.data.view(np.uint32) >> 16).astype(np.uint16), tl.bfloat16)
+
+    InterpreterBuilder.create_dot = dot
+    InterpreterBuilder.create_maxnumf = maxnumf
+
+
+decode_bfloat16()
