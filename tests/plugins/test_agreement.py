@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import error, in_interpreter, in_onnxruntime, reference
+from running import TOLERANCES, error, in_interpreter, in_onnxruntime, reference
 from torch import Tensor
 
 from dexport.plugins.channel_attention.op import CHANNEL_ATTENTION, POOL, SCALE
@@ -18,7 +18,6 @@ from dexport.plugins.linear_attention.op import LINEAR_ATTENTION
 from dexport.plugins.op import Op
 from dexport.plugins.tmsa.op import TMSA
 
-TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 HEAD_SIZES = st.sampled_from([16, 24, 40, 64, 72, 96, 128])
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LARGE = 61440.0
@@ -54,7 +53,7 @@ def check(
     for name, actual in all_forms(op, inputs, attributes, wide).items():
         assert actual.dtype == expected.dtype, name
         assert actual.shape == expected.shape, name
-        assert error(actual, expected) <= (tolerance or TOLERANCE[inputs[0].dtype]), name
+        assert error(actual, expected) <= (tolerance or TOLERANCES[inputs[0].dtype]), name
 
 
 def tmsa_inputs(batch: int, window: int, heads: int, size: int, dtype: torch.dtype) -> list[Tensor]:
@@ -106,7 +105,7 @@ def test_linear_attention_with_all_relus_off(dtype: torch.dtype, off: str) -> No
     q = -q.abs() if off in ("q", "both") else q
     k = -k.abs() if off in ("k", "both") else k
     # The interpreter's and ONNX Runtime's sums of 1e-12s differ in the last bits of float32.
-    check(LINEAR_ATTENTION, [q, k, v], {"num_heads": 2}, tolerance=max(TOLERANCE[dtype], 2e-5))
+    check(LINEAR_ATTENTION, [q, k, v], {"num_heads": 2}, tolerance=max(TOLERANCES[dtype], 2e-5))
 
 
 def test_linear_attention_of_large_half_values() -> None:
