@@ -22,6 +22,9 @@ def function_proto(op: Op, *, opset: int = MINIMUM_OPSET, wide: bool = False) ->
     if opset < MINIMUM_OPSET:
         raise ValueError(f"the functions need opset {MINIMUM_OPSET}, got {opset}")
     function = onnx.parser.parse_function(resolve(op.body)(opset, wide))
+    for node in function.node:
+        # TensorRT would name it after its output, which may be the name of the node that calls the function.
+        node.name = f"{op.name}/{node.output[0]}"
     function.doc_string = op.summary
     property_ = function.metadata_props.add()
     property_.key, property_.value = "dexport.version", str(op.version)

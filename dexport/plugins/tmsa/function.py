@@ -44,13 +44,34 @@ NARROW = """
 """
 
 WIDE = """
+    heads_scalar = Constant <value_int: int = @num_heads> ()
+    heads = Unsqueeze (heads_scalar, axis_0)
+    keep = Constant <value_ints = [0, 0]> ()
+    infer = Constant <value_ints = [-1]> ()
+    split_shape = Concat <axis = 0> (keep, heads, infer)
+    merged_shape = Constant <value_ints = [0, 0, -1]> ()
     qkv_wide = Cast <to = 1> (tmsa_qkv)
     time_wide = Cast <to = 1> (time)
     bias_wide = Cast <to = 1> (bias)
     packed = Add (qkv_wide, time_wide)
-    q, k, v = Split <axis = 2, num_outputs = 3> (packed)
-    result = Attention <q_num_heads: int = @num_heads, kv_num_heads: int = @num_heads> (q, k, v, bias_wide)
-    tmsa_out = CastLike (result, tmsa_qkv)
+    q_merged, k_merged, v_merged = Split <axis = 2, num_outputs = 3> (packed)
+    q_split = Reshape (q_merged, split_shape)
+    k_split = Reshape (k_merged, split_shape)
+    v_split = Reshape (v_merged, split_shape)
+    q = Transpose <perm = [0, 2, 1, 3]> (q_split)
+    k = Transpose <perm = [0, 2, 3, 1]> (k_split)
+    v = Transpose <perm = [0, 2, 1, 3]> (v_split)
+    size_int = Shape <start = 3, end = 4> (q)
+    size = Cast <to = 1> (size_int)
+    root = Sqrt (size)
+    q_scaled = Div (q, root)
+    products = MatMul (q_scaled, k)
+    logits = Add (products, bias_wide)
+    weights = Softmax <axis = -1> (logits)
+    mixed = MatMul (weights, v)
+    result = Transpose <perm = [0, 2, 1, 3]> (mixed)
+    merged = Reshape (result, merged_shape)
+    tmsa_out = CastLike (merged, tmsa_qkv)
 }}
 """
 
@@ -58,7 +79,9 @@ WIDE = """
 def body(opset: int = 23, wide: bool = False) -> str:
     """The function's text.
 
-    ``wide`` computes in float32 whatever the inputs are. Otherwise ``Attention`` runs in their type, which
-    runtimes have fused kernels for; its logits then must stay within that type's range.
+    Normally ``Attention`` runs in the type of the inputs, which runtimes have fused kernels for; its logits
+    then must stay within that type's range. ``wide`` spells attention out in float32, whatever the inputs
+    are: for float32 engines, because TensorRT-RTX 1.7 has no ``Attention`` in float32, and for logits beyond
+    65504.
     """
     return (HEAD + (WIDE if wide else NARROW)).format(opset=opset)
