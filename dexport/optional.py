@@ -12,6 +12,8 @@ EXTRA_OF = {
     "tensorrt_rtx": "rtx",
     "tensorrt": "gpu",
     "pycuda": "gpu",
+    "cuda": "gpu",
+    "triton": "plugins",
 }
 
 

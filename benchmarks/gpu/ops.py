@@ -36,9 +36,7 @@ MATMUL_SIDE = 8192
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8, help="images, both halves of a guided batch counted")
     parser.add_argument("--quick", action="store_true", help="time the preferred tiles only")
     options = parser.parse_args(arguments)
@@ -141,9 +139,7 @@ def best_tiles(
     return chosen, tried
 
 
-def run_kernels(
-    problem: Problem, kernels: Sequence[Kernel], tiles: Sequence[Tile], inputs: Sequence[Any]
-) -> Any:
+def run_kernels(problem: Problem, kernels: Sequence[Kernel], tiles: Sequence[Tile], inputs: Sequence[Any]) -> Any:
     """Launch through Triton, with the arguments and grid of a plugin."""
     dims = problem.dims
     tensors = {schema.name: value for schema, value in zip(problem.op.inputs, inputs, strict=True)}

@@ -15,6 +15,7 @@ from dexport.errors import DexportError, InputError, UsageError
 from dexport.exporter import passes
 from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.module_path import inside, module_path
+from dexport.exporter.passes.attach_functions import AttachFunctions, attached_ops
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import StepLog
@@ -33,13 +34,13 @@ class Exported:
     Attributes:
         ops_traced, ops: operator histograms before and after the passes.
         precisions: node name -> float type it computes in.
-        custom_ops: names of the model-local functions.
+        custom_ops: custom op -> version.
     """
 
     ops_traced: dict[str, int]
     ops: dict[str, int]
     precisions: dict[str, str]
-    custom_ops: tuple[str, ...]
+    custom_ops: dict[str, int]
 
 
 def export_onnx(
@@ -69,6 +70,8 @@ def export_onnx(
         _check_islands(model, islands)
         if precision != "fp32":
             model = ToLowPrecision(precision, islands)(model).model
+        ops = attached_ops(model)
+        AttachFunctions()(model)
         _describe(model, variant)
     with log.step("save"), _own_errors():
         save(model, path, on_tensor=lambda done, total, name: log.listener.advance(done, total, name))
@@ -78,7 +81,7 @@ def export_onnx(
         traced,
         passes.op_histogram(model),
         precision_map(model),
-        tuple(f.name for f in model.functions.values()),
+        ops,
     )
 
 

@@ -22,6 +22,7 @@ from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.module_path import GUIDANCE, module_path, set_module_path
 from dexport.exporter.recipes.recipe import BATCH, Signature
 from dexport.exporter.variant import Variant
+from dexport.plugins.translation import translation_table
 
 DEFAULT_OPSET = 23
 TRACED_BATCH = 3
@@ -69,6 +70,7 @@ def _to_onnx(graph_module: nn.Module, inputs: tuple[Tensor, ...], signature: Sig
             opset_version=opset,
             input_names=[spec.name for spec in signature.inputs],
             output_names=[spec.name for spec in signature.outputs],
+            custom_translation_table=translation_table(),
         )
     assert onnx_program is not None
     return onnx_program.model

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dexport.graphs.layers import Modulation, TimestepEmbedder, modulate
+from dexport.plugins.channel_attention.reference import channel_attention
 
 NORM_EPS = 1e-6
 
@@ -26,11 +27,17 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class GlobalAveragePool(nn.Module):
-    """(B, C, H, W) -> (B, C, 1, 1). Written as a mean, which every exporter keeps as one node."""
+class ChannelAttention(nn.ModuleDict):
+    """x * sigmoid(1x1 convolution of the global average): (B, C, H, W) -> (B, C, H, W).
+
+    Officially a Sequential of pool, convolution and sigmoid, hence the state-dict key ``1`` of the convolution.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__({"1": nn.Conv2d(channels, channels, 1)})
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3), keepdim=True)
+        return channel_attention(x, self["1"].weight, self["1"].bias)
 
 
 class LabelEmbedder3(nn.Module):
@@ -56,7 +63,7 @@ class DiCoBlock(nn.Module):
         self.conv1 = nn.Conv2d(hidden_size, hidden_size, 1)
         self.conv2 = nn.Conv2d(hidden_size, hidden_size, 3, padding=1, groups=hidden_size)
         self.conv3 = nn.Conv2d(hidden_size, hidden_size, 1)
-        self.ca = nn.Sequential(GlobalAveragePool(), nn.Conv2d(hidden_size, hidden_size, 1), nn.Sigmoid())
+        self.ca = ChannelAttention(hidden_size)
         self.conv4 = nn.Conv2d(hidden_size, ffn_channels, 1)
         self.conv5 = nn.Conv2d(ffn_channels, hidden_size, 1)
         self.norm1 = ChannelNorm(hidden_size)
@@ -67,7 +74,7 @@ class DiCoBlock(nn.Module):
         shift_conv, scale_conv, gate_conv, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation.pixels(c)
         h = modulate(self.norm1(x), shift_conv, scale_conv)
         h = F.gelu(self.conv2(self.conv1(h)))
-        x = x + gate_conv * self.conv3(h * self.ca(h))
+        x = x + gate_conv * self.conv3(self.ca(h))
         h = modulate(self.norm2(x), shift_mlp, scale_mlp)
         return x + gate_mlp * self.conv5(F.gelu(self.conv4(h)))
 

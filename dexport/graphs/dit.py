@@ -56,10 +56,10 @@ class Mlp(nn.Module):
 class DiTBlock(nn.Module):
     """Transformer block with adaLN-Zero: x (B, T, D), c (B, D) -> (B, T, D)."""
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(self, hidden_size: int, attention: nn.Module, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=NORM_EPS)
-        self.attn = Attention(hidden_size, num_heads)
+        self.attn = attention
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=NORM_EPS)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
         self.adaLN_modulation = Modulation(hidden_size, 6)
@@ -121,7 +121,9 @@ class DiT(nn.Module):
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         # A fixed table, but one that the state dict carries.
         self.pos_embed = nn.Parameter(sincos_table(hidden_size, self.grid_size, self.grid_size), requires_grad=False)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(hidden_size, self.attention(hidden_size, num_heads), mlp_ratio) for _ in range(depth)
+        )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -129,10 +131,14 @@ class DiT(nn.Module):
         c = self.t_embedder(t) + self.y_embedder(y)
         for block in self.blocks:
             x = block(x, c)
-        return self.unpatchify(self.final_layer(x, c))
+        return unpatchify(self.final_layer(x, c), self.grid_size, self.patch_size, self.out_channels)
 
-    def unpatchify(self, x: Tensor) -> Tensor:
-        """(B, T, p*p*C) in the order (row, column, C) inside a patch -> (B, C, H, W)."""
-        p, g = self.patch_size, self.grid_size
-        x = x.reshape(-1, g, g, p, p, self.out_channels).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(-1, self.out_channels, g * p, g * p)
+    def attention(self, hidden_size: int, num_heads: int) -> nn.Module:
+        """The token mixer of one block: (B, T, D) -> (B, T, D)."""
+        return Attention(hidden_size, num_heads)
+
+
+def unpatchify(x: Tensor, grid: int, patch: int, channels: int) -> Tensor:
+    """(B, T, p*p*C) in the order (row, column, C) inside a patch -> (B, C, H, W)."""
+    x = x.reshape(-1, grid, grid, patch, patch, channels).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(-1, channels, grid * patch, grid * patch)

@@ -5,6 +5,8 @@ The batch is doubled inside: [conditional half, null half].
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -33,4 +35,24 @@ class FirstChannelsGuidance(nn.Module):
         cond, null = both[:batch], both[batch:]
         guided_cond, rest = cond[:, :GUIDED_CHANNELS], cond[:, GUIDED_CHANNELS:]
         guided_null = null[:, :GUIDED_CHANNELS]
-        return torch.cat([guided_null + cfg_scale * (guided_cond - guided_null), rest], dim=1)
+        return torch.cat([guided_null + self.scale(t, cfg_scale) * (guided_cond - guided_null), rest], dim=1)
+
+    def scale(self, _t: Tensor, cfg_scale: Tensor) -> Tensor:
+        """Guidance strength, broadcastable to (B, C, H, W); constant over the schedule here."""
+        return cfg_scale
+
+
+class PowerCosineGuidance(FirstChannelsGuidance):
+    """Strength that grows from 1 at the noisiest step to cfg_scale at the last, as DiffiT samples at 256 px.
+
+    s(t) = (cfg_scale - 1) * (1 - cos(pi * (1 - t/1000)^4)) / 2 + 1 per sample. Source: ``forward_with_cfg`` of
+    NVlabs/DiffiT (commit 9f6f0a5) with its default power and number of steps.
+    """
+
+    steps = 1000.0
+    power = 4.0
+
+    def scale(self, t: Tensor, cfg_scale: Tensor) -> Tensor:
+        progress = (1 - t / self.steps) ** self.power
+        strength = (cfg_scale - 1) * (1 - torch.cos(math.pi * progress)) / 2 + 1
+        return strength.reshape(-1, 1, 1, 1)

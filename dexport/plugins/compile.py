@@ -92,9 +92,7 @@ def parameters(kernel: Kernel) -> tuple[tuple[str, str], ...]:
     )
 
 
-def compile_kernel(
-    kernel: Kernel, dims: Dims, dtype: DType, target: str, tile: Tile | None = None
-) -> CompiledKernel:
+def compile_kernel(kernel: Kernel, dims: Dims, dtype: DType, target: str, tile: Tile | None = None) -> CompiledKernel:
     """Compile one kernel.
 
     Args:
@@ -170,16 +168,13 @@ PUBLISHED_SIZES: Mapping[str, tuple[tuple[Sequence[Sequence[int]], Mapping[str, 
         (((2, 1024, 1152),) * 3, {"num_heads": 4}),
     ),
     "DexChannelAttention": tuple(  # DiCo-XL's levels, and a size that the fused kernel takes
-        (((2, c, side, side), (c, c, 1, 1), (c,)), {})
-        for c, side in ((416, 32), (832, 16), (1664, 8), (512, 8))
+        (((2, c, side, side), (c, c, 1, 1), (c,)), {}) for c, side in ((416, 32), (832, 16), (1664, 8), (512, 8))
     ),
 }
 """Input shapes and attributes of the published models, which reports compile for."""
 
 
-def compile_all(
-    targets: Iterable[str] = TARGETS, dtypes: Iterable[DType] = ("float16",)
-) -> list[CompiledKernel]:
+def compile_all(targets: Iterable[str] = TARGETS, dtypes: Iterable[DType] = ("float16",)) -> list[CompiledKernel]:
     """Every op at :data:`PUBLISHED_SIZES`, for every target and type."""
     targets, dtypes = tuple(targets), tuple(dtypes)
     return [

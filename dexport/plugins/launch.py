@@ -40,25 +40,19 @@ class Launch:
 class Driver(Protocol):
     """What :func:`run` needs of a CUDA driver."""
 
-    def launch(
-        self, launch: Launch, packed: tuple[tuple[Any, ...], tuple[Any, ...]], stream: int
-    ) -> None: ...
+    def launch(self, launch: Launch, packed: tuple[tuple[Any, ...], tuple[Any, ...]], stream: int) -> None: ...
 
 
 def plan(op: Op, dims: Dims, dtype: DType, target: str) -> tuple[Launch, ...]:
     """Compile the op's kernels and compute their launches, in order."""
-    return tuple(
-        launch_of(compile_kernel(kernel, dims, dtype, target), dims) for kernel in op.plan(dims, dtype)
-    )
+    return tuple(launch_of(compile_kernel(kernel, dims, dtype, target), dims) for kernel in op.plan(dims, dtype))
 
 
 def launch_of(compiled: CompiledKernel, dims: Dims) -> Launch:
     """The launch of a compiled kernel at a batch of ``dims["B"]``."""
     x, y, z = compiled.grid(dims)
     if y > 65535 or z > 65535:
-        raise InputError(
-            f"{compiled.entry}: grid ({x}, {y}, {z}) is more than CUDA allows; use a smaller batch"
-        )
+        raise InputError(f"{compiled.entry}: grid ({x}, {y}, {z}) is more than CUDA allows; use a smaller batch")
     return Launch(
         compiled=compiled,
         grid=(x, y, z),
@@ -136,9 +130,7 @@ class CudaDriver:
         """Load the PTX on first use, then launch."""
         function = self._function(launch)
         self._check(
-            self._cuda.cuLaunchKernel(
-                function, *launch.grid, *launch.block, launch.shared_bytes, stream, packed, 0
-            )
+            self._cuda.cuLaunchKernel(function, *launch.grid, *launch.block, launch.shared_bytes, stream, packed, 0)
         )
 
     def _function(self, launch: Launch) -> Any:

@@ -144,16 +144,13 @@ class Op:
             raise InputError(f"{self.name} takes {len(self.inputs)} inputs, got {len(shapes)}")
         for tensor, shape in zip(self.inputs, shapes, strict=True):
             if len(shape) != len(tensor.shape):
-                raise InputError(
-                    f"{self.name}: {tensor.name} has shape {tuple(shape)}, expected {tensor.shape}"
-                )
+                raise InputError(f"{self.name}: {tensor.name} has shape {tuple(shape)}, expected {tensor.shape}")
         dims = self.measure(shapes, attributes)
         for tensor, shape in zip(self.inputs, shapes, strict=True):
             expected = tensor.dims(dims)
             if any(_differ(a, b) for a, b in zip(shape, expected, strict=True)):
                 raise InputError(
-                    f"{self.name}: {tensor.name} has shape {tuple(shape)}, "
-                    f"expected {tensor.shape} = {expected}"
+                    f"{self.name}: {tensor.name} has shape {tuple(shape)}, expected {tensor.shape} = {expected}"
                 )
         return dims
 

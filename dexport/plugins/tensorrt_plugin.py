@@ -84,8 +84,7 @@ def same_types(formats: Iterable[str]) -> list[Any]:
     trtp = optional_import("tensorrt.plugin")
     formats = list(formats)
     return [
-        trtp.AutoTuneCombination(", ".join(name if item == "T" else item for item in formats))
-        for name in FORMAT_NAMES
+        trtp.AutoTuneCombination(", ".join(name if item == "T" else item for item in formats)) for name in FORMAT_NAMES
     ]
 
 

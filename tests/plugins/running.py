@@ -48,9 +48,7 @@ def model_of(op: Op, inputs: Sequence[Tensor], attributes: Mapping[str, int], wi
     )
 
 
-def in_onnxruntime(
-    op: Op, inputs: Sequence[Tensor], attributes: Mapping[str, int], wide: bool = False
-) -> Tensor:
+def in_onnxruntime(op: Op, inputs: Sequence[Tensor], attributes: Mapping[str, int], wide: bool = False) -> Tensor:
     model = model_of(op, inputs, attributes, wide)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     feeds = {t.name: x.numpy() for t, x in zip(op.inputs, inputs, strict=True)}

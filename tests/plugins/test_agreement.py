@@ -27,9 +27,7 @@ terms."""
 few = settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 
 
-def all_forms(
-    op: Op, inputs: list[Tensor], attributes: dict[str, int], wide: bool = False
-) -> dict[str, Tensor]:
+def all_forms(op: Op, inputs: list[Tensor], attributes: dict[str, int], wide: bool = False) -> dict[str, Tensor]:
     """Every computed form but the reference, by name."""
     forms = {}
     if inputs[0].dtype != torch.bfloat16:
@@ -121,9 +119,7 @@ def channel_inputs(batch: int, channels: int, height: int, width: int, dtype: to
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@given(
-    batch=st.integers(1, 18), channels=st.integers(1, 90), height=st.integers(1, 9), width=st.integers(1, 33)
-)
+@given(batch=st.integers(1, 18), channels=st.integers(1, 90), height=st.integers(1, 9), width=st.integers(1, 33))
 @few
 def test_channel_attention(dtype: torch.dtype, batch: int, channels: int, height: int, width: int) -> None:
     x, weight, bias = channel_inputs(batch, channels, height, width, dtype)

@@ -50,10 +50,7 @@ def test_sdpa_is_the_same_attention() -> None:
     problem = SMALL[0]
     inputs = [x.float() for x in ops.example_inputs(problem, "cpu")]
     assert (
-        error(
-            SDPA["DexTMSA"](*inputs, **problem.attributes), reference(problem.op, inputs, problem.attributes)
-        )
-        < 1e-5
+        error(SDPA["DexTMSA"](*inputs, **problem.attributes), reference(problem.op, inputs, problem.attributes)) < 1e-5
     )
 
 
@@ -63,9 +60,7 @@ def test_tuning_picks_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([3.0, 1.0, 2.0, 9.0, 8.0, 7.0])
     monkeypatch.setattr(ops, "time_of", lambda _: next(times))
     tiles, tried = ops.best_tiles(problem, problem.op.kernels, inputs, "sm90", quick=False)
-    assert tiles == [
-        ops.candidates(k, "sm90", ops.DTYPE)[i] for k, i in zip(problem.op.kernels, (1, 2), strict=True)
-    ]
+    assert tiles == [ops.candidates(k, "sm90", ops.DTYPE)[i] for k, i in zip(problem.op.kernels, (1, 2), strict=True)]
     assert len(tried) == 6
 
 

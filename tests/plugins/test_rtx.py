@@ -50,9 +50,7 @@ def plan_size(model: onnx.ModelProto, folder: Path) -> int | None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'dexport[rtx]'")
     path = folder / "model.onnx"
     onnx.save(model, path)
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD, str(path)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", BUILD, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -82,9 +80,7 @@ def test_bias_of_diffit_512_is_not_stored(tmp_path: Path) -> None:
         table = np.random.default_rng(block).normal(size=(HEADS, (2 * WINDOW - 1) ** 2)).astype(np.float16)
         tables.append(numpy_helper.from_array(table, f"table_{block}"))
         inputs, out = [current, "time", f"table_{block}"], f"out_{block}"
-        nodes.append(
-            helper.make_node("DexTMSA", inputs, [out], domain="dexport", num_heads=HEADS, window=WINDOW)
-        )
+        nodes.append(helper.make_node("DexTMSA", inputs, [out], domain="dexport", num_heads=HEADS, window=WINDOW))
         current = f"qkv_{block}"
         nodes.append(helper.make_node("Concat", [out] * 3, [current], axis=2))
 

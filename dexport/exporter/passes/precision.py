@@ -24,6 +24,8 @@ DATA_MOVEMENT = frozenset(
     }
 )
 """Operators that compute nothing: they move float32 only when everything that reads them computes in it."""
+FLOAT32_INPUTS = {"Resize": (1, 2)}
+"""Operator -> inputs that the standard fixes to float32, such as the scales of Resize."""
 SHAPE_QUERIES = frozenset({"Shape", "Size"})
 
 
@@ -51,6 +53,8 @@ class ToLowPrecision(ir.passes.InPlacePass):
                 continue
             wanted = ir.DataType.FLOAT if node in high else self.low
             for index, value in enumerate(node.inputs):
+                if index in FLOAT32_INPUTS.get(node.op_type, ()):
+                    continue
                 if value is not None and value.dtype in (ir.DataType.FLOAT, self.low) and value.dtype != wanted:
                     node.replace_input_with(index, casts.converted(value, wanted))
             self._set_output_types(node, wanted)

@@ -38,9 +38,14 @@ def class_conditional(config: Mapping[str, Any], latent: tuple[int, int]) -> Sig
 
 def fuse_first_channels(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     """Guidance on the first three channels; needs the null label that label dropout creates."""
+    return FirstChannelsGuidance(model, require_null_label(config))
+
+
+def require_null_label(config: Mapping[str, Any]) -> int:
+    """The null label, ``num_classes``; a ValueError when label dropout was off and the table has no row for it."""
     if config.get("class_dropout_prob", 0.1) <= 0:
         raise ValueError("class_dropout_prob is 0, so the label table has no null row to guide against")
-    return FirstChannelsGuidance(model, null_label=config.get("num_classes", 1000))
+    return config.get("num_classes", 1000)
 
 
 def first_channels(default_scale: float) -> Guidance:

@@ -39,6 +39,7 @@ def variant(size: str, image_size: int = 256) -> Recipe:
         guidance=first_channels(default_scale=1.4),
         checkpoints=files,
         hub=HUB + files[0] if files else "",
+        ops=("DexChannelAttention",),
         islands=Islands(modules=("t_embedder_*",)),
     )
 

@@ -117,6 +117,9 @@ class Recipe:
         pixels_per_latent: image pixels per latent cell along one side (8 for the SD VAE, 1 in pixel space).
         checkpoints: file names of the official weights.
         hub: Hub address of the official weights, ``hf://owner/name/file``, or where else they are.
+        ops: custom ops that the graph uses.
+        not_inherited: glob patterns of modules that ``--init-from`` does not take from another model's checkpoint;
+            empty where that makes no sense.
         islands, gates: float32 islands, and the largest relative L2 error per precision.
     """
 
@@ -136,5 +139,6 @@ class Recipe:
     checkpoints: tuple[str, ...] = ()
     hub: str = ""
     ops: tuple[str, ...] = ()
+    not_inherited: tuple[str, ...] = ()
     islands: Islands = field(default_factory=Islands)
     gates: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATES))

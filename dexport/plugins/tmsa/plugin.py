@@ -18,8 +18,6 @@ def register() -> None:
         return same_types("TTTT")
 
     def implement(qkv, qkv_time, bias_table, num_heads, window, outputs, tactic):  # noqa: ARG001  the schema
-        return implementation(
-            TMSA, (qkv, qkv_time, bias_table), {"num_heads": int(num_heads), "window": int(window)}
-        )
+        return implementation(TMSA, (qkv, qkv_time, bias_table), {"num_heads": int(num_heads), "window": int(window)})
 
     register_plugin(TMSA, describe, implement, tune)

@@ -37,9 +37,7 @@ def tmsa(qkv: Tensor, qkv_time: Tensor, bias_table: Tensor, num_heads: int, wind
     """
     batch, tokens, width3 = qkv.shape
     packed = widened(qkv) + widened(qkv_time)[:, None, :]
-    q, k, v = packed.reshape(batch, tokens, 3, num_heads, -1).permute(
-        2, 0, 3, 1, 4
-    )  # (B, heads, T, head_dim)
+    q, k, v = packed.reshape(batch, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, T, head_dim)
     bias = widened(bias_table)[:, relative_position_index(window).to(qkv.device)]  # (heads, T, T)
     weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias, dim=-1)
     return restored((weights @ v).transpose(1, 2).reshape(batch, tokens, width3 // 3), qkv)
