@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 os.environ["TRITON_INTERPRET"] = "1"
+# For `benchmarks`, which is not installed.
+sys.path.append(str(Path(__file__).parents[2]))
 
 
 def decode_bfloat16() -> None:
