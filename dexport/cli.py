@@ -76,6 +76,11 @@ def info_command(name: str, as_json: bool) -> None:
     metavar="FILE|HUB",
     help="Weights: a file, hf://owner/name/file, or owner/name on the Hub. Without: seeded random weights.",
 )
+@click.option(
+    "--init-from",
+    metavar="FILE|HUB",
+    help="Inherit from another model's checkpoint what the recipe allows (LiT from DiT: all but the attention).",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
 @click.option(
     "--set",
@@ -120,6 +125,13 @@ def info_command(name: str, as_json: bool) -> None:
     help="GPU architectures, such as sm80,sm89,sm120. Repeatable.",
 )
 @click.option(
+    "--plugins",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Plugin kernels in tensorrt engines (TensorRT-RTX has none); the ONNX file has function bodies either way.",
+)
+@click.option(
     "--profile",
     default="latency",
     show_default=True,
@@ -153,12 +165,48 @@ def build_command(
             output or Path(Path(recipe).stem),
             settings=parse_settings(settings),
             latent=_parse_latent(latent),
-            targets=tuple(part for target in targets for part in target.split(",") if part),
+            targets=_split(targets),
             listener=progress,
             **options,
         )
     _print_json(result.bundle.manifest) if as_json else print_result(result)
     sys.exit(exit_code(result))
+
+
+@main.group("plugins")
+def plugins_group() -> None:
+    """The custom ops and their kernels."""
+
+
+@plugins_group.command("compile")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="SM[,SM]",
+    help="GPU architectures; no GPU is needed. [default: sm80,sm89,sm90,sm100,sm120]",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    default=("float16",),
+    show_default=True,
+    help="Types to compile for. Repeatable.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the PTX and cubin files.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compile_command(targets: tuple[str, ...], dtypes: tuple[Any, ...], output: Path | None, as_json: bool) -> None:
+    """Compile every kernel at the published sizes; print registers, shared memory and spills."""
+    from dexport.console import print_kernels
+    from dexport.plugins.compile import TARGETS, compile_all, write_kernels
+
+    compiled = compile_all(_split(targets) or TARGETS, dtypes)
+    if output is not None:
+        write_kernels(compiled, output)
+    summaries = [kernel.summary() for kernel in compiled]
+    _print_json(summaries) if as_json else print_kernels(summaries)
 
 
 @main.command("doctor")
@@ -170,6 +218,10 @@ def doctor_command(as_json: bool) -> None:
 
     described = describe_machine()
     _print_json(described) if as_json else print_machine(described)
+
+
+def _split(targets: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part for target in targets for part in target.split(",") if part)
 
 
 def _parse_latent(text: str | None) -> tuple[int, int] | None:

@@ -133,7 +133,7 @@ def _print_bundle(bundle: Bundle) -> None:
             "batch": "{min} to {max}, tuned for {opt}".format(**m["batch"]),
             "precision": f"{precision['name']} ({', '.join(f'{n} nodes {d}' for d, n in kinds.items())})",
             "guidance": m["guidance"],
-            "custom ops": ", ".join(m["custom_ops"]) or "none",
+            "custom ops": ", ".join(map(_custom_op, m["custom_ops"])) or "none",
             "engine": _engine_line(engine) if engine else "none",
             "built with": f"dexport {m['dexport']}, opset {m['opset']}",
         }
@@ -171,6 +171,16 @@ def print_parity(report: ParityReport) -> None:
         out.print(f"not run: {reason}")
 
 
+def print_kernels(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """What ``dexport plugins compile`` shows."""
+    table = Table("kernel", "target", "type", "sizes", "registers", "shared", "spills", "PTX sha256")
+    for kernel in summaries:
+        sizes = " ".join(f"{name}={size}" for name, size in kernel["dims"].items() if name != "B")
+        numbers = (str(kernel[name]) for name in ("registers", "shared_bytes", "spill_bytes"))
+        table.add_row(kernel["kernel"], kernel["target"], kernel["dtype"], sizes, *numbers, kernel["ptx_sha256"][:16])
+    out.print(table)
+
+
 def print_machine(machine: Mapping[str, Any]) -> None:
     """What ``dexport doctor`` shows."""
     _print_lines(
@@ -204,6 +214,11 @@ def _engine_line(engine: Mapping[str, Any]) -> str:
         f"{engine['plan_bytes'] / MB:,.1f} MB, types of {engine['checked_nodes']} nodes asserted; "
         f"[yellow]built, not executed[/] ({engine['reason']})"
     )
+
+
+def _custom_op(op: Mapping[str, Any]) -> str:
+    kernels = f"plugin, {len(op['ptx_sha256'])} kernels" if op["ptx_sha256"] else "function body"
+    return f"{op['name']} v{op['version']} ({op['nodes']} nodes, {kernels})"
 
 
 def _signature(specs: Sequence[Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ EXTRA_OF = {
     "tensorrt_rtx": "rtx",
     "tensorrt": "gpu",
     "pycuda": "gpu",
-    "cuda": "gpu",
+    "cuda": "plugins",
     "triton": "plugins",
 }
 

@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: run it with `make test-slow`"))
 
 
-@pytest.fixture(scope="session", params=["dit-s", "dico-s"])
+@pytest.fixture(scope="session", params=["dit-s", "dico-s", "diffit-latent"])
 def golden_name(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -44,6 +44,7 @@ FROZEN = {
         "RECIPE",
         "-o/--output path",
         "--checkpoint text",
+        "--init-from text",
         "--seed integer = 0",
         "--set text ...",
         "--image-size integer",
@@ -57,9 +58,17 @@ FROZEN = {
         "--trt",
         "--engine auto|tensorrt|tensorrt-rtx = auto",
         "--target text ...",
+        "--plugins auto|on|off = auto",
         "--profile text = latency",
         "--parity/--no-parity = True",
         "--force",
+        "--json",
+    ],
+    "plugins": [],
+    "plugins compile": [
+        "--target text ...",
+        "--dtype float16|bfloat16|float32 ... = ('float16',)",
+        "-o/--output path",
         "--json",
     ],
     "doctor": ["--json"],
@@ -137,22 +146,31 @@ def describe(parameter: click.Parameter) -> str:
     elif not isinstance(facts["flag_value"], bool):
         words.append(f"-> {parameter.name}={facts['flag_value']}")
     words += ["..."] * facts["multiple"] + ["required"] * facts["required"]
-    if isinstance(facts["default"], (str, int, float)) and facts["default"] is not False:
+    if isinstance(facts["default"], (str, int, float, tuple)) and facts["default"] is not False:
         words.append(f"= {facts['default']}")
     return " ".join(words)
 
 
+def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        yield prefix + name, command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+
+
 def test_command_line_is_frozen() -> None:
-    assert {name: [describe(p) for p in command.params] for name, command in main.commands.items()} == FROZEN
+    assert {name: [describe(p) for p in command.params] for name, command in commands(main)} == FROZEN
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in FROZEN)], ids=lambda command: " ".join(command))
+@pytest.mark.parametrize(
+    "command", [(), *(tuple(name.split()) for name in FROZEN)], ids=lambda command: " ".join(command)
+)
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help(command: tuple[str, ...], option: str) -> None:
     result = invoke(*command, option)
     assert result.exit_code == 0
     assert result.stdout.startswith("Usage: ")
-    for listed in FROZEN[command[0]] if command else FROZEN:
+    for listed in FROZEN[" ".join(command)] if command else FROZEN:
         assert listed.split(" ", 1)[0].split("/")[0] in result.stdout
 
 
@@ -222,6 +240,20 @@ def test_doctor() -> None:
     described = json.loads(invoke("doctor", "--json").stdout)
     assert described["can"]["export"]["ok"]
     assert described["packages"]["torch"]["version"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs the extra [plugins]")
+def test_kernels_compile_without_a_gpu(tmp_path: Path) -> None:
+    # A process of its own: other tests may have put triton into its interpreter.
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [str(Path(sys.executable).with_name("dexport")), "plugins", "compile", "--target", "sm80,sm120", "--json"]
+    command += ["-o", str(tmp_path / "kernels")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    kernels = json.loads(result.stdout)
+    assert {kernel["target"] for kernel in kernels} == {"sm80", "sm120"}
+    assert all(kernel["registers"] > 0 and kernel["spill_bytes"] == 0 for kernel in kernels)
+    assert len(names_in(tmp_path / "kernels")) == 2 * len(kernels)
+    assert_refused(invoke("plugins", "compile", "--target", "sm999x"), 2, "sm999x")
 
 
 def test_build_prints_the_manifest_and_nothing_else_as_json(built: tuple[Path, Result]) -> None:

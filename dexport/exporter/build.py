@@ -11,9 +11,11 @@ from typing import Any
 from dexport.bundle import ENGINES, REPORTS, Bundle, Draft
 from dexport.errors import DexportError, UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
+from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
 from dexport.exporter.describe import count_parameters
 from dexport.exporter.engine import EngineChoice, EngineRequest, build_engine, choose_engine
 from dexport.exporter.export import Exported, export_onnx
+from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes.precision import DATA_MOVEMENT
 from dexport.exporter.recipes import find_recipe
@@ -21,6 +23,7 @@ from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.trace import DEFAULT_OPSET
 from dexport.exporter.variant import Variant, resolve
+from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 from dexport.profiles import Profile, load_profile
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -38,6 +41,8 @@ class BuildOptions:
         image_size: the same in image pixels, for square inputs.
         islands: module patterns kept in float32 on top of the recipe's.
         engine: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; used when ``trt`` is set.
+        init_from: checkpoint of another model to inherit from, as far as the recipe allows.
+        plugins: ``auto``, ``on`` or ``off``; only TensorRT engines can have plugins.
         targets: compute capabilities; empty for the GPU here, or the profile's.
         profile: name or path.
         parity: whether to compare with PyTorch; without, the bundle says that it was not verified.
@@ -45,6 +50,7 @@ class BuildOptions:
 
     output: Path
     checkpoint: str | None = None
+    init_from: str | None = None
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     latent: tuple[int, int] | None = None
@@ -56,6 +62,7 @@ class BuildOptions:
     trt: bool = False
     engine: str = "auto"
     targets: tuple[str, ...] = ()
+    plugins: str = "auto"
     profile: str = "latency"
     parity: bool = True
     force: bool = False
@@ -100,9 +107,10 @@ def build(
     profile = load_profile(options.profile)
     variant = resolve_options(recipe, options)
     choice = choose_engine(options.engine, options.targets, profile.targets) if options.trt else None
+    plugins = wants_plugins(options.plugins, choice)
     with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options)) as draft:
         with log.step("open weights"):
-            weights = open_weights(options.checkpoint, variant.meta_module(), seed=options.seed)
+            weights = _open_weights(variant, options)
         islands = replace(variant.recipe.islands, modules=(*variant.recipe.islands.modules, *options.islands))
         exported = export_onnx(
             variant,
@@ -111,9 +119,10 @@ def build(
             precision=options.precision,
             islands=islands,
             opset=options.opset,
+            plugin_target=choice.targets[0] if choice and plugins else None,
             log=log,
         )
-        engine = _build_engine(draft, variant, exported, choice, profile, log) if choice else None
+        engine = _build_engine(draft, variant, exported, choice, profile, plugins, log) if choice else None
         verdict = _verify(draft, variant, weights, options, profile, verify, log) if options.parity else None
         with log.step("hash"):
             bundle = draft.commit(
@@ -146,6 +155,13 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
         raise UsageError(f"opset {options.opset} is not supported", hint=f"{OLDEST_OPSET} to {NEWEST_OPSET}")
     if (options.engine != "auto" or options.targets) and not options.trt:
         raise UsageError("--engine and --target need --trt", hint="add --trt")
+    if options.opset < FUNCTIONS_OPSET and recipe.ops:
+        raise UsageError(
+            f"{recipe.name} uses {', '.join(recipe.ops)}, whose functions need opset {FUNCTIONS_OPSET}",
+            hint=f"--opset {FUNCTIONS_OPSET}",
+        )
+    if options.init_from is not None and options.checkpoint is not None:
+        raise UsageError("--checkpoint and --init-from exclude each other", hint="give one of the two")
     if options.islands and options.precision == "fp32":
         raise UsageError("--island needs --fp16 or --bf16: everything is float32 already", hint="add --fp16")
     latent = options.latent
@@ -162,13 +178,25 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
     return resolve(recipe, options.settings, latent, fused=options.guidance == "fused")
 
 
+def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:
+    if options.init_from is None:
+        return open_weights(options.checkpoint, variant.meta_module(), seed=options.seed)
+    return inherit_weights(options.init_from, variant.meta_module(), variant.recipe.not_inherited, options.seed)
+
+
 def _bytes_needed(variant: Variant, options: BuildOptions) -> int:
     """The weights once for the ONNX file and once for the plan."""
     return count_parameters(variant) * BYTES[options.precision] * (2 if options.trt else 1)
 
 
 def _build_engine(
-    draft: Draft, variant: Variant, exported: Exported, choice: EngineChoice, profile: Profile, log: StepLog
+    draft: Draft,
+    variant: Variant,
+    exported: Exported,
+    choice: EngineChoice,
+    profile: Profile,
+    plugins: bool,
+    log: StepLog,
 ) -> Engine:
     file = f"{ENGINES}/{choice.flavour}-{'-'.join(choice.targets)}.plan"
     log_path = draft.output.with_name(f"{draft.output.name}.engine.log")
@@ -182,6 +210,7 @@ def _build_engine(
         expected_dtypes=_decisive(exported),
         workspace_mib=profile.workspace_mib,
         log_path=log_path,
+        plugin_modules=(REGISTRATION,) if plugins else (),
     )
     with log.step("engine") as step:
         report = build_engine(request, lambda phase, done, total: log.listener.advance(done, total, phase))

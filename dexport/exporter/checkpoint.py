@@ -41,8 +41,9 @@ SERVER_ERROR = 500
 class Origin:
     """Where weights came from; goes into the manifest as it is.
 
-    ``kind`` is ``safetensors``, ``torch`` or ``random``. ``container`` is the key that held the state dict, empty when
-    the file is one. ``sha256`` is of the whole file, empty for random weights.
+    ``kind`` is ``safetensors``, ``torch``, ``random``, or ``inherited``: partly from a file, partly random, as the
+    lists of names say. ``container`` is the key that held the state dict, empty when the file is one. ``sha256`` is of
+    the whole file, empty for random weights.
     """
 
     kind: str
@@ -51,14 +52,23 @@ class Origin:
     size: int = 0
     container: str = ""
     seed: int | None = None
+    inherited: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     @property
     def random(self) -> bool:
-        return self.kind == "random"
+        """Whether any weight is noise."""
+        return self.kind in ("random", "inherited")
 
     def __str__(self) -> str:
-        if self.random:
+        if self.kind == "random":
             return f"RANDOM weights (seed {self.seed}), not a trained model"
+        if self.kind == "inherited":
+            return (
+                f"{len(self.inherited)} tensors of {self.path}, {len(self.fresh)} RANDOM (seed {self.seed}), "
+                f"{len(self.dropped)} of the file left out; not a trained model"
+            )
         return self.path + (f" [{self.container}]" if self.container else "")
 
 

@@ -41,8 +41,8 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def count_parameters(variant: Variant) -> int:
-    """Number of values in the state dict."""
-    return sum(tensor.numel() for tensor in variant.meta_module().state_dict().values())
+    """Number of floating-point values in the state dict; index tables do not count."""
+    return sum(t.numel() for t in variant.meta_module().state_dict().values() if t.is_floating_point())
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:

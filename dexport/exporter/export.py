@@ -14,8 +14,9 @@ from dexport.bundle import MODEL_DATA, writing_to
 from dexport.errors import DexportError, InputError, UsageError
 from dexport.exporter import passes
 from dexport.exporter.checkpoint import WeightSource
+from dexport.exporter.custom_ops import CustomOp, custom_ops
 from dexport.exporter.module_path import inside, module_path
-from dexport.exporter.passes.attach_functions import AttachFunctions, attached_ops
+from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import StepLog
@@ -34,13 +35,13 @@ class Exported:
     Attributes:
         ops_traced, ops: operator histograms before and after the passes.
         precisions: node name -> float type it computes in.
-        custom_ops: custom op -> version.
+        custom_ops: ops that the graph keeps as nodes with a function body.
     """
 
     ops_traced: dict[str, int]
     ops: dict[str, int]
     precisions: dict[str, str]
-    custom_ops: dict[str, int]
+    custom_ops: tuple[CustomOp, ...]
 
 
 def export_onnx(
@@ -52,11 +53,13 @@ def export_onnx(
     islands: Islands,
     opset: int,
     log: StepLog,
+    plugin_target: str | None = None,
 ) -> Exported:
     """Write ``path`` and ``model.onnx.data`` beside it.
 
     Args:
         precision: ``fp32``, ``fp16`` or ``bf16``.
+        plugin_target: GPU whose plugin kernels are to be recorded, when the engine will embed them.
 
     Raises:
         InputError: weights that are not finite, or too large for the precision.
@@ -70,7 +73,7 @@ def export_onnx(
         _check_islands(model, islands)
         if precision != "fp32":
             model = ToLowPrecision(precision, islands)(model).model
-        ops = attached_ops(model)
+        ops = custom_ops(model, plugin_target)
         AttachFunctions()(model)
         _describe(model, variant)
     with log.step("save"), _own_errors():

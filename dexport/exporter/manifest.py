@@ -67,7 +67,7 @@ def compose(
         "io": {"inputs": tensor_specs(signature.inputs), "outputs": tensor_specs(signature.outputs)},
         "batch": {"min": profile.batch_min, "opt": profile.batch_opt, "max": profile.batch_max},
         "profile": profile.name,
-        "custom_ops": exported.custom_ops,
+        "custom_ops": [asdict(op) for op in exported.custom_ops],
         "ops": {"traced": exported.ops_traced, "final": exported.ops},
         "engine": None if engine is None else _engine(engine),
         "parity": {"passed": None, "not_run": ["switched off"]} if verdict is None else verdict.summary(),

@@ -187,6 +187,23 @@ def compile_all(targets: Iterable[str] = TARGETS, dtypes: Iterable[DType] = ("fl
     ]
 
 
+def write_kernels(compiled: Iterable[CompiledKernel], folder: Path) -> None:
+    """Write ``<kernel>-<target>-<dtype>-<sizes>.ptx`` and ``.cubin`` files.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kernel in compiled:
+            sizes = "-".join(f"{name}{size}" for name, size in kernel.dims.items() if name != "B")
+            stem = f"{kernel.kernel.name}-{kernel.target}-{kernel.dtype}-{sizes}"
+            (folder / f"{stem}.ptx").write_text(kernel.ptx, encoding="utf-8")
+            (folder / f"{stem}.cubin").write_bytes(kernel.cubin)
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be written: {error.strerror}", hint="choose another -o") from error
+
+
 def without_scratch_parameters(ptx: str, entry: str) -> str:
     """The PTX without the scratch pointers that Triton appends: nobody would pass them.
 

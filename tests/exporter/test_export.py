@@ -13,7 +13,13 @@ import dexport
 from dexport.bundle import load_bundle
 from tests.golden import Golden
 
-RECIPES = {"dit-s": "dit-s-2", "dico-s": "dico-xl"}
+RECIPES = {"dit-s": "dit-s-2", "dico-s": "dico-xl", "diffit-latent": "diffit-256"}
+OPS = {"dit-s": set(), "dico-s": {"DexChannelAttention"}, "diffit-latent": {"DexTMSA"}}
+NODES = {
+    "dit-s": "blocks.2.attn.qkv/MatMul",
+    "dico-s": "encoder_level_2.1.conv2/Conv",
+    "diffit-latent": "blocks.1.attn/DexTMSA",
+}
 ATOL_FP32 = 5e-5
 RELATIVE_L2_FP16 = 3e-3
 
@@ -74,9 +80,17 @@ def test_the_file_follows_the_onnx_contract(bundle_path: Path, golden_name: str)
 
 def test_names_carry_the_module_path(bundle_path: Path, golden_name: str) -> None:
     names = {node.name for node in onnx.load(bundle_path / "model.onnx", load_external_data=False).graph.node}
-    expected = {"dit-s": "blocks.2.attn.qkv/MatMul", "dico-s": "encoder_level_2.1.conv2/Conv"}[golden_name]
-    assert expected in names
+    assert NODES[golden_name] in names
     assert len(names) == len(onnx.load(bundle_path / "model.onnx", load_external_data=False).graph.node)
+
+
+def test_custom_ops_are_nodes_with_a_function_body(bundle_path: Path, golden_name: str) -> None:
+    model = onnx.load(bundle_path / "model.onnx", load_external_data=False)
+    assert {node.op_type for node in model.graph.node if node.domain == "dexport"} == OPS[golden_name]
+    assert {function.name for function in model.functions} >= OPS[golden_name]
+    recorded = load_bundle(bundle_path).manifest["custom_ops"]
+    assert {op["name"] for op in recorded} == OPS[golden_name]
+    assert all(op["version"] >= 1 and op["nodes"] > 0 and op["ptx_sha256"] == [] for op in recorded)
 
 
 def test_graph_is_clean(bundle_path: Path) -> None:

@@ -15,6 +15,7 @@ from dexport.exporter import passes
 from dexport.exporter.checkpoint import load_into, open_weights
 from dexport.exporter.export import save
 from dexport.exporter.module_path import inside, module_path
+from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant, resolve
@@ -28,6 +29,9 @@ CASES = {
     "DiT, no null label": ("dit-s-8", {**DIT, "class_dropout_prob": 0.0}, (16, 16), False),
     "DiCo, empty level, non-square": ("dico-s", DICO, (8, 20), False),
     "DiCo, wide MLP, non-square, fused": ("dico-h", {**DICO, "mlp_ratio": 3.5}, (12, 4), True),
+    "LiT, fused": ("lit-s-2", {**DIT, "num_heads": 3}, (8, 8), True),
+    "DiffiT, patch 1, constant guidance": ("diffit-512", {**DIT, "patch_size": 1, "input_size": 34}, None, True),
+    "DiffiT in image space": ("diffit-image-32", {"channels": 32, "num_blocks": [1, 1, 1]}, (16, 16), False),
     "DiCo, one channel, no learned sigma": ("dico-xl", {**DICO, "in_channels": 1, "learn_sigma": False}, (4, 4), False),
 }
 
@@ -41,6 +45,7 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 def test_every_configuration_computes_the_same_in_onnx(variant: Variant, tmp_path) -> None:
     weights = open_weights(None, variant.meta_module(), seed=3)
     model = passes.clean()(trace(variant, weights)).model
+    AttachFunctions()(model)
     save(model, tmp_path / "model.onnx")
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     module = variant.wrap(load_into(weights, variant.meta_module()))

@@ -5,14 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dexport.exporter.recipes import find_recipe
 from dexport.graphs.dico import DiCo
+from dexport.graphs.diffit import DiffiT
+from dexport.graphs.diffit_image import DiffiTImage
 from dexport.graphs.dit import DiT
-from dexport.graphs.guidance import FirstChannelsGuidance
+from dexport.graphs.guidance import FirstChannelsGuidance, PowerCosineGuidance
 from dexport.graphs.layers import sincos_table
+from dexport.graphs.lit import LinearAttention, LiT
 from tests.golden import Golden, load_golden, load_keys
 
 ATOL = 2e-5
-CLASSES = {"dit-s": DiT, "dico-s": DiCo}
+CLASSES = {"dit-s": DiT, "dico-s": DiCo, "diffit-latent": DiffiT}
+RECIPES = {"dit-s": "dit-s-2", "dico-s": "dico-s", "diffit-latent": "diffit-256"}
 
 
 @pytest.fixture
@@ -29,10 +34,14 @@ def test_forward_matches_the_official_output(module: torch.nn.Module, golden: Go
     torch.testing.assert_close(out, golden.outputs["forward"], atol=ATOL, rtol=0)
 
 
-def test_guided_forward_is_the_conditional_half_of_forward_with_cfg(module: torch.nn.Module, golden: Golden) -> None:
+def test_guided_forward_is_the_conditional_half_of_forward_with_cfg(
+    module: torch.nn.Module, golden: Golden, golden_name: str
+) -> None:
     inputs = golden.inputs
     half = len(inputs["cfg_x"]) // 2
-    guided = FirstChannelsGuidance(module, null_label=golden.config["num_classes"])
+    guidance = find_recipe(RECIPES[golden_name]).guidance
+    assert guidance is not None
+    guided = guidance.fuse(module, golden.config)
     with torch.no_grad():
         out = guided(
             inputs["cfg_x"][:half], inputs["cfg_t"][:half].float(), inputs["cfg_y"][:half], inputs["cfg_scale"]
@@ -52,6 +61,7 @@ def test_sincos_table_is_the_official_one() -> None:
     [
         (DiT, {}, "DiT-XL-2-256"),
         (DiCo, {"hidden_size": 416, "depth": [9, 9, 10, 9, 9], "mlp_ratio": 2}, "DiCo-XL"),
+        (DiffiT, {"depth": 28}, "DiffiT-256"),
     ],
 )
 def test_state_dict_has_exactly_the_official_keys_and_shapes(module_class, config, keys) -> None:
@@ -86,3 +96,69 @@ def test_without_learned_sigma_or_dropout_the_shapes_follow() -> None:
 def test_impossible_configurations_name_the_argument(module_class, config, named) -> None:
     with pytest.raises(ValueError, match=named):
         module_class(**config)
+
+
+def test_diffit_index_is_the_one_that_official_checkpoints_carry() -> None:
+    golden = load_golden("diffit-latent")
+    index = DiffiT(**golden.config).blocks[0].attn.relative_position_index
+    assert torch.equal(index, golden.weights["blocks.0.attn.relative_position_index"])
+
+
+@pytest.mark.parametrize(
+    ("input_size", "expected"), [(16, PowerCosineGuidance), (32, PowerCosineGuidance), (40, FirstChannelsGuidance)]
+)
+def test_diffit_ramps_the_guidance_up_to_a_latent_of_32(input_size: int, expected: type) -> None:
+    guidance = find_recipe("diffit-256").guidance
+    assert guidance is not None
+    assert type(guidance.fuse(torch.nn.Identity(), {"input_size": input_size})) is expected
+
+
+def test_power_cosine_guidance_grows_from_one_to_the_scale() -> None:
+    guidance = PowerCosineGuidance(torch.nn.Identity(), 0)
+    strength = guidance.scale(torch.tensor([1000.0, 500.0, 0.0]), torch.tensor(4.4)).flatten()
+    torch.testing.assert_close(strength[[0, 2]], torch.tensor([1.0, 4.4]))
+    assert 1 < strength[1] < 4.4
+
+
+def test_lit_attention_is_what_its_formula_says() -> None:
+    torch.manual_seed(0)
+    layer = LinearAttention(hidden_size=12, num_heads=3, grid_size=4).eval()
+    x = torch.randn(2, 16, 12)
+    out = torch.zeros(2, 16, 12)
+    k, v = layer.kv(x).chunk(2, dim=2)
+    q, k = torch.relu(layer.q(x)) + 1e-6, torch.relu(k) + 1e-6
+    for head in range(3):
+        part = slice(4 * head, 4 * head + 4)
+        weights = q[..., part] @ k[..., part].transpose(1, 2)
+        out[..., part] = (weights / (weights.sum(2, keepdim=True) + 16e-6)) @ v[..., part]
+        plane = v[..., part].transpose(1, 2).reshape(2, 4, 4, 4)
+        out[..., part] += layer.dwc(plane).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(layer(x), layer.proj(out), atol=1e-5, rtol=1e-4)
+
+
+def test_lit_differs_from_dit_in_its_attention_only() -> None:
+    config = {"input_size": 8, "hidden_size": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
+    dit, lit = (set(cls(**config).state_dict()) for cls in (DiT, LiT))
+    assert {name for name in dit ^ lit if ".attn." not in name} == set()
+
+
+def test_image_space_diffit_denoises_little_noise_to_the_image_itself() -> None:
+    """EDM's preconditioning: at sigma -> 0 the skip connection is all there is."""
+    torch.manual_seed(0)
+    model = DiffiTImage(input_size=16, channels=32, channel_mult=[1, 2], num_blocks=[1, 1], window=4).eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        out = model(x, torch.tensor([1e-5, 40.0]))
+    assert out.shape == x.shape
+    torch.testing.assert_close(out[0], x[0], atol=1e-3, rtol=0)
+    assert torch.isfinite(out).all()
+
+
+def test_image_space_windows_are_a_partition() -> None:
+    model = DiffiTImage(input_size=16, channels=32, channel_mult=[1, 2], num_blocks=[1, 1], window=4)
+    block = model.net.encoder[0][0]
+    h = torch.randn(2, 32, 16, 16)
+    windows = block._to_windows(h, 4, 4)
+    assert windows.shape == (2 * 16, 16, 32)
+    assert torch.equal(windows[5, 0], h[0, :, 4, 4])
+    assert torch.equal(block._from_windows(windows, 4, 4), h)
