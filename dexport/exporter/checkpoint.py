@@ -196,6 +196,7 @@ def open_weights(checkpoint: str | Path | None, meta_module: nn.Module, *, seed:
         return RandomSource(meta_module, seed)
     source = open_file(locate(str(checkpoint)))
     check_names(source, meta_module)
+    check_index_tables(source, meta_module)
     return source
 
 
@@ -228,6 +229,19 @@ def check_names(source: WeightSource, meta_module: nn.Module) -> None:
             hint="choose the recipe that fits, or describe the variant with --set; "
             "`dexport info RECIPE` shows its settings",
         )
+
+
+def check_index_tables(source: WeightSource, meta_module: nn.Module) -> None:
+    """Raise InputError where an integer table of the checkpoint is not the one that the graph computes by itself."""
+    for name, table in meta_module.state_dict().items():
+        if table.device.type == "meta" or table.is_floating_point():
+            continue
+        if not torch.equal(source.read(name, table.dtype), table):
+            raise InputError(
+                f"{source.origin}: {name} is not the index that this network computes; "
+                "the export would not be this checkpoint's model",
+                hint="describe the variant with --set, or bring a recipe of your own",
+            )
 
 
 def load_into(source: WeightSource, meta_module: nn.Module) -> nn.Module:

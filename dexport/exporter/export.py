@@ -24,7 +24,7 @@ from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant
 from dexport.version import __version__
 
-IN_FLIGHT_BYTES = 128 << 20
+IN_FLIGHT_BYTES = 48 << 20
 WRITERS = 2
 
 

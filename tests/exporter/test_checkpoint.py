@@ -36,7 +36,10 @@ from dexport.exporter.checkpoint import (
     open_file,
     open_weights,
 )
+from dexport.exporter.recipes import find_recipe
 from dexport.exporter.steps import peak_rss_bytes, reset_peak_rss
+from dexport.exporter.variant import resolve
+from tests.golden import load_golden
 
 MB = 1 << 20
 PINNED_FC_BIAS = [0.045676, 0.042101, -0.026359, 0.031916]
@@ -659,3 +662,16 @@ def test_hub_endpoint_of_the_environment_is_used(hub: Hub, tmp_path: Path) -> No
 def test_every_refusal_is_a_dexport_error() -> None:
     assert issubclass(InputError, DexportError)
     assert (UsageError.exit_code, MachineError.exit_code, InputError.exit_code) == (2, 3, 4)
+
+
+def test_an_index_table_that_the_graph_would_compute_otherwise_is_refused(tmp_path: Path) -> None:
+    golden = load_golden("diffit-latent")
+    meta_module = resolve(find_recipe("diffit-256"), golden.config).meta_module()
+    path = tmp_path / "diffit.safetensors"
+    save_file(golden.weights, path)
+    open_weights(path, meta_module)
+    name = "blocks.1.attn.relative_position_index"
+    save_file({**golden.weights, name: golden.weights[name].T.contiguous()}, path)
+    with pytest.raises(InputError, match="not the index that this network computes") as caught:
+        open_weights(path, meta_module)
+    assert name in str(caught.value)
