@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import dexport
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -43,6 +45,13 @@ def test_every_optional_module_names_an_extra_that_exists() -> None:
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(EXTRA_OF.values()) <= set(extras)
+
+
+def test_the_example_recipe_builds(tmp_path: Path) -> None:
+    result = dexport.build(str(ROOT / "examples/my_dit.py"), tmp_path / "out", precision="fp16")
+    assert result.verdict is not None
+    assert result.verdict.passed
+    assert result.bundle.manifest["name"] == "my-dit"
 
 
 def _normal(name: str) -> str:
