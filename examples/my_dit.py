@@ -1,7 +1,7 @@
 """A recipe of one's own: ``dexport build examples/my_dit.py --checkpoint my-dit.safetensors``.
 
-This DiT was trained on 10 classes of 128 px images. Start from the recipe that is nearest, or fill in a Recipe from scratch
-with a constructor of your own: any function that returns a module will do.
+This DiT was trained on 10 classes of 128 px images. Start from the recipe that is nearest, or fill in a Recipe from
+scratch with a constructor of your own: any function that returns a module will do.
 """
 
 from dataclasses import replace

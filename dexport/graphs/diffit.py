@@ -21,7 +21,7 @@ class TMSA(nn.Module):
     position bias, projection.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, window: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, window: int, index: Tensor) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.window = window
@@ -30,21 +30,26 @@ class TMSA(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         # In official checkpoints, but never read here: the op computes the index from the window.
-        with torch.device("cpu"):
-            self.register_buffer("relative_position_index", relative_position_index(window))
+        self.register_buffer("relative_position_index", index)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         table = self.relative_position_bias_table.transpose(0, 1)
         return self.proj(tmsa(self.qkv(x), self.qkv_temb(c), table, self.num_heads, self.window))
 
 
+def index_table(window: int) -> Tensor:
+    """The relative position index with real values, also where modules are built on the meta device."""
+    with torch.device("cpu"):
+        return relative_position_index(window)
+
+
 class DiffiTBlock(nn.Module):
     """Pre-norm transformer block; time and label enter through the attention only: (B, T, D), (B, D) -> (B, T, D)."""
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, window: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, window: int, index: Tensor) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=NORM_EPS)
-        self.attn = TMSA(hidden_size, num_heads, window)
+        self.attn = TMSA(hidden_size, num_heads, window, index)
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=NORM_EPS)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
 
@@ -99,8 +104,10 @@ class DiffiT(nn.Module):
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         self.pos_embed = nn.Parameter(sincos_table(hidden_size, self.grid_size, self.grid_size), requires_grad=False)
+        # One table for all blocks: at 512 px each would take 8 MB.
+        index = index_table(self.grid_size)
         self.blocks = nn.ModuleList(
-            DiffiTBlock(hidden_size, num_heads, mlp_ratio, self.grid_size) for _ in range(depth)
+            DiffiTBlock(hidden_size, num_heads, mlp_ratio, self.grid_size, index) for _ in range(depth)
         )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dexport.graphs.diffit import DiffiTBlock
+from dexport.graphs.diffit import DiffiTBlock, index_table
 from dexport.graphs.layers import TimestepEmbedder
 
 GROUPS = 32
@@ -28,7 +28,7 @@ class ResBlock(nn.Module):
         self.norm = nn.GroupNorm(min(GROUPS, channels), channels)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.condition = nn.Linear(condition, channels)
-        self.block = DiffiTBlock(channels, num_heads, mlp_ratio, window)
+        self.block = DiffiTBlock(channels, num_heads, mlp_ratio, window, index_table(window))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         h = self.conv(F.silu(self.norm(x)))
