@@ -24,9 +24,6 @@ from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant
 from dexport.version import __version__
 
-IN_FLIGHT_BYTES = 48 << 20
-WRITERS = 2
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -103,7 +100,7 @@ def _own_errors() -> Iterator[None]:
 
 
 def save(model: ir.Model, path: Path, on_tensor: Callable[[int, int, str], None] | None = None) -> None:
-    """Save with all weights in one external file, at most ``IN_FLIGHT_BYTES`` of them in memory at a time."""
+    """Save with all weights in one external file, one of them in memory at a time."""
 
     def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
         if on_tensor is not None:
@@ -115,8 +112,6 @@ def save(model: ir.Model, path: Path, on_tensor: Callable[[int, int, str], None]
             path,
             external_data=MODEL_DATA,
             callback=report,
-            max_workers=WRITERS,
-            max_in_flight_bytes=IN_FLIGHT_BYTES,
         )
 
 
