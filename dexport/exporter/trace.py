@@ -26,7 +26,7 @@ from dexport.plugins.translation import translation_table
 
 DEFAULT_OPSET = 23
 TRACED_BATCH = 3
-"""A size of 1 would be specialised; 3 cannot be mistaken for another dimension of these networks' guidance."""
+"""A size of 1 would be specialised."""
 
 
 def trace(variant: Variant, weights: WeightSource, *, opset: int = DEFAULT_OPSET) -> ir.Model:

@@ -121,10 +121,8 @@ class DiT(nn.Module):
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         # A fixed table, but one that the state dict carries.
         self.pos_embed = nn.Parameter(sincos_table(hidden_size, self.grid_size, self.grid_size), requires_grad=False)
-        self.blocks = nn.ModuleList(
-            DiTBlock(hidden_size, self.attention(hidden_size, num_heads), mlp_ratio) for _ in range(depth)
-        )
-        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self.blocks = nn.ModuleList(self.block(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
+        self.final_layer = self.final(hidden_size)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         x = self.x_embedder(x) + self.pos_embed
@@ -133,9 +131,13 @@ class DiT(nn.Module):
             x = block(x, c)
         return unpatchify(self.final_layer(x, c), self.grid_size, self.patch_size, self.out_channels)
 
-    def attention(self, hidden_size: int, num_heads: int) -> nn.Module:
-        """The token mixer of one block: (B, T, D) -> (B, T, D)."""
-        return Attention(hidden_size, num_heads)
+    def block(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> nn.Module:
+        """One block, called with (x, c): relatives of DiT put theirs here."""
+        return DiTBlock(hidden_size, Attention(hidden_size, num_heads), mlp_ratio)
+
+    def final(self, hidden_size: int) -> nn.Module:
+        """What turns tokens into patches, called with (x, c)."""
+        return FinalLayer(hidden_size, self.patch_size, self.out_channels)
 
 
 def unpatchify(x: Tensor, grid: int, patch: int, channels: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dexport.graphs.dit import DiT
+from dexport.graphs.dit import DiT, DiTBlock
 from dexport.plugins.linear_attention.reference import linear_attention
 
 DEPTHWISE_KERNEL = 5
@@ -45,5 +45,5 @@ class LinearAttention(nn.Module):
 class LiT(DiT):
     """Arguments, inputs and outputs of :class:`~dexport.graphs.dit.DiT`."""
 
-    def attention(self, hidden_size: int, num_heads: int) -> nn.Module:
-        return LinearAttention(hidden_size, num_heads, self.grid_size)
+    def block(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> nn.Module:
+        return DiTBlock(hidden_size, LinearAttention(hidden_size, num_heads, self.grid_size), mlp_ratio)
