@@ -1,0 +1,172 @@
+"""Classifier-free guidance around a session, and the pass-through for a graph that has it fused.
+
+What ``dexport.graphs.guidance`` fuses into a graph is done here on the host, in numpy, for a plain graph: the batch is
+doubled to [conditional half, null half] and the two predictions are combined by the system's own rule. Both give a
+denoiser ``(x, t) -> out`` that the samplers take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dexport.errors import UsageError
+from dexport.runtime.samplers.step import Denoiser
+
+Session = Callable[..., Mapping[str, np.ndarray]]
+"""``session(x=..., t=..., y=...) -> {"out": array}``."""
+Feed = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
+"""From x (B, C, H, W), t (B,) float32 and y (B,) int64 to the inputs of the graph, by name."""
+
+UNGUIDED = 1.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the conditional and the null prediction are combined: null + s(t) * (cond - null).
+
+    Attributes:
+        channels: how many output channels are guided, the rest keeps the conditional prediction; None guides all.
+        power: p of s(t) = (cfg_scale - 1) * (1 - cos(pi * (1 - t/1000)^p)) / 2 + 1; None for s(t) = cfg_scale.
+        steps: length of the schedule that t counts.
+    """
+
+    channels: int | None = None
+    power: float | None = None
+    steps: float = 1000.0
+
+    def scale(self, t: np.ndarray, cfg_scale: float) -> np.ndarray:
+        """Strength (B, 1, 1, 1) float32 for original timesteps t (B,)."""
+        if self.power is None:
+            strength = np.full_like(t, cfg_scale)
+        else:
+            progress = (1 - t / self.steps) ** self.power
+            strength = (cfg_scale - 1) * (1 - np.cos(np.pi * progress)) / 2 + 1
+        return strength.astype(np.float32).reshape(-1, 1, 1, 1)
+
+    def combine(self, cond: np.ndarray, null: np.ndarray, t: np.ndarray, cfg_scale: float) -> np.ndarray:
+        """The guided prediction (B, C, H, W) of two predictions of that shape."""
+        guided = cond.copy()
+        channels = slice(self.channels)
+        guided[:, channels] = null[:, channels] + self.scale(t, cfg_scale) * (cond[:, channels] - null[:, channels])
+        return guided
+
+
+FIRST_THREE = Rule(channels=3)
+"""DiT, DiCo, LiT, TerDiT, and DiffiT above 256 px. Source: ``forward_with_cfg`` of facebookresearch/DiT at ed81ce2."""
+POWER_COSINE = Rule(channels=3, power=4.0)
+"""DiffiT at 256 px: from 1 at the noisiest step to cfg_scale. Source: NVlabs/DiffiT at 9f6f0a5."""
+ALL_CHANNELS = Rule()
+"""DiMR (qihao067/DiMR at fa141ae), whose scale 0.4 on top of the conditional prediction is cfg_scale 1.4 here."""
+
+RULES = {
+    "first three channels": FIRST_THREE,
+    "first three channels, constant": FIRST_THREE,
+    "first three channels, power-cosine over time": POWER_COSINE,
+    "all channels": ALL_CHANNELS,
+}
+"""By the names that recipes and manifests use."""
+
+
+def find_rule(name: str) -> Rule:
+    """The rule of a recipe."""
+    if name not in RULES:
+        raise UsageError(f"no guidance rule {name!r}", hint=f"choose from: {'; '.join(RULES)}")
+    return RULES[name]
+
+
+def feed_class_conditional(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """x, t, y: the DiT lineage."""
+    return {"x": x, "t": t, "y": y}
+
+
+def feed_log_snr(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """DiMR: its ``log_snr`` is linear in time, t/1000 * 8 - 4."""
+    return {"x": x, "log_snr": t / np.float32(1000) * np.float32(8) - np.float32(4), "y": y}
+
+
+def feed_sigma(x: np.ndarray, t: np.ndarray, _y: np.ndarray) -> dict[str, np.ndarray]:
+    """EDM-preconditioned, unconditional networks: the time is the noise level sigma."""
+    return {"x": x, "sigma": t}
+
+
+def unguided(session: Session, y: Sequence[int] | np.ndarray = (), feed: Feed = feed_class_conditional) -> Denoiser:
+    """The plain prediction for labels y (B,); no labels where the network takes none."""
+    labels = _labels(y)
+
+    def denoise(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return session(**feed(x.astype(np.float32, copy=False), t, labels))["out"]
+
+    return denoise
+
+
+def guided(
+    session: Session,
+    y: Sequence[int] | np.ndarray,
+    cfg_scale: float,
+    null_label: int | None,
+    rule: Rule = FIRST_THREE,
+    feed: Feed = feed_class_conditional,
+) -> Denoiser:
+    """Guidance on the host around a plain graph; ``cfg_scale`` 1 means none and does not double the batch.
+
+    Args:
+        y: labels (B,).
+        null_label: the label of the unconditional prediction; None when the model was trained without one.
+
+    Raises:
+        UsageError: guidance without a null label, a scale below 1, or labels that the model does not have.
+    """
+    _check_scale(cfg_scale)
+    if null_label is not None:
+        check_labels(y, classes=null_label)
+    if cfg_scale == UNGUIDED:
+        return unguided(session, y, feed)
+    if null_label is None:
+        raise UsageError(
+            f"guidance with scale {cfg_scale:g} needs a null class, and this model has none",
+            hint="sample with --cfg 1, or use a model that was trained with label dropout",
+        )
+    labels = _labels(y)
+    both_labels = np.concatenate([labels, np.full_like(labels, null_label)])
+
+    def denoise(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float32, copy=False)
+        out = session(**feed(np.concatenate([x, x]), np.concatenate([t, t]), both_labels))["out"]
+        cond, null = out[: len(x)], out[len(x) :]
+        return rule.combine(cond, null, t, cfg_scale)
+
+    return denoise
+
+
+def fused(
+    session: Session, y: Sequence[int] | np.ndarray, cfg_scale: float, feed: Feed = feed_class_conditional
+) -> Denoiser:
+    """A graph with ``--guidance fused``: the rule is inside, the scale is one more input."""
+    _check_scale(cfg_scale)
+    labels, scale = _labels(y), np.array(cfg_scale, dtype=np.float32)
+
+    def denoise(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return session(**feed(x.astype(np.float32, copy=False), t, labels), cfg_scale=scale)["out"]
+
+    return denoise
+
+
+def check_labels(y: Sequence[int] | np.ndarray, classes: int) -> None:
+    """Refuse labels outside 0..classes-1."""
+    wrong = [int(label) for label in y if not 0 <= label < classes]
+    if wrong:
+        raise UsageError(
+            f"no class {', '.join(map(str, wrong))}: the model has {classes}", hint=f"choose from 0 to {classes - 1}"
+        )
+
+
+def _check_scale(cfg_scale: float) -> None:
+    if not UNGUIDED <= cfg_scale < np.inf:
+        raise UsageError(f"guidance scale {cfg_scale:g}", hint="choose 1 (no guidance) or more")
+
+
+def _labels(y: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.asarray(y, dtype=np.int64).reshape(-1)
