@@ -44,7 +44,7 @@ class EDM:
         return np.append(np.linspace(*ends, self.steps) ** self.rho, 0.0)
 
     def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
-        return noise.normal(shape) * self.sigma_max
+        return noise.normal(shape).astype(np.float64) * self.sigma_max
 
     def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:  # noqa: ARG002 - deterministic
         x = x.astype(np.float64)
