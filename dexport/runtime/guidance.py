@@ -59,7 +59,8 @@ FIRST_THREE = Rule(channels=3)
 POWER_COSINE = Rule(channels=3, power=4.0)
 """DiffiT at 256 px: from 1 at the noisiest step to cfg_scale. Source: NVlabs/DiffiT at 9f6f0a5."""
 ALL_CHANNELS = Rule()
-"""DiMR (qihao067/DiMR at fa141ae), whose scale 0.4 on top of the conditional prediction is cfg_scale 1.4 here."""
+"""DiMR (qihao067/DiMR at fa141ae), whose scale 0.4 on top of the conditional prediction is cfg_scale 1.4 here.
+Its option ``--cfg_scale_pow p`` is ``Rule(power=p)``."""
 
 RULES = {
     "first three channels": FIRST_THREE,

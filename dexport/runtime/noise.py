@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ class Noise:
 
     Every image has its own stream, given by the seed and the image's number. So image 7 of seed 0 is the same whatever
     the batch size is and whichever images are made beside it: an interrupted run can make the missing ones only.
+    numpy may change its streams between versions; a recording replays the same bits everywhere.
 
     Args:
         seed: of the whole run.
@@ -46,7 +48,8 @@ class Noise:
 
     def save(self, path: str | Path) -> None:
         """Write the recorded draws as one ``.npz`` file for ``Replay.load``."""
-        np.savez(Path(path), *self.draws)
+        with Path(path).open("wb") as file:
+            np.savez(file, *self.draws)
 
 
 class Replay(Noise):
@@ -67,7 +70,7 @@ class Replay(Noise):
         try:
             with np.load(Path(path), allow_pickle=False) as file:
                 return cls([file[f"arr_{index}"] for index in range(len(file.files))])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} holds no recorded noise: {error}", hint="record it again") from error
 
     def normal(self, shape: Sequence[int]) -> np.ndarray:

@@ -32,8 +32,8 @@ def test_draws_are_standard_normal_and_differ() -> None:
 def test_a_recording_survives_the_disk(tmp_path: Path) -> None:
     noise = Noise(5, images=[3, 4], record=True)
     drawn = [noise.normal((2, 4)), noise.normal((2, 5))]
-    noise.save(tmp_path / "noise.npz")
-    replay = Replay.load(tmp_path / "noise.npz")
+    noise.save(tmp_path / "noise.rec")
+    replay = Replay.load(tmp_path / "noise.rec")
     for draw in drawn:
         np.testing.assert_array_equal(replay.normal(draw.shape), draw)
 
@@ -56,6 +56,11 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
         Noise(0, images=[0, 1]).normal((3, 4))
     with pytest.raises(InputError, match="no recorded noise"):
         Replay.load(tmp_path / "missing.npz")
-    (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(InputError, match="no recorded noise"):
-        Replay.load(tmp_path / "text.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
+def test_files_that_hold_no_recording_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "noise.npz").write_bytes(content)
+    with pytest.raises(InputError, match="no recorded noise") as error:
+        Replay.load(tmp_path / "noise.npz")
+    assert error.value.hint

@@ -31,13 +31,22 @@ def test_three_denoisers_are_chosen_as_officially() -> None:
     np.testing.assert_array_equal(chosen, outputs["tstitch3_index"])
 
 
+def official_choice(t: int, fractions: list[float]) -> int:
+    progress = 1 - t / 1000
+    milestones = torch.cumsum(torch.tensor(fractions), dim=0)
+    return next((index for index, milestone in enumerate(milestones) if not progress > milestone), len(fractions) - 1)
+
+
 @given(st.lists(st.integers(1, 100), min_size=3, max_size=12), st.integers(0, 999))
 def test_the_rule_is_the_one_that_torch_computes(weights: list[int], t: int) -> None:
     fractions = [weight / sum(weights) for weight in weights]
-    progress = 1 - t / 1000
-    milestones = torch.cumsum(torch.tensor(fractions), dim=0)
-    official = next((index for index, milestone in enumerate(milestones) if not progress > milestone), -1)
-    assert choose(t, fractions) == (official if official >= 0 else len(fractions) - 1)
+    assert choose(t, fractions) == official_choice(t, fractions)
+
+
+@pytest.mark.parametrize("fractions", [[0.3, 0.4, 0.3], [0.4, 0.2, 0.4], [0.35, 0.45, 0.2], [0.1] * 10])
+def test_the_rule_is_the_one_that_torch_computes_at_every_timestep(fractions: list[float]) -> None:
+    for t in range(1000):
+        assert choose(t, fractions) == official_choice(t, fractions), t
 
 
 def test_rounding_that_leaves_none_takes_the_last() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dexport.errors import UsageError
+from dexport.exporter.recipes import all_recipes
 from dexport.runtime.noise import Noise, Replay
 from dexport.runtime.samplers import EDM, SAMPLERS, DPMSolver, FlowEuler, Sampler, last, make_sampler, sample
 from dexport.runtime.samplers.dpm_solver import ContinuousSchedule
@@ -207,3 +208,9 @@ def test_dpm_solver_is_the_official_one(steps: int) -> None:
     out = last(DPMSolver(SCHEDULE, steps).run(denoiser, golden.inputs["x"].numpy(), SILENT))
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, golden.outputs[f"steps_{steps}"].numpy(), atol=1e-4, rtol=0)
+
+
+def test_every_recipe_names_a_sampler_that_runs_its_steps() -> None:
+    for recipe in all_recipes().values():
+        if recipe.sampling:
+            make_sampler(recipe.sampling.sampler, recipe.sampling.steps)
