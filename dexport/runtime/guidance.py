@@ -170,4 +170,8 @@ def _check_scale(cfg_scale: float) -> None:
 
 
 def _labels(y: Sequence[int] | np.ndarray) -> np.ndarray:
-    return np.asarray(y, dtype=np.int64).reshape(-1)
+    """Labels (B,) int64. A negative one would count from the end of the label table: refused."""
+    labels = np.asarray(y, dtype=np.int64).reshape(-1)
+    if (labels < 0).any():
+        raise UsageError(f"no class {labels.min()}", hint="classes count from 0")
+    return labels

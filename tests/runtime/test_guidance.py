@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +140,9 @@ def test_inputs_have_the_names_and_types_of_the_graph() -> None:
         "cfg_scale": "float32",
     }
     assert seen["cfg_scale"].shape == ()
+
+
+@pytest.mark.parametrize("make", [lambda y: unguided(SESSION, y), lambda y: fused(SESSION, y, 1.5)])
+def test_negative_classes_never_wrap_around(make: Callable[[list[int]], object]) -> None:
+    with pytest.raises(UsageError, match="no class -1"):
+        make([0, -1])
