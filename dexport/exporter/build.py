@@ -26,8 +26,7 @@ from dexport.exporter.variant import Variant, resolve
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 from dexport.profiles import Profile, load_profile
 
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
 OLDEST_OPSET = 20
 NEWEST_OPSET = 24
 
@@ -149,8 +148,8 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
         UsageError: options that contradict each other or the recipe.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    if options.precision not in PRECISIONS:
-        raise UsageError(f"no precision {options.precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")
+    if options.precision not in BYTES_PER_WEIGHT:
+        raise UsageError(f"no precision {options.precision!r}", hint=f"choose from {', '.join(BYTES_PER_WEIGHT)}")
     if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
         raise UsageError(f"opset {options.opset} is not supported", hint=f"{OLDEST_OPSET} to {NEWEST_OPSET}")
     if (options.engine != "auto" or options.targets) and not options.trt:
@@ -186,7 +185,7 @@ def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:
 
 def _bytes_needed(variant: Variant, options: BuildOptions) -> int:
     """The weights once for the ONNX file and once for the plan."""
-    return count_parameters(variant) * BYTES[options.precision] * (2 if options.trt else 1)
+    return count_parameters(variant) * BYTES_PER_WEIGHT[options.precision] * (2 if options.trt else 1)
 
 
 def _build_engine(

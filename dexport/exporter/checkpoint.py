@@ -7,7 +7,6 @@ version 1.6, which cannot be read in parts.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import pickle
 import re
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dexport.bundle import sha256_of
 from dexport.errors import InputError, MachineError, UsageError
 
 CONTAINERS = ("ema", "model_ema", "ema_state_dict", "model", "model_state_dict", "state_dict", "module")
@@ -144,7 +144,7 @@ class SafetensorsSource(WeightSource):
         self._path = path
         self._stored_name = _strip_prefixes(names)
         self.shapes = {name: shapes[stored] for name, stored in self._stored_name.items()}
-        self.origin = Origin("safetensors", str(path), _sha256(path), path.stat().st_size)
+        self.origin = Origin("safetensors", str(path), sha256_of(path), path.stat().st_size)
 
     def _read(self, name: str) -> Tensor:
         with safe_open(self._path, "pt") as file:
@@ -160,7 +160,7 @@ class TorchSource(WeightSource):
         self._path = path
         self._tensors = {name: tensors[stored] for name, stored in _strip_prefixes(tensors).items()}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-        self.origin = Origin("torch", str(path), _sha256(path), path.stat().st_size, container)
+        self.origin = Origin("torch", str(path), sha256_of(path), path.stat().st_size, container)
         self._check_extent()
 
     def _check_extent(self) -> None:
@@ -222,7 +222,7 @@ def check_names(source: WeightSource, meta_module: nn.Module) -> None:
     ]
     for title, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong)):
         if names:
-            problems.append(f"{title} ({len(names)}):\n    " + "\n    ".join(_shorten(names)))
+            problems.append(f"{title} ({len(names)}):\n    " + "\n    ".join(shorten(names)))
     if problems:
         raise InputError(
             f"{source.origin} does not fit this model\n  " + "\n  ".join(problems),
@@ -288,7 +288,7 @@ def _download(repo: str, revision: str | None, file: str | None) -> Path:
 
 def _only(names: list[str], where: str) -> str:
     if len(names) != 1:
-        listed = "\n    ".join(_shorten(names)) or "none"
+        listed = "\n    ".join(shorten(names)) or "none"
         raise UsageError(f"{where} holds {len(names)} checkpoint files:\n    {listed}", hint="name one file")
     return names[0]
 
@@ -368,11 +368,7 @@ def _extent(tensor: Tensor) -> tuple[int | None, int]:
     return getattr(storage, "_checkpoint_offset", None), storage.nbytes()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _shorten(names: list[str]) -> list[str]:
+def shorten(names: list[str]) -> list[str]:
+    """At most ``LISTED`` names, and how many more there are."""
     rest = len(names) - LISTED
     return [*names[:LISTED], f"... and {rest} more"] if rest > 0 else names

@@ -98,5 +98,5 @@ def _attributes(op: Op, node: ir.Node) -> tuple[tuple[str, int], ...]:
 def _dtype(node: ir.Node) -> DType:
     value = node.inputs[0]
     assert value is not None and value.dtype is not None
-    name = {"FLOAT": "float32"}.get(value.dtype.name, value.dtype.name.lower())
+    name = value.dtype.numpy().name
     return next(dtype for dtype in DTYPES if dtype == name)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from dexport.errors import DexportError, GateError, InputError, MachineError, UsageError
+from dexport.exporter.steps import peak_rss_bytes
 from dexport.optional import optional_import
 
 _DTYPES = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16"}
@@ -211,7 +212,7 @@ def _build(spec: Mapping[str, Any], pipe: EventPipe) -> dict[str, Any]:
         "sha256": digest,
         "seconds_parse": parsed - started,
         "seconds_build": built - parsed,
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "layers": len(layers),
         "dtype_census": _census(layers),
         "runtime_platform": config.runtime_platform.name,
@@ -435,22 +436,6 @@ def _describe_tensors(get: Any, count: int) -> list[dict[str, Any]]:
     return [
         {"name": tensor.name, "dtype": _dtype(tensor), "shape": list(tensor.shape)} for tensor in _tensors(get, count)
     ]
-
-
-def _peak_rss_bytes() -> int:
-    """Peak resident memory of this process.
-
-    Linux carries ``ru_maxrss`` over from the forking parent, which holds torch; VmHWM starts anew at exec.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-        if found:
-            return int(found.group(1)) * 1024
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

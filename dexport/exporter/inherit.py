@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import RandomSource, WeightSource, locate, open_file
+from dexport.exporter.checkpoint import RandomSource, WeightSource, locate, open_file, shorten
 from dexport.exporter.module_path import inside
 
 
@@ -33,7 +33,7 @@ class InheritingSource(WeightSource):
         wrong = [name for name in inherited if base.shapes.get(name) != self.shapes[name]]
         unexpected = [name for name in base.shapes if name not in self.shapes and not excluded(name)]
         if wrong or unexpected:
-            listed = "\n    ".join([*wrong, *unexpected][:20])
+            listed = "\n    ".join(shorten([*wrong, *unexpected]))
             raise InputError(
                 f"{base.origin} cannot be inherited: {len(wrong)} tensors are missing or of another shape, "
                 f"{len(unexpected)} are unexpected:\n    {listed}",

@@ -19,6 +19,12 @@ def set_module_path(node: ir.Node, path: str) -> None:
     node.metadata_props[METADATA_KEY] = path
 
 
+def path_of_producer(node: ir.Node) -> str:
+    """Where a node belongs that has no path of its own: where its inputs were computed."""
+    producers = (value.producer() for value in node.inputs if value is not None)
+    return next((path for p in producers if p is not None and (path := module_path(p))), "")
+
+
 def inside(path: str, pattern: str) -> bool:
     """Whether ``path`` matches the glob ``pattern``, or lies below a module that does."""
     parts = path.split(".")

@@ -77,7 +77,10 @@ def reset_peak_rss() -> None:
 
 
 def peak_rss_bytes() -> int:
-    """Peak resident memory of this process since the last reset."""
+    """Peak resident memory of this process since the last reset.
+
+    VmHWM starts anew at exec, where Linux carries ``ru_maxrss`` over from the forking parent.
+    """
     if _STATUS.exists():
         found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"))
         if found:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dexport.errors import InputError
 from dexport.exporter.checkpoint import WeightSource
-from dexport.exporter.module_path import GUIDANCE, module_path, set_module_path
+from dexport.exporter.module_path import GUIDANCE, path_of_producer, set_module_path
 from dexport.exporter.recipes.recipe import BATCH, Signature
 from dexport.exporter.variant import Variant
 from dexport.plugins.translation import translation_table
@@ -43,10 +43,11 @@ def trace(variant: Variant, weights: WeightSource, *, opset: int = DEFAULT_OPSET
         inputs = tuple(
             torch.zeros(spec.dims(TRACED_BATCH), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs
         )
-    official_names = _names_inside(graph_module, network)
+    network_path = next(path for path, module in graph_module.named_modules() if module is network)
+    official_names = _official_names(graph_module, network_path)
     model = _to_onnx(graph_module, inputs, signature, opset)
     _rename_batch(model)
-    _record_module_paths(model, _path_of(network, inside=graph_module))
+    _record_module_paths(model, network_path)
     _bind_weights(model, official_names, weights, variant.meta_module())
     return model
 
@@ -76,17 +77,10 @@ def _to_onnx(graph_module: nn.Module, inputs: tuple[Tensor, ...], signature: Sig
     return onnx_program.model
 
 
-def _names_inside(graph_module: nn.Module, network: nn.Module) -> dict[str, str]:
+def _official_names(graph_module: nn.Module, network_path: str) -> dict[str, str]:
     """Parameter and buffer names of the exported module -> names in the network's own state dict."""
-    prefix = _path_of(network, inside=graph_module)
-    return {
-        name: name.removeprefix(f"{prefix}.")
-        for name, _ in (*graph_module.named_parameters(), *graph_module.named_buffers())
-    }
-
-
-def _path_of(network: nn.Module, inside: nn.Module) -> str:
-    return next(path for path, module in inside.named_modules() if module is network)
+    named = (*graph_module.named_parameters(), *graph_module.named_buffers())
+    return {name: name.removeprefix(f"{network_path}.") for name, _ in named}
 
 
 def _rename_batch(model: ir.Model) -> None:
@@ -110,9 +104,7 @@ def _record_module_paths(model: ir.Model, network_path: str) -> None:
             path = next((scope for scope in reversed(scopes[:-1]) if scope and not scope.startswith("_")), "")
             set_module_path(node, _inside_network(path, network_path))
         else:
-            producers = [v.producer() for v in node.inputs if v is not None]
-            paths = [module_path(producer) for producer in producers if producer is not None]
-            set_module_path(node, next((path for path in paths if path), ""))
+            set_module_path(node, path_of_producer(node))
 
 
 def _inside_network(path: str, network_path: str) -> str:

@@ -34,9 +34,3 @@ class AttachFunctions(ir.passes.InPlacePass):
                 model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = DOMAIN_VERSION
         return ir.passes.PassResult(model, modified=True)
-
-
-def attached_ops(model: ir.Model) -> dict[str, int]:
-    """Custom ops that the graph uses, with their versions; for manifests and ``dexport info``."""
-    names = dict.fromkeys(node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN)
-    return {name: find_op(name).version for name in names}

@@ -6,7 +6,7 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from dexport.exporter.module_path import METADATA_KEY, module_path, set_module_path
+from dexport.exporter.module_path import METADATA_KEY, module_path, path_of_producer, set_module_path
 
 
 class NameByModule(ir.passes.InPlacePass):
@@ -17,7 +17,7 @@ class NameByModule(ir.passes.InPlacePass):
         seen: Counter[str] = Counter()
         outputs = set(model.graph.outputs)
         for node in model.graph:
-            path = module_path(node) if METADATA_KEY in node.metadata_props else _path_of_producer(node)
+            path = module_path(node) if METADATA_KEY in node.metadata_props else path_of_producer(node)
             base = f"{path}/{node.op_type}" if path else node.op_type
             set_module_path(node, path)
             name = base if not seen[base] else f"{base}_{seen[base]}"
@@ -27,9 +27,3 @@ class NameByModule(ir.passes.InPlacePass):
                 if value not in outputs:
                     value.name = name if len(node.outputs) == 1 else f"{name}.{index}"
         return ir.passes.PassResult(model, modified=True)
-
-
-def _path_of_producer(node: ir.Node) -> str:
-    """A node that a library's pass made has no path; it belongs where its input was computed."""
-    producers = [value.producer() for value in node.inputs if value is not None]
-    return next((path for p in producers if p is not None and (path := module_path(p))), "")

@@ -161,11 +161,7 @@ def precision_map(model: ir.Model) -> dict[str, str]:
     """Node name -> type it computes in, for every node with a floating-point output; casts are left out."""
     floating = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
     return {
-        str(node.name): _numpy_name(dtype)
+        str(node.name): dtype.numpy().name
         for node in model.graph
         if (dtype := node.outputs[0].dtype) in floating and node.op_type != "Cast"
     }
-
-
-def _numpy_name(dtype: ir.DataType) -> str:
-    return "float32" if dtype == ir.DataType.FLOAT else _short(dtype)
