@@ -10,11 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-GUIDED_CHANNELS = 3
-
 
 class FirstChannelsGuidance(nn.Module):
-    """Guidance on the first three output channels only, as DiT, DiCo, DiffiT and TerDiT sample.
+    """Guidance on the first output channels only: three of them as DiT, DiCo, DiffiT and TerDiT sample.
 
     The remaining channels keep the conditional prediction. Source: ``forward_with_cfg`` of
     facebookresearch/DiT (commit ed81ce2) and shallowdream204/DiCo.
@@ -23,18 +21,19 @@ class FirstChannelsGuidance(nn.Module):
     the conditional half of the official result.
     """
 
-    def __init__(self, model: nn.Module, null_label: int) -> None:
+    def __init__(self, model: nn.Module, null_label: int, channels: int = 3) -> None:
         super().__init__()
         self.model = model
         self.null_label = null_label
+        self.channels = channels
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: Tensor) -> Tensor:
         null_y = torch.full_like(y, self.null_label)
         both = self.model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null_y]))
         batch = x.shape[0]
         cond, null = both[:batch], both[batch:]
-        guided_cond, rest = cond[:, :GUIDED_CHANNELS], cond[:, GUIDED_CHANNELS:]
-        guided_null = null[:, :GUIDED_CHANNELS]
+        guided_cond, rest = cond[:, : self.channels], cond[:, self.channels :]
+        guided_null = null[:, : self.channels]
         return torch.cat([guided_null + self.scale(t, cfg_scale) * (guided_cond - guided_null), rest], dim=1)
 
     def scale(self, _t: Tensor, cfg_scale: Tensor) -> Tensor:

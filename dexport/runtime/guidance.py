@@ -56,6 +56,8 @@ class Rule:
 
 FIRST_THREE = Rule(channels=3)
 """DiT, DiCo, LiT, TerDiT, and DiffiT above 256 px. Source: ``forward_with_cfg`` of facebookresearch/DiT at ed81ce2."""
+FIRST_FOUR = Rule(channels=4)
+"""Our small models on pixel-unshuffled images, where every channel of the prediction is a part of the image."""
 POWER_COSINE = Rule(channels=3, power=4.0)
 """DiffiT at 256 px: from 1 at the noisiest step to cfg_scale. Source: NVlabs/DiffiT at 9f6f0a5."""
 ALL_CHANNELS = Rule()
@@ -64,6 +66,7 @@ Its option ``--cfg_scale_pow p`` is ``Rule(power=p)``."""
 
 RULES = {
     "first three channels": FIRST_THREE,
+    "first four channels": FIRST_FOUR,
     "first three channels, constant": FIRST_THREE,
     "first three channels, power-cosine over time": POWER_COSINE,
     "all channels": ALL_CHANNELS,

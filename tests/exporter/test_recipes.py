@@ -54,6 +54,12 @@ PARAMETERS = {
     "lit-b-2-512": 131_182_112,
     "lit-l-2-512": 459_048_992,
     "lit-xl-2-512": 676_224_032,
+    "dico-fashion": 2_835_656,
+    "dico-fashion-s": 1_218_888,
+    "dit-fashion": 2_472_992,
+    "dit-fashion-s": 1_068_512,
+    "diffit-fashion": 1_554_488,
+    "lit-fashion": 1_889_312,
 }
 RECIPE_FILE = """
 from dexport.exporter.recipes.dico import variant
@@ -90,6 +96,7 @@ def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> 
 
 IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1]
 LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in IMAGE_SPACE]
+SMALL = [recipe for recipe in LATENT_SPACE if "fashion" in recipe.name]
 
 
 @pytest.mark.parametrize("recipe", IMAGE_SPACE, ids=lambda recipe: recipe.name)
@@ -106,16 +113,16 @@ def test_description_of_a_recipe_is_complete_json(recipe: Recipe) -> None:
     described = json.loads(json.dumps(describe_recipe(recipe)))
     assert [spec["name"] for spec in described["inputs"]] == ["x", "t", "y"]
     assert [spec["name"] for spec in described["outputs"]] == ["out"]
-    size = 64 if recipe.name.endswith("512") else 32
+    size = 16 if recipe in SMALL else 64 if recipe.name.endswith("512") else 32
     assert described["inputs"][0]["shape"] == ["B", 4, size, size]
     assert described["outputs"][0]["shape"] == ["B", 8, size, size]
     assert described["checkpoint"]["formats"] == list(SUFFIXES)
     assert described["checkpoint"]["containers"][1:] == list(CONTAINERS)
     assert set(described["gates_relative_l2"]) == {"fp32", "fp16", "bf16"}
-    assert described["guidance"]["rule"].startswith("first three channels")
-    assert described["sampling"]["latent_scale"] == 0.18215
+    assert described["guidance"]["rule"].startswith(f"first {'four' if recipe in SMALL else 'three'} channels")
+    assert described["sampling"]["latent_scale"] == (1.0 if recipe in SMALL else 0.18215)
     assert described["islands"]["modules"]
-    assert described["settings"]["num_classes"] == 1000
+    assert described["settings"]["num_classes"] == (10 if recipe in SMALL else 1000)
     assert described["settings"]["hidden_size"] == recipe.config["hidden_size"]
 
 

@@ -165,3 +165,15 @@ def _dims(op: Op) -> dict[str, int]:
     name = "DexChannelAttention" if op.name.startswith("DexChannel") else op.name
     shapes, attributes = PUBLISHED_SIZES[name][0]
     return dict(find_op(name).dims(shapes, attributes))
+
+
+@pytest.mark.parametrize("op", ["channel_attention", "linear_attention", "tmsa"])
+def test_gradients_are_those_of_the_reference(op: str) -> None:
+    torch.manual_seed(0)
+    inputs = {
+        "channel_attention": lambda: (torch.randn(2, 3, 4, 4), torch.randn(3, 3, 1, 1), torch.randn(3)),
+        "linear_attention": lambda: (*(torch.randn(2, 4, 6) for _ in range(3)), 2),
+        "tmsa": lambda: (torch.randn(2, 4, 12), torch.randn(2, 12), torch.randn(2, 9), 2, 2),
+    }[op]()
+    doubles = [x.double().requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
+    assert torch.autograd.gradcheck(getattr(torch.ops.dexport, op), doubles)

@@ -11,6 +11,7 @@ from dexport.exporter.recipes.recipe import BATCH, Guidance, Sampling, Signature
 from dexport.graphs.guidance import FirstChannelsGuidance
 
 LAST_TIMESTEP = 999.0
+COUNTS = {3: "three", 4: "four"}
 
 LINEAR_DDPM = Sampling(
     schedule="linear betas 1e-4..2e-2, 1000 steps",
@@ -36,11 +37,6 @@ def class_conditional(config: Mapping[str, Any], latent: tuple[int, int]) -> Sig
     )
 
 
-def fuse_first_channels(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-    """Guidance on the first three channels; needs the null label that label dropout creates."""
-    return FirstChannelsGuidance(model, require_null_label(config))
-
-
 def require_null_label(config: Mapping[str, Any]) -> int:
     """The null label, ``num_classes``; a ValueError when label dropout was off and the table has no row for it."""
     if config.get("class_dropout_prob", 0.1) <= 0:
@@ -48,5 +44,10 @@ def require_null_label(config: Mapping[str, Any]) -> int:
     return config.get("num_classes", 1000)
 
 
-def first_channels(default_scale: float) -> Guidance:
-    return Guidance("first three channels", fuse_first_channels, default_scale)
+def first_channels(default_scale: float, channels: int = 3) -> Guidance:
+    """Guidance on the first channels of the prediction; needs the null label that label dropout creates."""
+
+    def fuse(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+        return FirstChannelsGuidance(model, require_null_label(config), channels)
+
+    return Guidance(f"first {COUNTS[channels]} channels", fuse, default_scale)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dexport.plugins.reference import restored, widened
+from dexport.plugins.reference import differentiable, restored, widened
 
 
 def pool(x: Tensor) -> Tensor:
@@ -40,3 +40,6 @@ def channel_attention(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 @channel_attention.register_fake
 def _fake(x: Tensor, _weight: Tensor, _bias: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+differentiable(channel_attention)

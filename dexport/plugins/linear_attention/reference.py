@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dexport.plugins.linear_attention.op import EPS
-from dexport.plugins.reference import restored, widened
+from dexport.plugins.reference import differentiable, restored, widened
 
 
 @torch.library.custom_op("dexport::linear_attention", mutates_args=())
@@ -36,3 +36,6 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
 @linear_attention.register_fake
 def _fake(q: Tensor, _k: Tensor, _v: Tensor, _num_heads: int) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+differentiable(linear_attention)

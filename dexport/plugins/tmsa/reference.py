@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dexport.plugins.reference import restored, widened
+from dexport.plugins.reference import differentiable, restored, widened
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -46,3 +46,6 @@ def tmsa(qkv: Tensor, qkv_time: Tensor, bias_table: Tensor, num_heads: int, wind
 @tmsa.register_fake
 def _fake(qkv: Tensor, _time: Tensor, _table: Tensor, _num_heads: int, _window: int) -> Tensor:
     return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
+
+
+differentiable(tmsa)
