@@ -3,9 +3,9 @@
     python tools/train_fashion.py dico-fashion --data dataset-fashion-mnist.deb --output checkpoints
 
 Torch only; not part of the package. The objective is DiT's: noise prediction over 1000 linear betas, plus the
-variational bound of the learned variance with the mean held fixed (arXiv 2102.09672). Writes the averaged weights,
-``NAME.safetensors``, with ``NAME.json`` beside them: data, seed, steps and losses. A killed run goes on from its last
-state.
+variational bound of the learned variance with the mean held fixed (arXiv 2102.09672). Ternary layers are trained by
+straight-through rounding of master weights and written packed. Writes the averaged weights, ``NAME.safetensors``, with
+``NAME.json`` beside them: data, seed, steps and losses. A killed run goes on from its last state.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dexport.exporter.recipes import find_recipe
+from dexport.graphs.terdit import TernaryLinear, pack, ternarise
 
 PACKAGE = "dataset-fashion-mnist"
 FOLDER = "usr/share/datasets/fashion-mnist"
@@ -63,6 +64,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     recipe = find_recipe(args.recipe)
     model = initialise(recipe.constructor(**recipe.config))
+    ternary = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, TernaryLinear)]
     average = {name: value.clone() for name, value in model.state_dict().items()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     images, labels, digest = load_fashion(args.data)
@@ -114,6 +116,8 @@ def train(args: argparse.Namespace) -> None:
             )
             state_path.with_suffix(".new").replace(state_path)
 
+    for name in ternary:
+        average[name] = pack(ternarise(average[name]))
     args.output.mkdir(parents=True, exist_ok=True)
     record = {
         "recipe": args.recipe,
@@ -141,7 +145,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def initialise(model: nn.Module) -> nn.Module:
-    """DiT's initialisation: xavier for matrices, small embeddings, zero modulation and zero output."""
+    """DiT's initialisation: xavier for matrices, small embeddings, zero modulation and zero output.
+
+    Ternary layers get master weights, which the forward pass rounds.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             zero = "adaLN_modulation" in name or name in ("final_layer.linear", "final_layer.out_proj")
@@ -150,10 +157,22 @@ def initialise(model: nn.Module) -> nn.Module:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, TernaryLinear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.constant_(module.alphas, module.weight.abs().mean().item())
+            module.forward = straight_through.__get__(module)
+        elif isinstance(module, nn.RMSNorm) and "adaLN_modulation" in name:
+            nn.init.zeros_(module.weight)
     for name, parameter in model.named_parameters():
         if "t_embedder" in name and name.endswith("weight"):
             nn.init.normal_(parameter, std=0.02)
     return model
+
+
+def straight_through(layer: TernaryLinear, x: Tensor) -> Tensor:
+    """The layer with master weights: ternary forwards, their gradient unchanged backwards."""
+    ternary = layer.weight + (ternarise(layer.weight) - layer.weight).detach()
+    return F.linear(x, ternary * layer.alphas, layer.bias)
 
 
 class Objective:

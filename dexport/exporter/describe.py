@@ -35,7 +35,9 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "custom_ops": list(recipe.ops),
         "islands": asdict(recipe.islands),
         "gates_relative_l2": dict(recipe.gates),
-        "guidance": {"rule": guidance.rule, "default_scale": guidance.default_scale} if guidance else None,
+        "guidance": {"rule": guidance.rule_for(variant.config), "default_scale": guidance.default_scale}
+        if guidance
+        else None,
         "sampling": asdict(recipe.sampling) if recipe.sampling else None,
     }
 

@@ -14,6 +14,8 @@ from torch import nn
 
 from dexport.errors import UsageError
 from dexport.exporter.recipes.recipe import Recipe, Signature, TensorSpec
+from dexport.graphs.guidance import Guided
+from dexport.runtime.guidance import find_rule
 
 CFG_SCALE = "cfg_scale"
 
@@ -49,11 +51,13 @@ class Variant:
         if guidance is None:
             raise UsageError(f"{self.recipe.name} has no guidance rule to fuse", hint="leave out --guidance fused")
         try:
-            return guidance.fuse(module, self.config).eval()
+            null_label = guidance.null_label(self.config)
         except ValueError as error:
             raise UsageError(
                 f"{self.recipe.name}: guidance cannot be fused: {error}", hint="leave out --guidance fused"
             ) from error
+        rule = find_rule(guidance.rule_for(self.config))
+        return Guided(module, null_label, rule.channels, rule.power, rule.steps).eval()
 
     def meta_module(self) -> nn.Module:
         """The network without memory for its weights; only tables made by its constructor have values."""
@@ -72,7 +76,7 @@ class Variant:
     @property
     def guidance_rule(self) -> str:
         """``none``, or the rule that the graph applies."""
-        return self.recipe.guidance.rule if self.fused and self.recipe.guidance else "none"
+        return self.recipe.guidance.rule_for(self.config) if self.fused and self.recipe.guidance else "none"
 
     def config_json(self) -> str:
         return json.dumps(dict(self.config), sort_keys=True)

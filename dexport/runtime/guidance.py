@@ -67,7 +67,6 @@ Its option ``--cfg_scale_pow p`` is ``Rule(power=p)``."""
 RULES = {
     "first three channels": FIRST_THREE,
     "first four channels": FIRST_FOUR,
-    "first three channels, constant": FIRST_THREE,
     "first three channels, power-cosine over time": POWER_COSINE,
     "all channels": ALL_CHANNELS,
 }

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from dexport.exporter.recipes import find_recipe
+from dexport.exporter.variant import resolve
 from dexport.graphs.dico import DiCo
 from dexport.graphs.diffit import DiffiT
 from dexport.graphs.diffit_image import DiffiTImage
 from dexport.graphs.dit import DiT
-from dexport.graphs.guidance import FirstChannelsGuidance, PowerCosineGuidance
+from dexport.graphs.guidance import Guided
 from dexport.graphs.layers import sincos_table
 from dexport.graphs.lit import LinearAttention, LiT
 from tests.golden import Golden, load_golden, load_keys
@@ -39,9 +40,7 @@ def test_guided_forward_is_the_conditional_half_of_forward_with_cfg(
 ) -> None:
     inputs = golden.inputs
     half = len(inputs["cfg_x"]) // 2
-    guidance = find_recipe(RECIPES[golden_name]).guidance
-    assert guidance is not None
-    guided = guidance.fuse(module, golden.config)
+    guided = resolve(find_recipe(RECIPES[golden_name]), golden.config, fused=True).wrap(module)
     with torch.no_grad():
         out = guided(
             inputs["cfg_x"][:half], inputs["cfg_t"][:half].float(), inputs["cfg_y"][:half], inputs["cfg_scale"]
@@ -104,17 +103,14 @@ def test_diffit_index_is_the_one_that_official_checkpoints_carry() -> None:
     assert torch.equal(index, golden.weights["blocks.0.attn.relative_position_index"])
 
 
-@pytest.mark.parametrize(
-    ("input_size", "expected"), [(16, PowerCosineGuidance), (32, PowerCosineGuidance), (40, FirstChannelsGuidance)]
-)
-def test_diffit_ramps_the_guidance_up_to_a_latent_of_32(input_size: int, expected: type) -> None:
-    guidance = find_recipe("diffit-256").guidance
-    assert guidance is not None
-    assert type(guidance.fuse(torch.nn.Identity(), {"input_size": input_size})) is expected
+@pytest.mark.parametrize(("input_size", "power"), [(16, 4.0), (32, 4.0), (40, None)])
+def test_diffit_ramps_the_guidance_up_to_a_latent_of_32(input_size: int, power: float | None) -> None:
+    guided = resolve(find_recipe("diffit-256"), {"input_size": input_size}, fused=True).wrap(torch.nn.Identity())
+    assert (guided.channels, guided.power) == (3, power)
 
 
 def test_power_cosine_guidance_grows_from_one_to_the_scale() -> None:
-    guidance = PowerCosineGuidance(torch.nn.Identity(), 0)
+    guidance = Guided(torch.nn.Identity(), 0, power=4.0)
     strength = guidance.scale(torch.tensor([1000.0, 500.0, 0.0]), torch.tensor(4.4)).flatten()
     torch.testing.assert_close(strength[[0, 2]], torch.tensor([1.0, 4.4]))
     assert 1 < strength[1] < 4.4

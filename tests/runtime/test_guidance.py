@@ -10,9 +10,9 @@ import torch
 
 from dexport.errors import UsageError
 from dexport.exporter.recipes import all_recipes
-from dexport.graphs.guidance import FirstChannelsGuidance, PowerCosineGuidance
+from dexport.graphs.guidance import Guided
 from dexport.runtime import guidance
-from dexport.runtime.guidance import ALL_CHANNELS, FIRST_THREE, POWER_COSINE, Rule, find_rule, fused, guided, unguided
+from dexport.runtime.guidance import ALL_CHANNELS, RULES, Rule, find_rule, fused, guided, unguided
 from dexport.runtime.noise import Replay
 from dexport.runtime.samplers import DDIM, DDPM, Sampler, last
 from tests.runtime.sampler_golden import as_session, golden_session, sampler_golden, schedule
@@ -34,12 +34,10 @@ class Labelled(torch.nn.Module):
 SESSION = as_session(Labelled())
 
 
-@pytest.mark.parametrize(
-    ("rule", "module"), [(FIRST_THREE, FirstChannelsGuidance), (POWER_COSINE, PowerCosineGuidance)]
-)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("cfg_scale", [1.5, 4.4])
-def test_the_host_and_the_fused_graph_agree(rule: Rule, module: type[torch.nn.Module], cfg_scale: float) -> None:
-    graph = as_session(module(Labelled(), NULL))
+def test_the_host_and_the_fused_graph_agree(rule: Rule, cfg_scale: float) -> None:
+    graph = as_session(Guided(Labelled(), NULL, rule.channels, rule.power, rule.steps))
     on_host = guided(SESSION, Y, cfg_scale, NULL, rule)(X, T)
     in_graph = fused(graph, Y, cfg_scale)(X, T)
     assert on_host.dtype == np.float32
@@ -61,7 +59,7 @@ def test_the_first_three_channels_are_guided_and_no_other() -> None:
 
 def test_power_cosine_grows_from_one_to_the_scale() -> None:
     t = np.array([1000, 750, 500, 0], dtype=np.float32)
-    scales = POWER_COSINE.scale(t, 4.4).ravel()
+    scales = RULES["first three channels, power-cosine over time"].scale(t, 4.4).ravel()
     assert scales[0] == 1
     assert (np.diff(scales) > 0).all()
     np.testing.assert_allclose(scales[-1], 4.4, rtol=1e-6)
@@ -92,7 +90,7 @@ def test_the_guided_loop_is_the_conditional_half_of_the_official_one(sampler: Sa
 def test_every_rule_of_a_recipe_is_known() -> None:
     for recipe in all_recipes().values():
         if recipe.guidance:
-            find_rule(recipe.guidance.rule)
+            find_rule(recipe.guidance.rule_for(recipe.config))
     with pytest.raises(UsageError, match="no guidance rule 'magic'") as error:
         find_rule("magic")
     assert "first three channels" in error.value.hint

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from dexport.exporter.recipes.recipe import BATCH, Guidance, Sampling, Signature, TensorSpec
-from dexport.graphs.guidance import FirstChannelsGuidance
 
 LAST_TIMESTEP = 999.0
-COUNTS = {3: "three", 4: "four"}
 
 LINEAR_DDPM = Sampling(
     schedule="linear betas 1e-4..2e-2, 1000 steps",
@@ -19,7 +15,7 @@ LINEAR_DDPM = Sampling(
     sampler="ddpm",
     steps=250,
     latent_scale=0.18215,
-    decoder="sd-vae-ft-ema",
+    decoder="sd-vae-decoder",
 )
 
 
@@ -44,10 +40,6 @@ def require_null_label(config: Mapping[str, Any]) -> int:
     return config.get("num_classes", 1000)
 
 
-def first_channels(default_scale: float, channels: int = 3) -> Guidance:
-    """Guidance on the first channels of the prediction; needs the null label that label dropout creates."""
-
-    def fuse(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-        return FirstChannelsGuidance(model, require_null_label(config), channels)
-
-    return Guidance(f"first {COUNTS[channels]} channels", fuse, default_scale)
+def first_channels(default_scale: float) -> Guidance:
+    """Guidance on the first three channels of the prediction."""
+    return Guidance("first three channels", default_scale, require_null_label)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from dexport.exporter.recipes.denoiser import LINEAR_DDPM, class_conditional, require_null_label
 from dexport.exporter.recipes.recipe import BATCH, Guidance, Islands, Recipe, Sampling, Signature, TensorSpec
 from dexport.graphs.diffit import DiffiT
 from dexport.graphs.diffit_image import DiffiTImage
-from dexport.graphs.guidance import FirstChannelsGuidance, PowerCosineGuidance
 
 LARGEST_POWER_COSINE = 32
 """Up to this ``input_size`` the official code ramps the guidance, above it is constant."""
@@ -19,14 +16,13 @@ RELEASED_DEPTH = 28
 EDM_SIGMAS = (0.002, 80.0)
 
 
-def fuse(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+def guidance_rule(config: Mapping[str, Any]) -> str:
     """Guidance on the first three channels: power-cosine up to an input size of 32, constant above."""
-    null_label = require_null_label(config)
     ramped = config.get("input_size", LARGEST_POWER_COSINE) <= LARGEST_POWER_COSINE
-    return (PowerCosineGuidance if ramped else FirstChannelsGuidance)(model, null_label)
+    return "first three channels" + (", power-cosine over time" if ramped else "")
 
 
-def latent(image_size: int, default_scale: float, rule: str) -> Recipe:
+def latent(image_size: int, default_scale: float) -> Recipe:
     side = image_size // 8
     return Recipe(
         name=f"diffit-{image_size}",
@@ -40,7 +36,7 @@ def latent(image_size: int, default_scale: float, rule: str) -> Recipe:
         latent_multiple="patch_size",
         size_argument="input_size",
         sampling=LINEAR_DDPM,
-        guidance=Guidance(rule, fuse, default_scale),
+        guidance=Guidance(guidance_rule, default_scale, require_null_label),
         checkpoints=(f"diffit_{image_size}.safetensors",),
         hub="see NVlabs/DiffiT (non-commercial licence)",
         ops=("DexTMSA",),
@@ -80,8 +76,8 @@ def image(name: str, size: int, **config: Any) -> Recipe:
 
 
 RECIPES = (
-    latent(256, default_scale=4.4, rule="first three channels, power-cosine over time"),
-    latent(512, default_scale=1.49, rule="first three channels, constant"),
+    latent(256, default_scale=4.4),
+    latent(512, default_scale=1.49),
     image("diffit-image-64", 64),
     image("diffit-image-32", 32, channel_mult=[1, 2, 2], num_blocks=[4, 4, 4], window=4),
 )

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dexport.exporter.recipes import dico, diffit, dit, lit
-from dexport.exporter.recipes.denoiser import LINEAR_DDPM, first_channels
-from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.recipes import dico, diffit, dit, lit, terdit
+from dexport.exporter.recipes.denoiser import LINEAR_DDPM, require_null_label
+from dexport.exporter.recipes.recipe import Guidance, Recipe
 
 SIDE = 16
 CLASSES = 10
@@ -31,7 +31,7 @@ def variant(name: str, like: Recipe, **config: Any) -> Recipe:
         latent=(SIDE, SIDE),
         pixels_per_latent=2,
         sampling=SAMPLING,
-        guidance=first_channels(default_scale=2.0, channels=4),
+        guidance=Guidance("first four channels", 2.0, require_null_label),
         checkpoints=(f"{name}.safetensors",),
         hub="checkpoints/ of the dexport repository",
     )
@@ -44,4 +44,5 @@ RECIPES = (
     variant("dit-fashion-s", dit.RECIPES[0], patch_size=2, hidden_size=96, depth=6, num_heads=3),
     variant("diffit-fashion", diffit.RECIPES[0], patch_size=2, hidden_size=128, depth=6, num_heads=4),
     variant("lit-fashion", lit.RECIPES[0], patch_size=2, hidden_size=128, depth=6, num_heads=2),
+    variant("terdit-fashion", terdit.RECIPES[0], dim=128, n_layers=7, n_heads=4, multiple_of=64),
 )

@@ -76,18 +76,33 @@ class Islands:
 class Guidance:
     """The system's own classifier-free guidance.
 
-    ``fuse(model, config)`` wraps a denoiser into the guided graph and raises ``ValueError`` when this configuration
-    has no null label; the guided graph takes one more input, ``cfg_scale`` ().
+    Attributes:
+        rule: name in ``dexport.runtime.guidance.RULES``, or what gives it for a configuration.
+        null_label: the label of the unconditional prediction for a configuration; raises ``ValueError`` when it has
+            none.
     """
 
-    rule: str
-    fuse: Callable[[nn.Module, Mapping[str, Any]], nn.Module]
+    rule: str | Callable[[Mapping[str, Any]], str]
     default_scale: float
+    null_label: Callable[[Mapping[str, Any]], int]
+
+    def rule_for(self, config: Mapping[str, Any]) -> str:
+        """The name of the rule for a configuration."""
+        return self.rule if isinstance(self.rule, str) else self.rule(config)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the system is sampled; read by people today and by the samplers."""
+    """How the system is sampled; a bundle carries it to the samplers.
+
+    Attributes:
+        schedule, prediction: in words; denoisers that are stitched together must agree on them.
+        sampler: name in ``dexport.runtime.samplers.SAMPLERS``.
+        steps: how many the system takes by default.
+        latent_scale: latents are divided by this before they are decoded.
+        decoder: recipe that turns latents into images, ``pixel-shuffle-N``, or ``none`` in pixel space.
+        class_names: for labels on pictures; empty where there are too many.
+    """
 
     schedule: str
     prediction: str
@@ -95,6 +110,7 @@ class Sampling:
     steps: int
     latent_scale: float
     decoder: str
+    class_names: tuple[str, ...] = ()
 
 
 DEFAULT_GATES: Mapping[str, float] = {"fp32": 5e-6, "fp16": 3e-3, "bf16": 3e-2}

@@ -1,0 +1,36 @@
+"""TerDiT 600M, 4.2B and the unreleased 7B: diffusion transformers with ternary weights, at 256 and 512 px."""
+
+from __future__ import annotations
+
+from dexport.exporter.recipes.denoiser import LINEAR_DDPM, class_conditional, first_channels
+from dexport.exporter.recipes.recipe import Islands, Recipe
+from dexport.graphs.terdit import TerDiT
+
+SIZES = {
+    "600m": {"dim": 1536, "n_layers": 16, "n_heads": 32},
+    "4.2b": {"dim": 3072, "n_layers": 32, "n_heads": 32},
+    "7b": {"dim": 4096, "n_layers": 32, "n_heads": 32},
+}
+PATCH = 2
+
+
+def variant(size: str, image_size: int = 256) -> Recipe:
+    side = image_size // 8
+    return Recipe(
+        name=f"terdit-{size}" + ("" if image_size == 256 else f"-{image_size}"),
+        family="TerDiT",
+        summary=f"TerDiT-{size.upper()}, {image_size} px, ternary weights",
+        source="Lucky-Lance/TerDiT@825f1f2",
+        constructor=TerDiT,
+        config={"input_size": side, "patch_size": PATCH, **SIZES[size]},
+        signature=class_conditional,
+        latent=(side, side),
+        latent_multiple="patch_size",
+        size_argument="input_size",
+        sampling=LINEAR_DDPM,
+        guidance=first_channels(default_scale=1.5),
+        islands=Islands(modules=("t_embedder", "layers.*.adaLN_modulation.2")),
+    )
+
+
+RECIPES = tuple(variant(size, image_size) for image_size in (256, 512) for size in SIZES)
