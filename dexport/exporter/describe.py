@@ -17,6 +17,7 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     variant = resolve(recipe)
     signature = variant.signature
     guidance = recipe.guidance
+    rule = guidance and {"rule": guidance.rule_for(variant.config), "default_scale": guidance.default_scale}
     return {
         "name": recipe.name,
         "family": recipe.family,
@@ -35,9 +36,7 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "custom_ops": list(recipe.ops),
         "islands": asdict(recipe.islands),
         "gates_relative_l2": dict(recipe.gates),
-        "guidance": {"rule": guidance.rule_for(variant.config), "default_scale": guidance.default_scale}
-        if guidance
-        else None,
+        "guidance": rule,
         "sampling": asdict(recipe.sampling) if recipe.sampling else None,
     }
 

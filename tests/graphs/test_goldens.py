@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
@@ -14,6 +17,7 @@ from dexport.graphs.dit import DiT
 from dexport.graphs.guidance import Guided
 from dexport.graphs.layers import sincos_table
 from dexport.graphs.lit import LinearAttention, LiT
+from dexport.graphs.terdit import TerDiT, TernaryLinear, pack, ternarise, unpack
 from tests.golden import Golden, load_golden, load_keys
 
 ATOL = 2e-5
@@ -53,6 +57,33 @@ def test_sincos_table_is_the_official_one() -> None:
     side = golden.config["input_size"] // golden.config["patch_size"]
     table = sincos_table(golden.config["hidden_size"], side, side)
     torch.testing.assert_close(table, golden.outputs["pos_embed_sincos"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "to_ternary"), [("terdit-packed", unpack), ("terdit-master", ternarise)])
+def test_terdit_matches_the_official_output(name: str, to_ternary: Callable[[Tensor], Tensor]) -> None:
+    golden = load_golden(name)
+    module = TerDiT(**golden.config).eval()
+    weights = dict(golden.weights)
+    for path, layer in module.named_modules():
+        if isinstance(layer, TernaryLinear):
+            weights[f"{path}.weight"] = to_ternary(weights[f"{path}.weight"])
+    module.load_state_dict(weights)
+    inputs, half = golden.inputs, len(golden.inputs["cfg_x"]) // 2
+    with torch.no_grad():
+        out = module(inputs["x"], inputs["t"].float(), inputs["y"])
+        guided = Guided(module, golden.config["num_classes"])(
+            inputs["cfg_x"][:half], inputs["cfg_t"][:half].float(), inputs["cfg_y"][:half], inputs["cfg_scale"]
+        )
+    torch.testing.assert_close(out, golden.outputs["forward"], atol=ATOL, rtol=0)
+    torch.testing.assert_close(guided, golden.outputs["forward_with_cfg"][:half], atol=ATOL, rtol=0)
+    example = next(value for key, value in golden.outputs.items() if key.endswith("example"))
+    assert torch.equal(weights["layers.0.attention.wq.weight"], example)
+
+
+def test_packing_four_ternary_values_to_a_byte_is_the_official_layout() -> None:
+    golden = load_golden("terdit-packed")
+    packed = [weight for weight in golden.weights.values() if weight.dtype == torch.uint8]
+    assert packed and all(torch.equal(pack(unpack(weight)), weight) for weight in packed)
 
 
 @pytest.mark.parametrize(
