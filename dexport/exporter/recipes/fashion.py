@@ -44,5 +44,5 @@ RECIPES = (
     variant("dit-fashion-s", dit.RECIPES[0], patch_size=2, hidden_size=96, depth=6, num_heads=3),
     variant("diffit-fashion", diffit.RECIPES[0], patch_size=2, hidden_size=128, depth=6, num_heads=4),
     variant("lit-fashion", lit.RECIPES[0], patch_size=2, hidden_size=128, depth=6, num_heads=2),
-    variant("terdit-fashion", terdit.RECIPES[0], dim=128, n_layers=7, n_heads=4, multiple_of=64),
+    variant("terdit-fashion", terdit.RECIPES[0], patch_size=2, dim=128, n_layers=7, n_heads=4, multiple_of=64),
 )
