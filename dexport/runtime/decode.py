@@ -1,0 +1,141 @@
+"""From what a denoiser produced to images: a VAE session, in tiles where the latent is larger than its graph, or none.
+
+Latents and images are (batch, channels, height, width) throughout.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from dexport.errors import UsageError
+from dexport.runtime.tiles import Tiles
+
+MAX_BATCH = 4
+"""Latents decoded at once where the graph leaves the batch open: the activations of a VAE are large."""
+OVERLAP = 0.25
+CHANNELS_LAST = (0, 2, 3, 1)
+
+
+class Decoder(Protocol):
+    """Latents in the denoiser's scale, (B, C, h, w) float32 -> images (B, 3 or 1, H, W) float32 in [-1, 1], clipped."""
+
+    def __call__(self, latents: np.ndarray) -> np.ndarray: ...
+
+
+class DecoderSession(Protocol):
+    """What a :class:`VaeDecoder` needs of a session: the shape of ``z``, and ``session(z=array)["image"]``."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]: ...
+
+    def __call__(self, **inputs: np.ndarray) -> Mapping[str, np.ndarray]: ...
+
+
+class VaeDecoder:
+    """A decoder graph with a fixed spatial size, for latents of that size and larger ones.
+
+    A larger latent is cut into overlapping tiles of exactly the graph's size, which are blended. Near the edge of a
+    tile the decoder sees padding in place of the neighbourhood, so the values next to it are dropped
+    (:class:`~dexport.runtime.tiles.Tiles`). Norms and attention still see one tile only: the result is close to that of
+    a graph for the whole, and equal only where the receptive field is at most a quarter of the overlap.
+
+    Args:
+        session: takes ``z`` (B, C, h, w) and gives ``image`` (B, channels, f*h, f*w).
+        latent_scale: latents are divided by it.
+        overlap: least overlap of neighbouring tiles, as a fraction of their side.
+
+    Raises:
+        UsageError: such a scale or overlap is not possible, or the session takes something else.
+    """
+
+    def __init__(self, session: DecoderSession, latent_scale: float, overlap: float = OVERLAP) -> None:
+        if not math.isfinite(latent_scale) or latent_scale == 0:
+            raise UsageError(f"latents cannot be divided by {latent_scale}", hint="the scale of the SD VAE is 0.18215")
+        if not 0 <= overlap < 1:
+            raise UsageError(f"tiles cannot overlap by {overlap} of their side", hint="for example 0.25")
+        if list(session.inputs) != ["z"]:
+            raise UsageError(
+                f"this model takes {', '.join(session.inputs)}, but a decoder takes z", hint="build sd-vae-decoder"
+            )
+        self._session = session
+        self._latent_scale = latent_scale
+        self._overlap = overlap
+        batch, _, *self._sides = session.inputs["z"].shape
+        self._fixed_batch = batch if isinstance(batch, int) else None
+
+    def __call__(self, latents: np.ndarray) -> np.ndarray:
+        """Raises UsageError for a latent smaller than a tile, or one that the session refuses."""
+        _check_latents(latents)
+        z = np.asarray(latents / self._latent_scale, dtype=np.float32)
+        rows, columns = (self._tiles(axis, z.shape) for axis in (0, 1))
+        images = np.zeros(0, np.float32)
+        for row, column in itertools.product(range(len(rows)), range(len(columns))):
+            tile = self._decode(z[:, :, rows.slice(row), columns.slice(column)])
+            factor = tile.shape[2] // rows.size
+            if not images.size:
+                images = np.zeros((*tile.shape[:2], rows.side * factor, columns.side * factor), np.float32)
+            weights = np.outer(rows.weights(row, factor), columns.weights(column, factor))
+            images[:, :, rows.slice(row, factor), columns.slice(column, factor)] += tile * weights
+        return np.clip(images, -1, 1)
+
+    def _tiles(self, axis: int, shape: tuple[int, ...]) -> Tiles:
+        """Tiles along the height (0) or the width (1); a side that the graph leaves open takes the whole."""
+        side, size = shape[2 + axis], self._sides[axis]
+        if not isinstance(size, int):
+            size = side
+        if side < size:
+            raise UsageError(
+                f"a latent of {shape[2]}x{shape[3]} is smaller than the tiles of "
+                f"{self._sides[0]}x{self._sides[1]} that this decoder takes",
+                hint=f"build one for it: dexport build sd-vae-decoder --latent {shape[2]}x{shape[3]}",
+            )
+        return Tiles(side, size, int(size * self._overlap))
+
+    def _decode(self, z: np.ndarray) -> np.ndarray:
+        """Run the session over latents of its own size, in batches that it takes."""
+        size = self._fixed_batch or MAX_BATCH
+        return np.concatenate([self._run(z[start : start + size]) for start in range(0, len(z), size)])
+
+    def _run(self, z: np.ndarray) -> np.ndarray:
+        missing = (self._fixed_batch or len(z)) - len(z)
+        filled = np.concatenate([z, np.repeat(z[-1:], missing, axis=0)])
+        return self._session(z=filled)["image"][: len(z)]
+
+
+class PixelShuffle:
+    """No network: the channels of a cell are a square of pixels, (B, C*f*f, h, w) -> (B, C, h*f, w*f), clipped.
+
+    The order of channels is that of ``torch.nn.PixelShuffle``.
+    """
+
+    def __init__(self, factor: int) -> None:
+        if factor < 1:
+            raise UsageError(f"pixels cannot be shuffled by a factor of {factor}", hint="give 1 or more")
+        self.factor = factor
+
+    def __call__(self, latents: np.ndarray) -> np.ndarray:
+        """Raises UsageError where the channels are no multiple of the factor's square."""
+        _check_latents(latents)
+        batch, channels, height, width = latents.shape
+        f = self.factor
+        if channels % (f * f):
+            raise UsageError(f"{channels} channels are no multiple of {f * f}, as a pixel shuffle by {f} needs")
+        cells = latents.reshape(batch, channels // (f * f), f, f, height, width).transpose(0, 1, 4, 2, 5, 3)
+        images = cells.reshape(batch, channels // (f * f), height * f, width * f)
+        return np.clip(images, -1, 1).astype(np.float32)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Images (B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8: (x + 1) * 127.5, rounded half to even, clipped."""
+    levels = np.rint((images.astype(np.float32) + 1) * 127.5)
+    return np.ascontiguousarray(np.clip(levels, 0, 255).transpose(CHANNELS_LAST)).astype(np.uint8)
+
+
+def _check_latents(latents: np.ndarray) -> None:
+    if latents.ndim != 4 or not latents.size:
+        raise UsageError(f"latents have shape {list(latents.shape)}, expected (batch, channels, height, width)")
