@@ -28,11 +28,13 @@ def recipes() -> dict[str, Recipe]:
     return all_recipes()
 
 
-def build(recipe: str | Recipe, output: str | Path, *, listener: Listener | None = None, **options: Any) -> BuildResult:
+def build(
+    recipe: str | Recipe | None, output: str | Path, *, listener: Listener | None = None, **options: Any
+) -> BuildResult:
     """Build a bundle.
 
     Args:
-        recipe: a name, a path to a recipe file, or a Recipe.
+        recipe: a name, a path to a recipe file, or a Recipe; None with ``stitch="NAME:SHARE,NAME:SHARE"``.
         output: folder of the bundle.
         listener: told about progress.
         options: fields of :class:`dexport.exporter.build.BuildOptions`.

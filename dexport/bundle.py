@@ -6,6 +6,7 @@
       model.onnx.data          its weights
       engines/<flavour>-<targets>.plan
       reports/                 parity.json is the truth, parity.md a view of it
+      parts/<name>/            whole bundles inside this one: a decoder, or the denoisers of a stitched bundle
 
 Imports neither torch nor onnx, so that production code can load a bundle with little installed.
 """
@@ -34,6 +35,9 @@ MODEL_DATA = "model.onnx.data"
 ENGINES = "engines"
 DRAFT = ".partial-"
 REPORTS = "reports"
+PARTS = "parts"
+DECODER = "decoder"
+STITCH = "stitch"
 REPLACED = "replaced"
 DISK_ERRORS = (
     errno.ENOSPC,
@@ -64,6 +68,18 @@ class Bundle:
     @property
     def model_path(self) -> Path:
         return self.path / MODEL
+
+    @property
+    def parts(self) -> dict[str, Bundle]:
+        """The bundles inside this one, by name; their hashes have been checked with this one's."""
+        folders = {name: self.path / PARTS / name for name in self.manifest.get("parts", ())}
+        return {name: Bundle(folder, _read_manifest(folder)) for name, folder in folders.items()}
+
+    @property
+    def stitch(self) -> list[tuple[Bundle, float]]:
+        """The denoisers of a stitched bundle with their fractions of the trajectory; empty for any other."""
+        parts = self.parts
+        return [(parts[entry["part"]], entry["fraction"]) for entry in self.manifest.get(STITCH, ())]
 
     @property
     def failed(self) -> bool:

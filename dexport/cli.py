@@ -69,7 +69,7 @@ def info_command(name: str, as_json: bool) -> None:
 
 
 @main.command("build")
-@click.argument("recipe")
+@click.argument("recipe", required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle. [default: RECIPE]")
 @click.option(
     "--checkpoint",
@@ -138,12 +138,21 @@ def info_command(name: str, as_json: bool) -> None:
     metavar="NAME|FILE",
     help="Batch range: latency, throughput, ci, or a TOML file.",
 )
+@click.option(
+    "--stitch",
+    metavar="NAME[=CHECKPOINT]:SHARE,...",
+    help="Instead of RECIPE: several denoisers, noisiest first, with their shares of the trajectory. "
+    "NAME is a recipe, or the folder of a bundle.",
+)
+@click.option("--with-decoder", is_flag=True, help="Put the decoder of the latents into the bundle.")
+@click.option("--decoder-checkpoint", metavar="FILE|HUB", help="Weights of that decoder.")
 @click.option("--parity/--no-parity", default=True, show_default=True, help="Compare with PyTorch and gate.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
 def build_command(
-    recipe: str,
+    recipe: str | None,
     output: Path | None,
+    stitch: str | None,
     settings: tuple[str, ...],
     latent: str | None,
     targets: tuple[str, ...],
@@ -159,10 +168,13 @@ def build_command(
     from dexport.exporter.variant import parse_settings
     from dexport.validate.build import build_and_validate
 
+    if (recipe is None) == (stitch is None):
+        raise UsageError("give a recipe, or --stitch", hint="`dexport recipes` lists what can be built")
     with Progress() as progress:
         result = build_and_validate(
             recipe,
-            output or Path(Path(recipe).stem),
+            output or Path(Path(recipe).stem if recipe else "stitched"),
+            stitch=stitch,
             settings=parse_settings(settings),
             latent=_parse_latent(latent),
             targets=_split(targets),
@@ -171,6 +183,69 @@ def build_command(
         )
     _print_json(result.bundle.manifest) if as_json else print_result(result)
     sys.exit(exit_code(result))
+
+
+@main.command("sample")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("samples.png"),
+    show_default=True,
+    help="PNG file of the labelled grid; the pictures go to a folder beside it.",
+)
+@click.option("--classes", metavar="N,N", help="Class labels. [default: the first ten]")
+@click.option("--count", default=1, show_default=True, help="Pictures per class.")
+@click.option("--steps", type=int, help="Sampling steps. [default: the system's]")
+@click.option("--cfg", "cfg_scale", type=float, help="Guidance scale, 1 for none. [default: the system's]")
+@click.option("--sampler", metavar="NAME", help="ddpm or ddim, where the model fits. [default: the system's]")
+@click.option("--seed", default=0, show_default=True, help="Seed of the noise; each picture has its own stream.")
+@click.option("--batch", default=8, show_default=True, help="Pictures that are made together.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    default="cpu",
+    show_default=True,
+    help="What runs the networks.",
+)
+@click.option("--decoder", type=click.Path(path_type=Path), help="A decoder's bundle, where BUNDLE brings none.")
+@click.option(
+    "--stitch-fraction",
+    "fraction",
+    type=float,
+    help="Share of the trajectory of the first of two stitched denoisers, 0 to 1. [default: the bundle's]",
+)
+@click.option("--force", is_flag=True, help="Replace samples of another run.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+def sample_command(
+    bundle: Path,
+    provider: str,
+    decoder: Path | None,
+    classes: str | None,
+    fraction: float | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Generate images with a bundle: a labelled grid, and every picture.
+
+    Needs neither torch nor onnx. A run that was interrupted makes the missing pictures only.
+    """
+    from dexport.console import Progress, print_generated
+    from dexport.runtime.generate import generate
+    from dexport.runtime.pipeline import Pipeline
+    from dexport.runtime.stitch import halves
+
+    with Progress() as progress:
+        progress.start("sample")
+        generated = generate(
+            Pipeline.open(bundle, provider, decoder),
+            classes=_parse_classes(classes),
+            fractions=() if fraction is None else halves(fraction),
+            on_progress=progress.advance,
+            **options,
+        )
+    _print_json(vars(generated)) if as_json else print_generated(generated)
 
 
 @main.group("plugins")
@@ -233,5 +308,12 @@ def _parse_latent(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
+def _parse_classes(text: str | None) -> list[int]:
+    try:
+        return [int(part) for part in (text or "").split(",") if part]
+    except ValueError as error:
+        raise UsageError(f"--classes {text!r} is not a list of numbers", hint="such as 207,360") from error
+
+
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(value, indent=2, default=str))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,12 +13,14 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from dexport.bundle import ENGINES, MANIFEST, MODEL, REPORTS, Bundle
+from dexport.bundle import ENGINES, MANIFEST, MODEL, PARTS, REPORTS, Bundle
 from dexport.errors import InputError
-from dexport.exporter.build import BuildResult
-from dexport.exporter.steps import Step
-from dexport.validate.parity import ParityReport
-from dexport.validate.report import COLUMNS, rows
+
+if TYPE_CHECKING:  # a terminal that only samples needs no torch
+    from dexport.exporter.build import BuildResult
+    from dexport.exporter.steps import Step
+    from dexport.runtime.generate import Generated
+    from dexport.validate.parity import ParityReport
 
 WIDE = 150
 """Columns where no terminal says how many it has, such as in CI."""
@@ -119,6 +121,9 @@ def print_bundle(bundle: Bundle) -> None:
 
 def _print_bundle(bundle: Bundle) -> None:
     m = bundle.manifest
+    if bundle.stitch:
+        _print_stitched(bundle)
+        return
     out.print(f"[bold]{bundle.path}[/]: {m['recipe']['family']} {m['name']}, {_colored(m['status'])}, hashes verified")
     precision = m["precision"]
     kinds: dict[str, int] = {}
@@ -144,26 +149,50 @@ def _print_bundle(bundle: Bundle) -> None:
     out.print(table)
 
 
+def _print_stitched(bundle: Bundle) -> None:
+    m = bundle.manifest
+    out.print(f"[bold]{bundle.path}[/]: {m['name']}, {_colored(m['status'])}, hashes verified")
+    _print_lines({f"{fraction:.0%}": str(part.path) for part, fraction in bundle.stitch})
+    for part, _ in bundle.stitch:
+        _print_bundle(part)
+
+
+def print_generated(generated: Generated) -> None:
+    """What ``dexport sample`` made."""
+    settings = generated.settings
+    guidance = f"cfg {settings['cfg']:g}, " if settings["cfg"] != 1 else ""
+    out.print(
+        f"{generated.made} images in {generated.seconds:.1f} s"
+        + (f", {generated.kept} kept" if generated.kept else "")
+        + f": {settings['steps']} {settings['sampler']} steps, {guidance}seed {settings['seed']}, {generated.runner}"
+    )
+    out.print(f"  {generated.grid}\n  {generated.folder}")
+
+
 def print_result(result: BuildResult) -> None:
     """What a build made: the parity table, the engine, and the paths to look at."""
     manifest, path = result.bundle.manifest, result.bundle.path
     if manifest["weights"]["random"]:
         out.print(f"[yellow]RANDOM weights[/] (seed {manifest['weights']['seed']}): this is not a trained model")
-    if isinstance(result.verdict, ParityReport):
-        print_parity(result.verdict)
-    else:
+    for part, verdict in {"": result.verdict, **result.parts}.items():
+        if verdict is not None:
+            print_parity(verdict, part)  # type: ignore[arg-type]
+    if manifest["status"] == "not verified":
         out.print("parity: [yellow]not run[/] (--no-parity)")
-    if manifest["engine"]:
-        out.print(f"engine: {_engine_line(manifest['engine'])}")
+    for name, bundle in {"": result.bundle, **result.bundle.parts}.items():
+        if bundle.manifest.get("engine"):
+            out.print(f"engine{name and f' of {name}'}: {_engine_line(bundle.manifest['engine'])}")
     out.print(f"bundle: {path} ({_colored(manifest['status'])})")
-    for name in (MODEL, ENGINES, REPORTS):
+    for name in (MODEL, ENGINES, REPORTS, PARTS):
         if (path / name).exists():
             out.print(f"  {path / name}")
 
 
-def print_parity(report: ParityReport) -> None:
+def print_parity(report: ParityReport, part: str = "") -> None:
     """The table of checks."""
-    table = Table(*COLUMNS, title=f"{report.precision} against {report.reference}")
+    from dexport.validate.report import COLUMNS, rows
+
+    table = Table(*COLUMNS, title=f"{part and f'{part}: '}{report.precision} against {report.reference}")
     for row in rows(report):
         table.add_row(*row[:-1], _colored(row[-1]))
     out.print(table)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import ENGINES, REPORTS, Bundle, Draft
+from dexport.bundle import DECODER, ENGINES, PARTS, REPORTS, Bundle, Draft
 from dexport.errors import DexportError, UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
@@ -18,7 +18,7 @@ from dexport.exporter.export import Exported, export_onnx
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes.precision import DATA_MOVEMENT
-from dexport.exporter.recipes import find_recipe
+from dexport.exporter.recipes import all_recipes, find_recipe
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.trace import DEFAULT_OPSET
@@ -45,6 +45,7 @@ class BuildOptions:
         targets: compute capabilities; empty for the GPU here, or the profile's.
         profile: name or path.
         parity: whether to compare with PyTorch; without, the bundle says that it was not verified.
+        with_decoder: put the decoder of a denoiser's latents into its bundle, from ``decoder_checkpoint``.
     """
 
     output: Path
@@ -64,6 +65,8 @@ class BuildOptions:
     plugins: str = "auto"
     profile: str = "latency"
     parity: bool = True
+    with_decoder: bool = False
+    decoder_checkpoint: str | None = None
     force: bool = False
 
 
@@ -85,10 +88,11 @@ Verifier = Callable[[Case], tuple[Verdict, Mapping[str, str]]]
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The bundle, and the verdict on it (None when it was not verified)."""
+    """The bundle, the verdict on it (None when it was not verified), and those on its parts."""
 
     bundle: Bundle
     verdict: Verdict | None
+    parts: Mapping[str, Verdict | None] = field(default_factory=dict)
 
 
 def build(
@@ -105,6 +109,7 @@ def build(
     log = StepLog(listener or Silent())
     profile = load_profile(options.profile)
     variant = resolve_options(recipe, options)
+    decoder = resolve_decoder(variant, options)
     choice = choose_engine(options.engine, options.targets, profile.targets) if options.trt else None
     plugins = wants_plugins(options.plugins, choice)
     with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options)) as draft:
@@ -123,6 +128,9 @@ def build(
         )
         engine = _build_engine(draft, variant, exported, choice, profile, plugins, log) if choice else None
         verdict = _verify(draft, variant, weights, options, profile, verify, log) if options.parity else None
+        parts = {}
+        if decoder is not None:
+            parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, options), verify, listener)
         with log.step("hash"):
             bundle = draft.commit(
                 compose(
@@ -136,9 +144,10 @@ def build(
                     engine=engine,
                     verdict=verdict,
                     steps=log.finished,
+                    parts={name: part.bundle for name, part in parts.items()},
                 )
             )
-    return BuildResult(bundle, verdict)
+    return BuildResult(bundle, verdict, {name: part.verdict for name, part in parts.items()})
 
 
 def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
@@ -175,6 +184,48 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
             )
         latent = (cells, cells)
     return resolve(recipe, options.settings, latent, fused=options.guidance == "fused")
+
+
+def resolve_decoder(variant: Variant, options: BuildOptions) -> Variant | None:
+    """The decoder that goes into a denoiser's bundle, for its latents; None when none was asked for.
+
+    Raises:
+        UsageError: a network whose outputs need no decoder, or latents that the decoder does not take.
+    """
+    if not options.with_decoder:
+        if options.decoder_checkpoint is not None:
+            raise UsageError("--decoder-checkpoint needs --with-decoder", hint="add --with-decoder")
+        return None
+    sampling = variant.recipe.sampling
+    if sampling is None or sampling.decoder not in all_recipes():
+        kind = "it is no denoiser" if sampling is None else f"its outputs become images by {sampling.decoder!r}"
+        raise UsageError(f"{variant.recipe.name} takes no decoder: {kind}", hint="leave out --with-decoder")
+    decoder = resolve(find_recipe(sampling.decoder), latent=variant.latent)
+    wanted, given = decoder.signature.inputs[0].shape, variant.signature.inputs[0].shape
+    if wanted != given:
+        raise UsageError(
+            f"{sampling.decoder} takes latents {list(wanted)}, {variant.recipe.name} makes {list(given)}",
+            hint="leave out --with-decoder and give `dexport sample` a decoder bundle",
+        )
+    return decoder
+
+
+def decoder_options(draft: Draft, decoder: Variant, options: BuildOptions) -> BuildOptions:
+    """How a decoder is built inside the bundle that it serves."""
+    return replace(
+        options,
+        output=draft.path / PARTS / DECODER,
+        checkpoint=options.decoder_checkpoint,
+        init_from=None,
+        settings={},
+        latent=decoder.latent,
+        image_size=None,
+        guidance="none",
+        islands=(),
+        with_decoder=False,
+        decoder_checkpoint=None,
+        force=False,
+    )
 
 
 def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:
@@ -247,5 +298,5 @@ def _verify(
 
 
 def exit_code(result: BuildResult) -> int:
-    """0, or that of a failed gate."""
-    return 0 if result.verdict is None or result.verdict.passed else DexportError.exit_code
+    """0, or that of a failed gate, its own or a part's."""
+    return DexportError.exit_code if result.bundle.failed else 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from dexport.bundle import Bundle
 from dexport.exporter.engine import EngineChoice, EngineReport
 from dexport.exporter.export import Exported
 from dexport.exporter.machine import package_versions
@@ -14,6 +16,10 @@ from dexport.exporter.steps import Step
 from dexport.exporter.variant import Variant
 from dexport.profiles import Profile
 from dexport.version import __version__
+
+LABELS = "y"
+STATUSES = ("passed", "not verified", "failed")
+"""From best to worst."""
 
 
 class Verdict(Protocol):
@@ -46,17 +52,20 @@ def compose(
     engine: Engine | None,
     verdict: Verdict | None,
     steps: list[Step],
+    parts: Mapping[str, Bundle],
 ) -> dict[str, Any]:
     """The manifest, but for the schema version and the file hashes, which the bundle adds."""
     signature = variant.signature
     return {
         "name": variant.recipe.name,
-        "status": "not verified" if verdict is None else "passed" if verdict.passed else "failed",
+        "status": worst("not verified" if verdict is None else "passed" if verdict.passed else "failed", parts),
         "dexport": __version__,
         "recipe": {"name": variant.recipe.name, "family": variant.recipe.family, "source": variant.recipe.source},
         "config": dict(variant.config),
         "latent": list(variant.latent),
         "guidance": variant.guidance_rule,
+        "sampling": sampling(variant),
+        "parts": list(parts),
         "weights": dict(weights),
         "opset": opset,
         "precision": {
@@ -73,6 +82,29 @@ def compose(
         "parity": {"passed": None, "not_run": ["switched off"]} if verdict is None else verdict.summary(),
         "steps": [asdict(step) for step in steps],
         "tools": package_versions(),
+    }
+
+
+def worst(status: str, parts: Mapping[str, Bundle]) -> str:
+    """The status of a bundle with its parts: one that failed fails the whole."""
+    return max((status, *(part.manifest["status"] for part in parts.values())), key=STATUSES.index)
+
+
+def sampling(variant: Variant) -> dict[str, Any] | None:
+    """What a sampler has to know about a denoiser; None for anything else."""
+    recipe = variant.recipe
+    if recipe.sampling is None:
+        return None
+    classes = [int(spec.high) + 1 for spec in variant.signature.inputs if spec.name == LABELS]
+    guidance, null_label = recipe.guidance, None
+    if guidance is not None:
+        with contextlib.suppress(ValueError):
+            null_label = guidance.null_label(variant.config)
+    return {
+        **asdict(recipe.sampling),
+        "classes": classes[0] if classes else None,
+        "null_label": null_label,
+        "guidance": guidance and {"rule": guidance.rule_for(variant.config), "default_scale": guidance.default_scale},
     }
 
 

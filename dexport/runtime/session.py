@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from dexport.bundle import load_bundle
+from dexport.bundle import Bundle, load_bundle
 from dexport.errors import InputError, MachineError, UsageError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -106,4 +106,14 @@ def _fits(shape: Sequence[int], expected: Sequence[int | str | None]) -> bool:
 
 def open_bundle(path: str | Path, provider: str = "cpu") -> OnnxSession:
     """Check a bundle's hashes and open its ONNX model."""
-    return OnnxSession(load_bundle(path).model_path, provider)
+    return open_session(load_bundle(path), provider)
+
+
+def open_session(bundle: Bundle, provider: str = "cpu") -> OnnxSession:
+    """Open the ONNX model of a bundle whose hashes have been checked."""
+    if bundle.stitch:
+        raise UsageError(
+            f"{bundle.path} holds {len(bundle.stitch)} denoisers, not one model",
+            hint=f"open one of {', '.join(str(part.path) for part, _ in bundle.stitch)}, or use `dexport sample`",
+        )
+    return OnnxSession(bundle.model_path, provider)

@@ -58,6 +58,13 @@ class Stitch:
         return self.denoisers[choose(float(t[0]), self.fractions, self.steps)](x, t)
 
 
+def halves(fraction: float) -> tuple[float, float]:
+    """The shares of two denoisers, the first of which takes ``fraction``."""
+    if not 0 <= fraction <= 1:
+        raise UsageError(f"a share of {fraction:g}", hint="choose between 0 and 1")
+    return fraction, 1 - fraction
+
+
 def check_fractions(fractions: Sequence[float]) -> None:
     """Refuse fractions outside [0, 1] or that do not sum to 1."""
     if any(not 0 <= fraction <= 1 for fraction in fractions) or abs(sum(fractions) - 1) > SUM_TOLERANCE:

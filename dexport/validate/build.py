@@ -10,15 +10,28 @@ from typing import Any
 from dexport.exporter.build import BuildOptions, BuildResult, Case, build
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import Listener
+from dexport.exporter.stitch import build_stitched, parse_stitch
 from dexport.validate.parity import ParityReport, check_parity
 from dexport.validate.report import markdown
 
 
 def build_and_validate(
-    recipe: str | Recipe, output: str | Path, *, listener: Listener | None = None, **options: Any
+    recipe: str | Recipe | None,
+    output: str | Path,
+    *,
+    stitch: str | None = None,
+    listener: Listener | None = None,
+    **options: Any,
 ) -> BuildResult:
-    """Build a bundle and gate it; ``options`` are fields of :class:`BuildOptions`."""
-    return build(recipe, BuildOptions(output=Path(output), **options), forward_parity, listener)
+    """Build a bundle and gate it; ``options`` are fields of :class:`BuildOptions`.
+
+    ``stitch`` takes the recipe's place: ``NAME[=CHECKPOINT]:SHARE,...``.
+    """
+    chosen = BuildOptions(output=Path(output), **options)
+    if stitch is not None:
+        return build_stitched(parse_stitch(stitch), chosen, forward_parity, listener)
+    assert recipe is not None
+    return build(recipe, chosen, forward_parity, listener)
 
 
 def forward_parity(case: Case) -> tuple[ParityReport, Mapping[str, str]]:

@@ -15,8 +15,9 @@ from dexport.exporter.recipes.denoiser import LINEAR_DDPM, require_null_label
 from dexport.exporter.recipes.recipe import Guidance, Recipe
 
 SIDE = 16
-CLASSES = 10
-SAMPLING = replace(LINEAR_DDPM, steps=50, latent_scale=1.0, decoder="pixel-shuffle-2")
+
+CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+SAMPLING = replace(LINEAR_DDPM, steps=50, latent_scale=1.0, decoder="pixel-shuffle-2", class_names=CLASSES)
 
 
 def variant(name: str, like: Recipe, **config: Any) -> Recipe:
@@ -27,7 +28,7 @@ def variant(name: str, like: Recipe, **config: Any) -> Recipe:
         like,
         name=name,
         summary=f"{like.family}, trained on 32 px Fashion-MNIST",
-        config={"num_classes": CLASSES, **config},
+        config={"num_classes": len(CLASSES), **config},
         latent=(SIDE, SIDE),
         pixels_per_latent=2,
         sampling=SAMPLING,

@@ -1,0 +1,125 @@
+"""What ``dexport sample`` does: pictures of a bundle in a folder, and their grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dexport.errors import UsageError
+from dexport.runtime.gallery import Gallery
+from dexport.runtime.noise import Noise
+from dexport.runtime.pipeline import Pipeline
+
+DEFAULT_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a run made.
+
+    Attributes:
+        grid, folder: the picture of all samples, and the folder that holds each of them.
+        settings: what fixes every picture, as the folder records it.
+        made, kept: pictures made now, and those that were there already.
+        seconds: for those made now.
+        runner: what ran.
+    """
+
+    grid: Path
+    folder: Path
+    settings: dict[str, Any]
+    made: int
+    kept: int
+    seconds: float
+    runner: str
+
+
+def generate(
+    pipeline: Pipeline,
+    output: Path,
+    *,
+    classes: Sequence[int] = (),
+    count: int = 1,
+    sampler: str | None = None,
+    steps: int | None = None,
+    cfg_scale: float | None = None,
+    seed: int = 0,
+    batch: int = 8,
+    fractions: Sequence[float] = (),
+    force: bool = False,
+    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
+) -> Generated:
+    """Sample ``count`` pictures of each class and draw the grid.
+
+    A run that was interrupted goes on with the pictures that are missing: each has its own noise, so they are the same
+    whichever are made together.
+
+    Args:
+        output: PNG file of the grid; the pictures go to a folder named after it.
+        classes: labels; by default the first few. An unconditional network takes none.
+
+    Raises:
+        UsageError: anything that the model, the sampler or the guidance does not have, before any work.
+    """
+    if output.suffix.lower() != ".png":
+        raise UsageError(f"-o {output} is not a PNG file", hint=f"for example -o {output.with_suffix('.png')}")
+    if count < 1 or batch < 1:
+        raise UsageError(f"--count {count}, --batch {batch}: both start at 1", hint="give 1 or more")
+    labels = [label for label in _classes(pipeline, classes) for _ in range(count)]
+    plan = pipeline.sampler(sampler, steps)
+    pipeline.denoiser([label for label in labels if label is not None], cfg_scale, fractions)
+    settings = {
+        "bundle": pipeline.bundle.manifest["name"],
+        "files": {name: entry["sha256"] for name, entry in pipeline.bundle.manifest["files"].items()},
+        "runner": pipeline.runner,
+        "sampler": sampler or pipeline.facts["sampler"],
+        "steps": steps or pipeline.facts["steps"],
+        "cfg": pipeline.default_scale if cfg_scale is None else cfg_scale,
+        "fractions": list(fractions or pipeline.fractions),
+        "seed": seed,
+        "labels": labels,
+    }
+    gallery = Gallery(
+        output.with_name(f"{output.stem}-images"),
+        settings,
+        [_caption(pipeline, label) for label in labels],
+        force=force,
+    )
+    missing = gallery.missing()
+    started = time.perf_counter()
+    for first in range(0, len(missing), batch):
+        numbers = missing[first : first + batch]
+        on_progress(first, len(missing), f"{first} of {len(missing)} images")
+        latents = pipeline.sample(
+            [label for label in (labels[number] for number in numbers) if label is not None],
+            Noise(seed, images=numbers),
+            sampler=plan,
+            cfg_scale=cfg_scale,
+            fractions=fractions,
+        )
+        for number, image in zip(numbers, pipeline.images(latents), strict=True):
+            gallery.add(number, image)
+    seconds = time.perf_counter() - started
+    gallery.write_grid(output, columns=count if count > 1 else None)
+    kept = len(labels) - len(missing)
+    return Generated(output, gallery.folder, settings, len(missing), kept, round(seconds, 2), pipeline.runner)
+
+
+def _classes(pipeline: Pipeline, classes: Sequence[int]) -> Sequence[int | None]:
+    if pipeline.classes is None:
+        if classes:
+            raise UsageError(
+                f"{pipeline.bundle.manifest['name']} is unconditional and has no classes", hint="leave out --classes"
+            )
+        return [None]
+    return classes or range(min(DEFAULT_CLASSES, pipeline.classes))
+
+
+def _caption(pipeline: Pipeline, label: int | None) -> str:
+    if label is None:
+        return ""
+    names = pipeline.facts["class_names"]
+    return names[label] if names else f"class {label}"

@@ -1,0 +1,158 @@
+"""A bundle as a generator of images: labels in, pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dexport.bundle import DECODER, Bundle, load_bundle
+from dexport.errors import InputError, UsageError
+from dexport.runtime.decode import Decoder, PixelShuffle, VaeDecoder, to_uint8
+from dexport.runtime.guidance import (
+    UNGUIDED,
+    Feed,
+    Session,
+    check_labels,
+    feed_class_conditional,
+    feed_log_snr,
+    feed_sigma,
+    find_rule,
+    fused,
+    guided,
+)
+from dexport.runtime.noise import Noise
+from dexport.runtime.samplers import Denoiser, Sampler, make_sampler, sample
+from dexport.runtime.session import open_session
+from dexport.runtime.stitch import Stitch
+
+FEEDS: Mapping[str, Feed] = {"log_snr": feed_log_snr, "sigma": feed_sigma}
+"""By the input that tells them from the DiT lineage."""
+SAME_SCHEDULE = ({"ddpm", "ddim"},)
+"""Samplers that may stand in for each other."""
+PIXEL_SHUFFLE = "pixel-shuffle-"
+
+
+class Pipeline:
+    """A denoiser's bundle, or a stitched one, with its sampler, guidance and decoder.
+
+    Args:
+        bundle: a bundle whose hashes have been checked.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        decoder: a decoder's bundle, where the bundle brings none.
+
+    Attributes:
+        facts: the manifest's ``sampling`` section.
+        shape: (C, H, W) of one latent.
+
+    Raises:
+        InputError: not a denoiser's bundle.
+    """
+
+    def __init__(self, bundle: Bundle, provider: str = "cpu", decoder: Bundle | None = None) -> None:
+        self.bundle = bundle
+        self.facts: Mapping[str, Any] = bundle.manifest.get("sampling") or {}
+        if not self.facts:
+            raise InputError(
+                f"{bundle.path} cannot be sampled: it holds no denoiser", hint="build one, such as dit-xl-2"
+            )
+        self._parts = [part for part, _ in bundle.stitch] or [bundle]
+        self.fractions = tuple(fraction for _, fraction in bundle.stitch)
+        self._sessions: list[Session] = [open_session(part, provider) for part in self._parts]
+        self.runner = self._sessions[0].runner  # type: ignore[attr-defined]
+        self.shape = tuple(self._parts[0].manifest["io"]["inputs"][0]["shape"][1:])
+        self.decode = self._decoder(provider, decoder)
+
+    @classmethod
+    def open(cls, path: str | Path, provider: str = "cpu", decoder: str | Path | None = None) -> Pipeline:
+        """Check the hashes of a bundle and of a decoder's, and open them."""
+        return cls(load_bundle(path), provider, load_bundle(decoder) if decoder is not None else None)
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are; None for an unconditional network."""
+        return self.facts["classes"]
+
+    @property
+    def default_scale(self) -> float:
+        """The system's own guidance scale; 1 where it has none."""
+        return self.facts["guidance"]["default_scale"] if self.facts["null_label"] is not None else UNGUIDED
+
+    def sampler(self, name: str | None = None, steps: int | None = None) -> Sampler:
+        """The system's own sampler, or one that fits its schedule."""
+        own = self.facts["sampler"]
+        name = name or own
+        if name != own and not any({name, own} <= group for group in SAME_SCHEDULE):
+            raise UsageError(
+                f"{self.bundle.manifest['name']} was trained for {own!r}, whose schedule {name!r} does not share",
+                hint="leave out --sampler",
+            )
+        return make_sampler(name, steps or self.facts["steps"])
+
+    def denoiser(
+        self, labels: Sequence[int], cfg_scale: float | None = None, fractions: Sequence[float] | None = None
+    ) -> Denoiser:
+        """The guided, stitched denoiser of one batch.
+
+        Args:
+            labels: one class per image; empty for an unconditional network.
+            fractions: shares of the trajectory, instead of the bundle's own.
+
+        Raises:
+            UsageError: labels that the model does not have, guidance without a null class, fractions for one denoiser.
+        """
+        if self.classes is not None:
+            check_labels(labels, self.classes)
+        scale = self.default_scale if cfg_scale is None else cfg_scale
+        denoisers = [self._guided(*pair, labels, scale) for pair in zip(self._parts, self._sessions, strict=True)]
+        shares = fractions or self.fractions
+        if not shares:
+            return denoisers[0]
+        return Stitch(denoisers, shares)
+
+    def sample(
+        self,
+        labels: Sequence[int],
+        noise: Noise,
+        *,
+        sampler: Sampler | None = None,
+        cfg_scale: float | None = None,
+        fractions: Sequence[float] | None = None,
+    ) -> np.ndarray:
+        """Latents (B, C, H, W) float32 of one batch, in the denoiser's scale; one image per stream of ``noise``."""
+        denoiser = self.denoiser(labels, cfg_scale, fractions)
+        return sample(sampler or self.sampler(), denoiser, noise, (len(noise.images), *self.shape)).astype(np.float32)
+
+    def images(self, latents: np.ndarray) -> np.ndarray:
+        """Pictures (B, H, W, C) uint8 of latents."""
+        return to_uint8(self.decode(latents))
+
+    def _guided(self, part: Bundle, session: Session, labels: Sequence[int], scale: float) -> Denoiser:
+        inputs = [spec["name"] for spec in part.manifest["io"]["inputs"]]
+        feed = next((FEEDS[name] for name in inputs if name in FEEDS), feed_class_conditional)
+        if part.manifest["guidance"] != "none":
+            return fused(session, labels, scale, feed)
+        facts = part.manifest["sampling"]
+        if facts["guidance"] is None:
+            return guided(session, labels, scale, None, feed=feed)
+        return guided(session, labels, scale, facts["null_label"], find_rule(facts["guidance"]["rule"]), feed)
+
+    def _decoder(self, provider: str, given: Bundle | None) -> Callable[[np.ndarray], np.ndarray] | Decoder:
+        kind = self.facts["decoder"]
+        if kind == "none":
+            return _clipped
+        if kind.startswith(PIXEL_SHUFFLE):
+            return PixelShuffle(int(kind.removeprefix(PIXEL_SHUFFLE)))
+        inside = [bundle.parts[DECODER] for bundle in (self.bundle, *self._parts) if DECODER in bundle.parts]
+        if given is None and not inside:
+            raise UsageError(
+                f"{self.bundle.path} makes latents and has no decoder",
+                hint=f"build it with --with-decoder, or build {kind} and give that bundle with --decoder",
+            )
+        return VaeDecoder(open_session(given or inside[0], provider), self.facts["latent_scale"])
+
+
+def _clipped(images: np.ndarray) -> np.ndarray:
+    return np.clip(images, -1, 1)

@@ -1,0 +1,35 @@
+"""Small denoisers to sample with: a narrow DiT on the shapes of the Fashion-MNIST recipes, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dexport
+
+NARROW = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+
+
+def build_narrow(path: Path, recipe: str | None = "dit-fashion", **options: Any) -> Path:
+    dexport.build(recipe, path, settings=NARROW, profile="ci", parity=False, **options)
+    return path
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_narrow(tmp_path_factory.mktemp("plain") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with other weights."""
+    return build_narrow(tmp_path_factory.mktemp("other") / "bundle", seed=1)
+
+
+@pytest.fixture(scope="session")
+def stitched(plain: Path, other: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stitched") / "bundle"
+    dexport.build(None, path, stitch=f"{plain}:0.4,{other}:0.6")
+    return path

@@ -1,0 +1,118 @@
+"""Runs of ``dexport sample``: the same pictures however they are batched, interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dexport.errors import UsageError
+from dexport.runtime.gallery import Gallery
+from dexport.runtime.generate import Generated, generate
+from dexport.runtime.pipeline import Pipeline
+
+
+def run(bundle: Path, output: Path, **options: object) -> Generated:
+    return generate(Pipeline.open(bundle), output, steps=4, **options)  # type: ignore[arg-type]
+
+
+def pictures(generated: Generated) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in generated.folder.glob("*.png")}
+
+
+def test_one_picture_of_each_class_by_default(plain: Path, tmp_path: Path) -> None:
+    generated = run(plain, tmp_path / "out.png")
+    assert (generated.made, generated.kept) == (10, 0)
+    assert generated.settings["labels"] == list(range(10))
+    assert generated.settings["cfg"] == 2.0
+    assert generated.grid.exists()
+    assert sorted(pictures(generated)) == [f"{number:05d}.png" for number in range(10)]
+
+
+def test_interrupted_run_makes_the_missing_pictures_only(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(plain, tmp_path / "whole.png", classes=[1, 2, 3], count=2)
+
+    def interrupt(done: int, _total: int, _detail: str) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plain, tmp_path / "out.png", classes=[1, 2, 3], count=2, batch=2, on_progress=interrupt)
+    assert not (tmp_path / "out.png").exists()
+    made: list[int] = []
+    add = Gallery.add
+    monkeypatch.setattr(Gallery, "add", lambda self, number, image: (made.append(number), add(self, number, image)))
+    resumed = run(plain, tmp_path / "out.png", classes=[1, 2, 3], count=2, batch=2)
+    assert made == [4, 5]
+    assert (resumed.made, resumed.kept) == (2, 4)
+    assert pictures(resumed) == pictures(whole)
+
+
+def test_nothing_is_left_of_a_refused_run(plain: Path, tmp_path: Path) -> None:
+    for options in ({"classes": [10]}, {"sampler": "edm"}, {"count": 0}, {"batch": 0}, {"cfg_scale": 0.5}):
+        with pytest.raises(UsageError):
+            run(plain, tmp_path / "out.png", **options)
+    with pytest.raises(UsageError, match="not a PNG"):
+        run(plain, tmp_path / "out.jpg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_give_other_pictures(plain: Path, tmp_path: Path) -> None:
+    first, second = (run(plain, tmp_path / f"{seed}.png", classes=[1], seed=seed) for seed in (0, 1))
+    assert pictures(first) != pictures(second)
+
+
+def sample_command(bundle: Path, output: Path, *options: str) -> list[str]:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript'): sys.modules[name] = None\n"
+        "from dexport.cli import main\n"
+        "main()\n"
+    )
+    return [sys.executable, "-c", code, "sample", str(bundle), "-o", str(output), *options]
+
+
+def test_the_command_needs_neither_torch_nor_onnx(plain: Path, tmp_path: Path) -> None:
+    command = sample_command(plain, tmp_path / "out.png", "--classes", "3,1", "--steps", "4", "--cfg", "1.5")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 images in ")
+    expected = run(plain, tmp_path / "here.png", classes=[3, 1], cfg_scale=1.5)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out-images").glob("*.png")} == pictures(expected)
+
+
+def test_a_killed_run_is_resumed(plain: Path, tmp_path: Path) -> None:
+    command = sample_command(plain, tmp_path / "out.png", "--count", "20", "--steps", "20", "--batch", "1")
+    folder = tmp_path / "out-images"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("*.png"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    assert 2 <= len(before) < 200
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    assert f"{len(before)} kept" in done.stdout
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    assert len(after) == 200
+    assert before.items() <= after.items()
+    images = Gallery(folder, *_settings(folder)).images()
+    assert images.shape == (200, 32, 32, 1)
+    assert np.ptp(images) > 0
+
+
+def _settings(folder: Path) -> tuple[dict[str, object], list[str]]:
+    settings = json.loads((folder / "run.json").read_text())
+    return settings, [""] * len(settings["labels"])
