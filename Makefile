@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch -c constraints.txt
-	$(BIN)/pip install --quiet -e '.[dev,rtx,plugins]' -c constraints.txt
+	$(BIN)/pip install --quiet -e '.[dev,rtx,plugins,plots]' -c constraints.txt
 	touch $@
 
 demo: $(STAMP)

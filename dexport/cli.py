@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
+from dexport.bundle import writing_to
 from dexport.errors import DexportError, UsageError
 from dexport.version import __version__
+
+Number = TypeVar("Number", int, float)
 
 
 class Group(click.Group):
@@ -240,12 +244,64 @@ def sample_command(
         progress.start("sample")
         generated = generate(
             Pipeline.open(bundle, provider, decoder),
-            classes=_parse_classes(classes),
+            classes=_parse_numbers(classes or "", "--classes", "207,360", int),
             fractions=() if fraction is None else halves(fraction),
             on_progress=progress.advance,
             **options,
         )
     _print_json(vars(generated)) if as_json else print_generated(generated)
+
+
+@main.command("sweep")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("sweep.json"),
+    show_default=True,
+    help="JSON file; the plot goes beside it, as PNG.",
+)
+@click.option("--fractions", default="0,0.2,0.4,0.6,0.8,1", show_default=True, help="Shares of the first denoiser.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Real images: an .npz with arr_0 (N,H,W,C) uint8.")
+@click.option("--count", default=1, show_default=True, help="Pictures per class.")
+@click.option("--steps", type=int, help="Sampling steps. [default: the system's]")
+@click.option("--cfg", "cfg_scale", type=float, help="Guidance scale, 1 for none. [default: the system's]")
+@click.option("--sampler", metavar="NAME", help="ddpm or ddim, where the model fits. [default: the system's]")
+@click.option("--seed", default=0, show_default=True, help="Seed of the noise, the same at every share.")
+@click.option("--batch", default=8, show_default=True, help="Pictures that are made together.")
+@click.option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True)
+@click.option("--decoder", type=click.Path(path_type=Path), help="A decoder's bundle, where BUNDLE brings none.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+def sweep_command(
+    bundle: Path,
+    output: Path,
+    fractions: str,
+    reference: Path | None,
+    provider: str,
+    decoder: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Stitch two denoisers at several shares: what it costs, and how far the images move."""
+    from dexport.console import Progress, print_sweep
+    from dexport.runtime.pipeline import Pipeline
+    from dexport.validate.distances import load_images
+    from dexport.validate.sweep import plot, sweep
+
+    with Progress() as progress:
+        progress.start("sweep")
+        result = sweep(
+            Pipeline.open(bundle, provider, decoder),
+            _parse_numbers(fractions, "--fractions", "0,0.4,1", float),
+            reference=load_images(reference) if reference else None,
+            on_progress=progress.advance,
+            **options,
+        )
+    plot(result, output.with_suffix(".png"))
+    with writing_to(output.parent):
+        output.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    _print_json(result.to_json()) if as_json else print_sweep(result, output)
 
 
 @main.group("plugins")
@@ -308,11 +364,13 @@ def _parse_latent(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _parse_classes(text: str | None) -> list[int]:
+def _parse_numbers(text: str, option: str, example: str, kind: Callable[[str], Number]) -> list[Number]:
     try:
-        return [int(part) for part in (text or "").split(",") if part]
+        return [kind(part) for part in text.split(",") if part]
     except ValueError as error:
-        raise UsageError(f"--classes {text!r} is not a list of numbers", hint="such as 207,360") from error
+        raise UsageError(
+            f"{option} {text!r} is not a list of numbers", hint=f"for example {option} {example}"
+        ) from error
 
 
 def _print_json(value: Any) -> None:

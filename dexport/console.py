@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.exporter.steps import Step
     from dexport.runtime.generate import Generated
     from dexport.validate.parity import ParityReport
+    from dexport.validate.sweep import Sweep
 
 WIDE = 150
 """Columns where no terminal says how many it has, such as in CI."""
@@ -167,6 +169,23 @@ def print_generated(generated: Generated) -> None:
         + f": {settings['steps']} {settings['sampler']} steps, {guidance}seed {settings['seed']}, {generated.runner}"
     )
     out.print(f"  {generated.grid}\n  {generated.folder}")
+
+
+def print_sweep(result: Sweep, path: Path) -> None:
+    """The table of ``dexport sweep``."""
+    from dexport.validate.distances import PIXELS
+
+    title = f"{result.bundle}: {result.images} images, {result.steps} {result.sampler} steps, cfg {result.cfg:g}"
+    columns = ["share", "evaluations", "ms per image", "cost", "relative L2 to share 0"]
+    table = Table(
+        *columns, *[f"{PIXELS} to {result.reference_images} images"] * (result.reference_images > 0), title=title
+    )
+    for point in result.points:
+        row = [f"{point.fraction:g}", "+".join(map(str, point.evaluations)), f"{point.seconds * 1000:.1f}"]
+        row += [f"{point.cost:.2f}x", f"{point.relative_l2:.4f}"]
+        table.add_row(*row, *([] if point.frechet is None else [f"{point.frechet:.4f}"]))
+    out.print(table)
+    out.print(f"{result.runner}; the time is that of the networks\n  {path}\n  {path.with_suffix('.png')}")
 
 
 def print_result(result: BuildResult) -> None:

@@ -13,6 +13,7 @@ EXTRA_OF = {
     "tensorrt": "gpu",
     "pycuda": "gpu",
     "cuda": "plugins",
+    "matplotlib": "plots",
     "triton": "plugins",
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from tests.bundles import other, plain, stitched  # noqa: F401 - fixtures
 from tests.golden import Golden, load_golden
 
 

@@ -103,14 +103,16 @@ class Pipeline:
         Raises:
             UsageError: labels that the model does not have, guidance without a null class, fractions for one denoiser.
         """
+        denoisers = self.denoisers(labels, cfg_scale)
+        shares = fractions or self.fractions
+        return Stitch(denoisers, shares) if shares else denoisers[0]
+
+    def denoisers(self, labels: Sequence[int], cfg_scale: float | None = None) -> list[Denoiser]:
+        """Every guided denoiser of one batch, in the order in which they are stitched."""
         if self.classes is not None:
             check_labels(labels, self.classes)
         scale = self.default_scale if cfg_scale is None else cfg_scale
-        denoisers = [self._guided(*pair, labels, scale) for pair in zip(self._parts, self._sessions, strict=True)]
-        shares = fractions or self.fractions
-        if not shares:
-            return denoisers[0]
-        return Stitch(denoisers, shares)
+        return [self._guided(*pair, labels, scale) for pair in zip(self._parts, self._sessions, strict=True)]
 
     def sample(
         self,

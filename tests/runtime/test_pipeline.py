@@ -16,7 +16,7 @@ from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import make_sampler, sample
 from dexport.validate.metrics import compare
-from tests.runtime.conftest import build_narrow
+from tests.bundles import build_narrow
 
 LABELS = [3, 7]
 NULL = 10

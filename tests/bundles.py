@@ -1,4 +1,4 @@
-"""Small denoisers to sample with: a narrow DiT on the shapes of the Fashion-MNIST recipes, with random weights."""
+"""Fixtures: small denoisers to sample with, narrow DiTs of the Fashion-MNIST shapes with random weights."""
 
 from __future__ import annotations
 

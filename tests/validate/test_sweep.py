@@ -1,0 +1,51 @@
+"""The sweep over shares of a stitched pair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from dexport.cli import main
+from dexport.errors import UsageError
+from dexport.runtime.pipeline import Pipeline
+from dexport.validate.sweep import sweep
+
+
+def test_evaluations_move_from_the_second_to_the_first(stitched: Path) -> None:
+    result = sweep(Pipeline.open(stitched), [0.5, 1.0], steps=4, count=1, batch=4)
+    assert [point.fraction for point in result.points] == [0.0, 0.5, 1.0]
+    assert [point.evaluations for point in result.points] == [(0, 4), (2, 2), (4, 0)]
+    first, _, last = result.points
+    assert (first.cost, first.relative_l2, first.frechet) == (1.0, 0.0, None)
+    assert last.relative_l2 > 0
+
+
+def test_one_denoiser_cannot_be_swept(plain: Path) -> None:
+    with pytest.raises(UsageError, match="holds 1 denoisers"):
+        sweep(Pipeline.open(plain), [0.5])
+
+
+def test_the_command_writes_table_json_and_plot(stitched: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "real.npz", np.random.default_rng(0).integers(0, 256, (20, 32, 32, 1), np.uint8))
+    arguments = ["sweep", stitched, "-o", tmp_path / "s.json", "--fractions", "0,1", "--steps", "4", "--reference"]
+    result = CliRunner().invoke(main, [*map(str, arguments), str(tmp_path / "real.npz")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "Fréchet distance (8x8 pixels) to 20 images" in result.stdout
+    written = json.loads((tmp_path / "s.json").read_text())
+    assert [point["fraction"] for point in written["points"]] == [0, 1]
+    assert all(point["frechet"] > 0 for point in written["points"])
+    assert Image.open(tmp_path / "s.png").size[0] > 600
+
+
+@pytest.mark.parametrize("fractions", ["a", "0,2"])
+def test_other_fractions_are_refused(stitched: Path, tmp_path: Path, fractions: str) -> None:
+    result = CliRunner().invoke(
+        main, ["sweep", str(stitched), "-o", str(tmp_path / "s.json"), "--fractions", fractions]
+    )
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
