@@ -187,19 +187,25 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
 
 
 def resolve_decoder(variant: Variant, options: BuildOptions) -> Variant | None:
-    """The decoder that goes into a denoiser's bundle, for its latents; None when none was asked for.
+    """The decoder that goes into a denoiser's bundle, for its latents; None when none was asked for or is needed.
 
     Raises:
-        UsageError: a network whose outputs need no decoder, or latents that the decoder does not take.
+        UsageError: not a denoiser, weights for a decoder that has none, or latents that the decoder does not take.
     """
     if not options.with_decoder:
         if options.decoder_checkpoint is not None:
             raise UsageError("--decoder-checkpoint needs --with-decoder", hint="add --with-decoder")
         return None
     sampling = variant.recipe.sampling
-    if sampling is None or sampling.decoder not in all_recipes():
-        kind = "it is no denoiser" if sampling is None else f"its outputs become images by {sampling.decoder!r}"
-        raise UsageError(f"{variant.recipe.name} takes no decoder: {kind}", hint="leave out --with-decoder")
+    if sampling is None:
+        raise UsageError(f"{variant.recipe.name} is no denoiser and takes no decoder", hint="leave out --with-decoder")
+    if sampling.decoder not in all_recipes():  # a pixel shuffle, or nothing: needs no weights
+        if options.decoder_checkpoint is not None:
+            raise UsageError(
+                f"{variant.recipe.name}'s outputs become images by {sampling.decoder!r}, which has no weights",
+                hint="leave out --decoder-checkpoint",
+            )
+        return None
     decoder = resolve(find_recipe(sampling.decoder), latent=variant.latent)
     wanted, given = decoder.signature.inputs[0].shape, variant.signature.inputs[0].shape
     if wanted != given:

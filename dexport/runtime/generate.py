@@ -70,7 +70,9 @@ def generate(
         raise UsageError(f"--count {count}, --batch {batch}: both start at 1", hint="give 1 or more")
     labels = [label for label in _classes(pipeline, classes) for _ in range(count)]
     plan = pipeline.sampler(sampler, steps)
+    # Both refuse what is wrong before anything is written.
     pipeline.denoiser([label for label in labels if label is not None], cfg_scale, fractions)
+    Noise(seed, images=range(len(labels)))
     settings = {
         "bundle": pipeline.bundle.manifest["name"],
         "files": {name: entry["sha256"] for name, entry in pipeline.bundle.manifest["files"].items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from dexport.cli import main
 from dexport.errors import UsageError
 from dexport.runtime.gallery import Gallery
 from dexport.runtime.generate import Generated, generate
@@ -116,3 +119,32 @@ def test_a_killed_run_is_resumed(plain: Path, tmp_path: Path) -> None:
 def _settings(folder: Path) -> tuple[dict[str, object], list[str]]:
     settings = json.loads((folder / "run.json").read_text())
     return settings, [""] * len(settings["labels"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classes", "10"], "no class 10: the model has 10"),
+        (["--classes", "a"], "is not a list of numbers"),
+        (["--steps", "1001"], "the schedule has 1000"),
+        (["--stitch-fraction", "0.5"], "cannot be stitched"),
+        (["--cfg", "0"], "guidance scale 0"),
+        (["--seed", "-1"], "both count from 0"),
+        (["--sampler", "edm"], "does not share"),
+    ],
+)
+def test_refusals_of_the_command(plain: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["sample", str(plain), "-o", str(tmp_path / "out.png"), *options])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tampered_bundle_is_not_run(plain: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(plain, copy)
+    with (copy / "model.onnx.data").open("r+b") as file:
+        file.write(b"x")
+    result = CliRunner().invoke(main, ["sample", str(copy), "-o", str(tmp_path / "out.png")])
+    assert result.exit_code == 4
+    assert "sha256 differs" in result.stderr
