@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 import click
 
 from dexport.bundle import writing_to
-from dexport.errors import DexportError, UsageError
+from dexport.errors import DexportError, MachineError, UsageError
 from dexport.version import __version__
 
+BUILDING = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "psutil", "ml_dtypes")
+"""Packages that building needs and sampling does not: an environment may lack them."""
 Number = TypeVar("Number", int, float)
 
 
@@ -28,6 +30,12 @@ class Group(click.Group):
             if error.hint:
                 click.echo(f"fix: {error.hint}", err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if error.name not in BUILDING:
+                raise
+            click.secho(f"error: this needs {error.name}, which is not installed", fg="red", err=True)
+            click.echo("fix: pip install dexport; `sample` and `info` of a bundle do without", err=True)
+            ctx.exit(MachineError.exit_code)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,9 +65,8 @@ def recipes_command(as_json: bool) -> None:
 def info_command(name: str, as_json: bool) -> None:
     """Show a recipe (NAME, or a recipe file) or a bundle (its folder; write ./NAME if a recipe is called like it)."""
     from dexport.console import print_bundle, print_recipe
-    from dexport.exporter.recipes import all_recipes
 
-    if Path(name).is_dir() and name not in all_recipes():
+    if Path(name).is_dir() and not _is_recipe(name):
         from dexport.bundle import load_bundle
 
         bundle = load_bundle(name)
@@ -349,6 +356,16 @@ def doctor_command(as_json: bool) -> None:
 
     described = describe_machine()
     _print_json(described) if as_json else print_machine(described)
+
+
+def _is_recipe(name: str) -> bool:
+    if Path(name).name != name:
+        return False
+    try:
+        from dexport.exporter.recipes import all_recipes
+    except ModuleNotFoundError:  # nothing can be built here, so it names a folder
+        return False
+    return name in all_recipes()
 
 
 def _split(targets: tuple[str, ...]) -> tuple[str, ...]:

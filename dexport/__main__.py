@@ -1,0 +1,5 @@
+"""``python -m dexport``."""
+
+from dexport.cli import main
+
+main(prog_name="dexport")
