@@ -19,17 +19,20 @@ class Golden:
     weights: dict[str, torch.Tensor]
     inputs: dict[str, torch.Tensor]
     outputs: dict[str, torch.Tensor]
+    metadata: dict[str, str]
 
 
 def load_golden(name: str) -> Golden:
     with safe_open(GOLDENS / f"{name}.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dictionary
-        config = json.loads(file.metadata()["config"])
+        metadata = file.metadata()
 
     def group(prefix: str) -> dict[str, torch.Tensor]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
-    return Golden(config, group("weights/"), group("inputs/"), group("outputs/"))
+    return Golden(
+        json.loads(metadata["config"]), group("weights/"), group("inputs/"), group("outputs/"), dict(metadata)
+    )
 
 
 def load_keys(name: str) -> dict[str, list[int]]:
