@@ -19,7 +19,7 @@ from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes.precision import DATA_MOVEMENT
 from dexport.exporter.recipes import all_recipes, find_recipe
-from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.recipes.recipe import Recipe, value_of
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.trace import DEFAULT_OPSET
 from dexport.exporter.variant import Variant, resolve
@@ -176,10 +176,11 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
     if options.image_size is not None:
         if latent is not None:
             raise UsageError("--latent and --image-size exclude each other", hint="give one of the two")
-        cells, rest = divmod(options.image_size, recipe.pixels_per_latent)
+        pixels = value_of(recipe.pixels_per_latent, {**recipe.config, **options.settings})
+        cells, rest = divmod(options.image_size, pixels)
         if rest or cells < 1:
             raise UsageError(
-                f"--image-size {options.image_size} is not a positive multiple of {recipe.pixels_per_latent}",
+                f"--image-size {options.image_size} is not a positive multiple of {pixels}",
                 hint="for example --image-size 256",
             )
         latent = (cells, cells)
@@ -236,7 +237,8 @@ def decoder_options(draft: Draft, decoder: Variant, options: BuildOptions) -> Bu
 
 def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:
     if options.init_from is None:
-        return open_weights(options.checkpoint, variant.meta_module(), seed=options.seed)
+        module, adapt = variant.meta_module(), variant.recipe.adapt
+        return open_weights(options.checkpoint, module, seed=options.seed, adapt=adapt)
     return inherit_weights(options.init_from, variant.meta_module(), variant.recipe.not_inherited, options.seed)
 
 

@@ -13,7 +13,7 @@ import re
 import warnings
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,9 @@ class Origin:
     """Where weights came from; goes into the manifest as it is.
 
     ``kind`` is ``safetensors``, ``torch``, ``random``, or ``inherited``: partly from a file, partly random, as the
-    lists of names say. ``container`` is the key that held the state dict, empty when the file is one. ``sha256`` is of
-    the whole file, empty for random weights.
+    lists of names say. ``container`` is the key that held the state dict, empty when the file is one. ``layout`` is the
+    way in which the file stores them, empty where it is the model's own. ``sha256`` is of the whole file, empty for
+    random weights.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Origin:
     sha256: str = ""
     size: int = 0
     container: str = ""
+    layout: str = ""
     seed: int | None = None
     inherited: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
@@ -69,7 +71,8 @@ class Origin:
                 f"{len(self.inherited)} tensors of {self.path}, {len(self.fresh)} RANDOM (seed {self.seed}), "
                 f"{len(self.dropped)} of the file left out; not a trained model"
             )
-        return self.path + (f" [{self.container}]" if self.container else "")
+        layout = f" ({self.layout} layout)" if self.layout else ""
+        return self.path + (f" [{self.container}]" if self.container else "") + layout
 
 
 class WeightSource(ABC):
@@ -102,6 +105,10 @@ class WeightSource(ABC):
                 hint="take an earlier checkpoint; a diverged run cannot be exported",
             )
         return tensor
+
+
+Adapter = Callable[[WeightSource, nn.Module], WeightSource]
+"""(file, network on the meta device) -> a view of the file under the network's names, or the file itself."""
 
 
 class RandomSource(WeightSource):
@@ -178,12 +185,15 @@ class TorchSource(WeightSource):
         return storage.as_strided(index.shape, index.stride(), index.storage_offset())
 
 
-def open_weights(checkpoint: str | Path | None, meta_module: nn.Module, *, seed: int = 0) -> WeightSource:
+def open_weights(
+    checkpoint: str | Path | None, meta_module: nn.Module, *, seed: int = 0, adapt: Adapter | None = None
+) -> WeightSource:
     """The weights that a build uses, checked against the module that will take them.
 
     Args:
         checkpoint: a file, ``hf://owner/name[@revision]/file``, a Hub id ``owner/name``, or None for seeded noise.
         meta_module: the network, whose state dict says which names and shapes are expected.
+        adapt: shows the file as the network's state dict, for a recipe whose files have other layouts too.
 
     Raises:
         InputError: a bad file, or names and shapes that differ; each is listed.
@@ -195,6 +205,8 @@ def open_weights(checkpoint: str | Path | None, meta_module: nn.Module, *, seed:
             raise UsageError(f"--seed {seed} is negative", hint="give 0 or more")
         return RandomSource(meta_module, seed)
     source = open_file(locate(str(checkpoint)))
+    if adapt is not None:
+        source = adapt(source, meta_module)
     check_names(source, meta_module)
     check_index_tables(source, meta_module)
     return source

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dexport.errors import UsageError
-from dexport.exporter.recipes.recipe import Recipe, Signature, TensorSpec
+from dexport.exporter.recipes.recipe import Recipe, Signature, TensorSpec, value_of
 from dexport.graphs.guidance import Guided
 from dexport.runtime.guidance import find_rule
 
@@ -117,7 +117,7 @@ def resolve(
                 hint="give one of the two",
             )
         config[size] = latent[0]
-    multiple = config[recipe.latent_multiple] if isinstance(recipe.latent_multiple, str) else recipe.latent_multiple
+    multiple = value_of(recipe.latent_multiple, config)
     if any(not isinstance(n, int) or n < 1 or (multiple > 0 and n % multiple) for n in latent):
         raise UsageError(
             f"{recipe.name}: spatial input {latent[0]}x{latent[1]} must be positive multiples of {multiple}",

@@ -61,6 +61,8 @@ PARAMETERS = {
     "diffit-fashion": 1_554_488,
     "lit-fashion": 1_889_312,
     "terdit-fashion": 2_281_816,
+    "sd-vae-decoder": 49_490_199,
+    "sd-vae-encoder": 34_163_664,
 }
 RECIPE_FILE = """
 from dexport.exporter.recipes.dico import variant
@@ -95,8 +97,9 @@ def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> 
     assert {key: list(tensor.shape) for key, tensor in state.items()} == load_keys(keys)
 
 
-IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1]
-LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in IMAGE_SPACE]
+VAES = [recipe for recipe in BUILT_IN if recipe.family == "SD VAE"]
+IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1 and recipe not in VAES]
+LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in (*IMAGE_SPACE, *VAES)]
 SMALL = [recipe for recipe in LATENT_SPACE if "fashion" in recipe.name]
 
 
@@ -125,6 +128,22 @@ def test_description_of_a_recipe_is_complete_json(recipe: Recipe) -> None:
     assert described["islands"]["modules"]
     assert described["settings"]["num_classes"] == (10 if recipe in SMALL else 1000)
     assert recipe.config.items() <= described["settings"].items()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "inputs", "outputs"),
+    [
+        (VAES[0], {"z": ["B", 4, 32, 32]}, {"image": ["B", 3, 256, 256]}),
+        (VAES[1], {"image": ["B", 3, 256, 256]}, {"mean": ["B", 4, 32, 32], "logvar": ["B", 4, 32, 32]}),
+    ],
+)
+def test_autoencoders_say_what_they_take_and_give(recipe: Recipe, inputs: dict, outputs: dict) -> None:
+    described = json.loads(json.dumps(describe_recipe(recipe)))
+    assert {spec["name"]: spec["shape"] for spec in described["inputs"]} == inputs
+    assert {spec["name"]: spec["shape"] for spec in described["outputs"]} == outputs
+    assert described["guidance"] is described["sampling"] is None
+    assert described["settings"]["latent_channels"] == 4
+    assert described["checkpoint"]["from"].startswith("hf://stabilityai/sd-vae-ft-ema/")
 
 
 @pytest.mark.parametrize(

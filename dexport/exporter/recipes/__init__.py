@@ -12,11 +12,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from dexport.errors import UsageError
-from dexport.exporter.recipes import dico, diffit, dit, fashion, lit
+from dexport.exporter.recipes import dico, diffit, dit, fashion, lit, sd_vae
 from dexport.exporter.recipes.recipe import Recipe
 
 ENTRY_POINT_GROUP = "dexport.recipes"
-BUILT_IN = (*dit.RECIPES, *dico.RECIPES, *diffit.RECIPES, *lit.RECIPES, *fashion.RECIPES)
+BUILT_IN = (*dit.RECIPES, *dico.RECIPES, *diffit.RECIPES, *lit.RECIPES, *fashion.RECIPES, *sd_vae.RECIPES)
 
 
 def all_recipes() -> dict[str, Recipe]:

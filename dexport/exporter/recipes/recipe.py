@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from dexport.exporter.checkpoint import Adapter
+
 BATCH = "B"
 """Name of the symbolic batch dimension."""
 
@@ -113,6 +115,17 @@ class Sampling:
     class_names: tuple[str, ...] = ()
 
 
+Setting = int | str | Callable[[Mapping[str, Any]], int]
+"""A number, the constructor argument that is this number, or a function of the configuration."""
+
+
+def value_of(setting: Setting, config: Mapping[str, Any]) -> int:
+    """The number that a setting means for this configuration."""
+    if callable(setting):
+        return setting(config)
+    return config[setting] if isinstance(setting, str) else setting
+
+
 DEFAULT_GATES: Mapping[str, float] = {"fp32": 5e-6, "fp16": 3e-3, "bf16": 3e-2}
 
 
@@ -128,11 +141,12 @@ class Recipe:
         config: constructor arguments of this variant.
         signature: ``(config, (height, width)) -> Signature`` of the plain graph.
         latent: default (height, width) of the model's spatial input.
-        latent_multiple: height and width must be multiples of this, or of the constructor argument of this name.
+        latent_multiple: height and width must be multiples of this.
         size_argument: constructor argument that fixes a square spatial size, if the network has one.
         pixels_per_latent: image pixels per latent cell along one side (8 for the SD VAE, 1 in pixel space).
         checkpoints: file names of the official weights.
         hub: Hub address of the official weights, ``hf://owner/name/file``, or where else they are.
+        adapt: shows a checkpoint as this network's state dict where its files come in other layouts too, or hold more.
         ops: custom ops that the graph uses.
         not_inherited: glob patterns of modules that ``--init-from`` does not take from another model's checkpoint;
             empty where that makes no sense.
@@ -149,11 +163,12 @@ class Recipe:
     latent: tuple[int, int]
     sampling: Sampling | None = None
     guidance: Guidance | None = None
-    latent_multiple: int | str = 1
+    latent_multiple: Setting = 1
     size_argument: str | None = None
-    pixels_per_latent: int = 8
+    pixels_per_latent: Setting = 8
     checkpoints: tuple[str, ...] = ()
     hub: str = ""
+    adapt: Adapter | None = None
     ops: tuple[str, ...] = ()
     not_inherited: tuple[str, ...] = ()
     islands: Islands = field(default_factory=Islands)
