@@ -200,11 +200,9 @@ def open_weights(
         UsageError: no such file, or a negative seed.
         MachineError: the Hub cannot be reached.
     """
-    if checkpoint is None:
-        if seed < 0:
-            raise UsageError(f"--seed {seed} is negative", hint="give 0 or more")
-        return RandomSource(meta_module, seed)
-    source = open_file(locate(str(checkpoint)))
+    if seed < 0:
+        raise UsageError(f"--seed {seed} is negative", hint="give 0 or more")
+    source = RandomSource(meta_module, seed) if checkpoint is None else open_file(locate(str(checkpoint)))
     if adapt is not None:
         source = adapt(source, meta_module)
     check_names(source, meta_module)

@@ -30,7 +30,7 @@ class View(WeightSource):
     def __init__(self, base: WeightSource, entries: Mapping[str, Entry], layout: str) -> None:
         self._entries = entries
         self.shapes = {name: entry.shape for name, entry in entries.items()}
-        self.origin = replace(base.origin, layout=layout)
+        self.origin = base.origin if base.origin.random else replace(base.origin, layout=layout)
 
     def _read(self, name: str) -> Tensor:
         return self._entries[name].read()

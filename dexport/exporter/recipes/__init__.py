@@ -12,11 +12,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from dexport.errors import UsageError
-from dexport.exporter.recipes import dico, diffit, dit, fashion, lit, sd_vae
+from dexport.exporter.recipes import dico, diffit, dit, fashion, lit, sd_vae, terdit
 from dexport.exporter.recipes.recipe import Recipe
 
 ENTRY_POINT_GROUP = "dexport.recipes"
-BUILT_IN = (*dit.RECIPES, *dico.RECIPES, *diffit.RECIPES, *lit.RECIPES, *fashion.RECIPES, *sd_vae.RECIPES)
+FAMILIES = (dit, dico, diffit, lit, terdit, fashion, sd_vae)
+BUILT_IN = tuple(recipe for family in FAMILIES for recipe in family.RECIPES)
 
 
 def all_recipes() -> dict[str, Recipe]:

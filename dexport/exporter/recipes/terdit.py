@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from dexport.errors import InputError
+from dexport.exporter.checkpoint import WeightSource
+from dexport.exporter.layout import Entry, View, stored
 from dexport.exporter.recipes.denoiser import LINEAR_DDPM, class_conditional, first_channels
 from dexport.exporter.recipes.recipe import Islands, Recipe
-from dexport.graphs.terdit import TerDiT
+from dexport.graphs.terdit import TerDiT, TernaryLinear, ternarise, unpack
 
 SIZES = {
     "600m": {"dim": 1536, "n_layers": 16, "n_heads": 32},
@@ -12,6 +20,37 @@ SIZES = {
     "7b": {"dim": 4096, "n_layers": 32, "n_heads": 32},
 }
 PATCH = 2
+VALUES_PER_BYTE = 4
+
+
+def adapt(source: WeightSource, module: nn.Module) -> WeightSource:
+    """A checkpoint with ternary values, whether it stores four to a byte (as released) or master weights (training)."""
+    entries = {name: stored(source, name) for name in source.shapes}
+    layout = "master weights"
+    for path, layer in module.named_modules():
+        name = f"{path}.weight"
+        if not isinstance(layer, TernaryLinear) or name not in source.shapes:
+            continue
+        rows, columns = layer.weight.shape
+        if source.shapes[name] == (rows // VALUES_PER_BYTE, columns):
+            layout = "packed ternary"
+            entries[name] = Entry((rows, columns), partial(_unpacked, source, name))
+        elif source.shapes[name] == (rows, columns):
+            entries[name] = Entry((rows, columns), partial(_ternarised, source, name))
+    return View(source, entries, layout)
+
+
+def _unpacked(source: WeightSource, name: str) -> Tensor:
+    values = unpack(source._read(name))
+    if values.max() > 1:
+        raise InputError(
+            f"{source.origin}: {name} holds codes that are no ternary values", hint="copy or download it again"
+        )
+    return values
+
+
+def _ternarised(source: WeightSource, name: str) -> Tensor:
+    return ternarise(source.read(name, torch.float32))
 
 
 def variant(size: str, image_size: int = 256) -> Recipe:
@@ -29,6 +68,7 @@ def variant(size: str, image_size: int = 256) -> Recipe:
         size_argument="input_size",
         sampling=LINEAR_DDPM,
         guidance=first_channels(default_scale=1.5),
+        adapt=adapt,
         islands=Islands(modules=("t_embedder", "layers.*.adaLN_modulation.2")),
     )
 
