@@ -1,0 +1,96 @@
+"""A decoder inside the bundle of its denoiser, from the build to the picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dexport
+from dexport.bundle import load_bundle
+from dexport.errors import InputError, UsageError
+from dexport.exporter import recipes
+from dexport.exporter.build import BuildResult
+from dexport.exporter.recipes import find_recipe
+from dexport.runtime.generate import generate
+from dexport.runtime.pipeline import Pipeline
+
+NARROW = {"hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
+
+
+@pytest.fixture(autouse=True)
+def _narrow_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1}
+    narrow = replace(find_recipe("sd-vae-decoder"), config=config)
+    others = [recipe for recipe in recipes.BUILT_IN if recipe.name != narrow.name]
+    monkeypatch.setattr(recipes, "BUILT_IN", (*others, narrow))
+
+
+def build(output: Path, **options: object) -> BuildResult:
+    options = {"settings": NARROW, "latent": (8, 8), "profile": "ci", "with_decoder": True, **options}
+    return dexport.build("dit-s-2", output, **options)
+
+
+def test_a_bundle_with_its_decoder_makes_pictures(tmp_path: Path) -> None:
+    result = build(tmp_path / "out", precision="fp16")
+    assert result.bundle.manifest["status"] == "passed"
+    assert set(result.parts) == {"decoder"}
+    decoder = load_bundle(tmp_path / "out").parts["decoder"]
+    assert decoder.manifest["precision"]["name"] == "fp16"
+    assert decoder.manifest["io"]["outputs"][0]["shape"] == ["B", 3, 64, 64]
+    generate(Pipeline.open(tmp_path / "out"), tmp_path / "grid.png", classes=[1, 2], steps=2)
+    assert Image.open(tmp_path / "grid-images" / "00000.png").size == (64, 64)
+
+
+def test_a_decoder_may_lie_elsewhere(tmp_path: Path) -> None:
+    build(tmp_path / "denoiser", with_decoder=False, parity=False)
+    dexport.build("sd-vae-decoder", tmp_path / "decoder", latent=(8, 8), parity=False)
+    pipeline = Pipeline.open(tmp_path / "denoiser", decoder=tmp_path / "decoder")
+    assert pipeline.images(np.zeros((1, 4, 8, 8), np.float32)).shape == (1, 64, 64, 3)
+
+
+def test_latents_larger_than_the_decoder_are_decoded_in_tiles(tmp_path: Path) -> None:
+    build(tmp_path / "denoiser", with_decoder=False, parity=False, latent=(12, 12))
+    dexport.build("sd-vae-decoder", tmp_path / "decoder", latent=(8, 8), parity=False)
+    pipeline = Pipeline.open(tmp_path / "denoiser", decoder=tmp_path / "decoder")
+    assert pipeline.images(np.zeros((1, 4, 12, 12), np.float32)).shape == (1, 96, 96, 3)
+
+
+def test_a_bad_decoder_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "vae.safetensors").write_bytes(b"bad")
+    with pytest.raises(InputError, match=r"vae\.safetensors"):
+        build(tmp_path / "out", parity=False, decoder_checkpoint=str(tmp_path / "vae.safetensors"))
+    assert [path.name for path in tmp_path.iterdir()] == ["vae.safetensors"]
+
+
+def test_latents_that_the_decoder_does_not_take(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="sd-vae-decoder takes latents"):
+        build(tmp_path / "out", settings={**NARROW, "in_channels": 3})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("sd-vae-encoder", {"with_decoder": True}, "is no denoiser"),
+        (
+            "dit-fashion",
+            {"with_decoder": True, "decoder_checkpoint": "vae.pt"},
+            "which has no weights",
+        ),
+        ("dit-s-2", {"decoder_checkpoint": "vae.pt"}, "needs --with-decoder"),
+    ],
+)
+def test_decoders_that_make_no_sense(tmp_path: Path, recipe: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        dexport.build(recipe, tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_decoder_without_weights_needs_no_part(tmp_path: Path) -> None:
+    settings = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+    result = dexport.build("dit-fashion", tmp_path / "out", settings=settings, with_decoder=True, parity=False)
+    assert result.bundle.parts == {}
