@@ -13,7 +13,9 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/dexport build dico-s --fp16 --trt --profile ci -o out/demo --force
+	$(BIN)/dexport build dico-fashion --checkpoint checkpoints/dico-fashion.safetensors \
+		--fp16 --trt --with-decoder --profile ci -o out/demo --force
+	$(BIN)/dexport sample out/demo --count 8 --batch 16 -o out/demo.png --force
 
 test: $(STAMP) lint
 	$(BIN)/pytest -n 2

@@ -104,7 +104,7 @@ def print_recipe(recipe: Mapping[str, Any]) -> None:
         "guidance": "{rule}, default scale {default_scale:g}".format(**recipe["guidance"])
         if recipe["guidance"]
         else "none",
-        "sampling": ", ".join(f"{k} {v}" for k, v in (recipe["sampling"] or {}).items()),
+        "sampling": _sampling_line(recipe["sampling"]),
     }
     _print_lines(lines)
 
@@ -140,6 +140,8 @@ def _print_bundle(bundle: Bundle) -> None:
             "batch": "{min} to {max}, tuned for {opt}".format(**m["batch"]),
             "precision": f"{precision['name']} ({', '.join(f'{n} nodes {d}' for d, n in kinds.items())})",
             "guidance": m["guidance"],
+            "sampling": _sampling_line(m.get("sampling")),
+            "parts": ", ".join(m.get("parts", ())) or "none",
             "custom ops": ", ".join(map(_custom_op, m["custom_ops"])) or "none",
             "engine": _engine_line(engine) if engine else "none",
             "built with": f"dexport {m['dexport']}, opset {m['opset']}",
@@ -262,6 +264,13 @@ def _engine_line(engine: Mapping[str, Any]) -> str:
         f"{engine['plan_bytes'] / MB:,.1f} MB, types of {engine['checked_nodes']} nodes asserted; "
         f"[yellow]built, not executed[/] ({engine['reason']})"
     )
+
+
+def _sampling_line(facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
+        return "none"
+    shown = "{steps} {sampler} steps, {schedule}, {prediction}, latent scale {latent_scale:g}, decoder {decoder}"
+    return shown.format(**facts)
 
 
 def _custom_op(op: Mapping[str, Any]) -> str:
