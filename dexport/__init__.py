@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dexport.exporter.recipes.recipe import Recipe
     from dexport.exporter.steps import Listener
     from dexport.runtime.session import OnnxSession
+    from dexport.runtime.tensorrt_session import TensorRtSession
 
 __all__ = ["__version__", "build", "load", "recipes"]
 
@@ -47,8 +48,12 @@ def build(
     return build_and_validate(recipe, output, listener=listener, **options)
 
 
-def load(path: str | Path, provider: str = "cpu") -> OnnxSession:
-    """Check a bundle's hashes and open it: ``load("out")(x=..., t=..., y=...) -> {"out": array}``."""
+def load(path: str | Path, provider: str = "cpu") -> OnnxSession | TensorRtSession:
+    """Check a bundle's hashes and open it: ``load("out")(x=..., t=..., y=...) -> {"out": array}``.
+
+    Args:
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+    """
     from dexport.runtime.session import open_bundle
 
     return open_bundle(path, provider)

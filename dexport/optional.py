@@ -18,12 +18,16 @@ EXTRA_OF = {
 }
 
 
-def optional_import(module: str) -> ModuleType:
-    """Import ``module`` or raise a :class:`MachineError` that names the extra which brings it."""
+def optional_import(module: str, extra: str = "") -> ModuleType:
+    """Import ``module`` or raise a :class:`MachineError` that names the extra which brings it.
+
+    Args:
+        extra: of several extras that bring it, the one to name.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        extra = EXTRA_OF[module.partition(".")[0]]
+        extra = extra or EXTRA_OF[module.partition(".")[0]]
         raise MachineError(
             f"{module} is needed for this and cannot be imported: {error}",
             hint=f"pip install 'dexport[{extra}]'",

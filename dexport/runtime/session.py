@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from dexport.bundle import Bundle, load_bundle
 from dexport.errors import InputError, MachineError, UsageError
+from dexport.runtime.inputs import as_arrays, check_inputs
+from dexport.runtime.tensorrt_session import TensorRtSession
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+TENSORRT = "tensorrt"
 ERRORS_ONLY = 3
 
 
@@ -66,54 +67,33 @@ class OnnxSession:
         Raises:
             UsageError: missing, unknown or wrongly typed or shaped inputs, or values out of range.
         """
-        arrays = {name: _native(value) for name, value in inputs.items()}
-        self._check(arrays)
+        arrays = as_arrays(inputs)
+        check_inputs(self.inputs, arrays)
         try:
             results = self._session.run(self.outputs, arrays)
         except Exception as error:
             raise UsageError(f"ONNX Runtime refuses these inputs: {error}") from error
         return dict(zip(self.outputs, results, strict=True))
 
-    def _check(self, inputs: Mapping[str, np.ndarray]) -> None:
-        if set(inputs) != set(self.inputs):
-            raise UsageError(f"this model takes {', '.join(self.inputs)}; got {', '.join(inputs) or 'nothing'}")
-        sizes: dict[str, int] = {}
-        for name, value in self.inputs.items():
-            array = inputs[name]
-            if not _fits(array.shape, value.shape):
-                raise UsageError(f"input {name} has shape {list(array.shape)}, expected {list(value.shape)}")
-            if value.type != f"tensor({ORT_TYPE_NAMES.get(array.dtype.name, array.dtype.name)})":
-                raise UsageError(f"input {name} has dtype {array.dtype.name}, expected {value.type}")
-            for size, dim in zip(array.shape, value.shape, strict=True):
-                if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
-                    raise UsageError(f"input {name} has {dim} = {size}, but an input before it has {sizes[dim]}")
 
-
-ORT_TYPE_NAMES = {"float32": "float", "float64": "double"}
-
-
-def _native(value: Any) -> np.ndarray:
-    """The value as an array in this machine's byte order, which is the only one that ONNX Runtime reads right."""
-    array = np.asarray(value)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _fits(shape: Sequence[int], expected: Sequence[int | str | None]) -> bool:
-    return len(shape) == len(expected) and all(
-        not isinstance(want, int) or have == want for have, want in zip(shape, expected, strict=True)
-    )
-
-
-def open_bundle(path: str | Path, provider: str = "cpu") -> OnnxSession:
-    """Check a bundle's hashes and open its ONNX model."""
+def open_bundle(path: str | Path, provider: str = "cpu") -> OnnxSession | TensorRtSession:
+    """Check a bundle's hashes and open its model."""
     return open_session(load_bundle(path), provider)
 
 
-def open_session(bundle: Bundle, provider: str = "cpu") -> OnnxSession:
-    """Open the ONNX model of a bundle whose hashes have been checked."""
+def open_session(bundle: Bundle, provider: str = "cpu") -> OnnxSession | TensorRtSession:
+    """Open the model of a bundle whose hashes have been checked.
+
+    Args:
+        provider: ``cpu`` or ``cuda`` for its ONNX file, ``tensorrt`` for its engine of either flavour.
+    """
     if bundle.stitch:
         raise UsageError(
             f"{bundle.path} holds {len(bundle.stitch)} denoisers, not one model",
             hint=f"open one of {', '.join(str(part.path) for part, _ in bundle.stitch)}, or use `dexport sample`",
         )
+    if provider == TENSORRT:
+        return TensorRtSession(bundle)
+    if provider not in PROVIDERS:
+        raise UsageError(f"no provider {provider!r}", hint=f"choose from {', '.join(PROVIDERS)}, {TENSORRT}")
     return OnnxSession(bundle.model_path, provider)

@@ -1,0 +1,135 @@
+"""What must be true before an engine is deserialized, cheapest first, each failure with the command that mends it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dexport.bundle import Bundle
+from dexport.errors import MachineError, UsageError
+from dexport.optional import EXTRA_OF, optional_import
+from dexport.runtime.cuda import Gpu
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""By the engine's flavour."""
+Range = tuple[Sequence[int], Sequence[int], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What a bundle's manifest says of its engine.
+
+    Attributes:
+        flavour, version: of the TensorRT that built it.
+        targets: compute capabilities it was built for, such as ``sm89``.
+        ranges: input name -> its least, best and largest shape.
+        plugins: whether it embeds plugins of the custom ops.
+        command: what builds it, but for the options that a manifest does not repeat as such.
+    """
+
+    plan: Path
+    flavour: str
+    version: str
+    targets: tuple[str, ...]
+    ranges: Mapping[str, Range]
+    plugins: bool
+    command: str
+
+    @property
+    def module(self) -> str:
+        """The Python module of its flavour."""
+        return MODULES[self.flavour]
+
+    @property
+    def extra(self) -> str:
+        """The extra of dexport that brings what it needs."""
+        return EXTRA_OF[self.module]
+
+    def rebuild(self, *options: str) -> str:
+        """How to build it again with other options."""
+        return _rebuild(self.command, *options)
+
+
+def read_facts(bundle: Bundle) -> EngineFacts:
+    """Find the engine of a bundle.
+
+    Raises:
+        UsageError: the bundle has none.
+    """
+    manifest = bundle.manifest
+    command = f"dexport build {manifest['name']} --trt --{manifest['precision']['name']}"
+    engine = manifest["engine"]
+    if engine is None:
+        raise UsageError(f"{bundle.path} has no TensorRT engine", hint=f"build one: {_rebuild(command)}")
+    return EngineFacts(
+        plan=bundle.path / engine["file"],
+        flavour=engine["flavour"],
+        version=engine["version"],
+        targets=tuple(engine["targets"]),
+        ranges=engine["fingerprint"]["shapes"],
+        # Only kernels that an engine embeds are hashed.
+        plugins=any(op["ptx_sha256"] for op in manifest["custom_ops"]),
+        command=command,
+    )
+
+
+def import_tensorrt(facts: EngineFacts) -> Any:
+    """The TensorRT that built the engine: a plan is bound to the exact version.
+
+    Raises:
+        MachineError: it is missing, or another version is installed.
+    """
+    built = f"{facts.plan.name} was built with {facts.flavour} {facts.version}"
+    try:
+        trt: Any = optional_import(facts.module)
+    except MachineError as error:
+        raise MachineError(
+            f"{built}, which is not installed{_other_flavour(facts)}: {error}",
+            hint=f"{error.hint}, or build for what is here: {facts.rebuild()}",
+        ) from error
+    if trt.__version__ != facts.version:
+        raise MachineError(
+            f"{built}, but {facts.flavour} {trt.__version__} is installed, and a plan runs in its own version only",
+            hint=f"install {facts.version}, or build again: {facts.rebuild('--engine', facts.flavour)}",
+        )
+    return trt
+
+
+def check_target(facts: EngineFacts, gpu: Gpu) -> None:
+    """Raises MachineError where the engine was not built for this GPU."""
+    if gpu.target not in facts.targets:
+        raise MachineError(
+            f"{facts.plan.name} was built for {', '.join(facts.targets)}; the {gpu.name} here is {gpu.target}",
+            hint=f"build for this one: {facts.rebuild('--target', gpu.target)}",
+        )
+
+
+def check_ranges(facts: EngineFacts, inputs: Mapping[str, np.ndarray]) -> None:
+    """Raises UsageError where a size is outside of what the engine was built for."""
+    for name, array in inputs.items():
+        low, _, high = facts.ranges[name]
+        for size, least, most in zip(array.shape, low, high, strict=True):
+            if not least <= size <= most:
+                raise UsageError(
+                    f"input {name} has shape {list(array.shape)}; this engine takes {list(low)} to {list(high)}: "
+                    f"{least} to {most} where {size} is",
+                    hint=f"use another batch, or build for this one: {facts.rebuild('--profile NAME|FILE')}",
+                )
+
+
+def _rebuild(command: str, *options: str) -> str:
+    return f"`{' '.join((command, *options))}`, with the other options of its first build"
+
+
+def _other_flavour(facts: EngineFacts) -> str:
+    for flavour, module in MODULES.items():
+        if flavour != facts.flavour:
+            with contextlib.suppress(MachineError):
+                version = getattr(optional_import(module), "__version__", "")
+                return f" ({flavour} {version} is, which cannot run it)"
+    return ""
