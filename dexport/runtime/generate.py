@@ -90,6 +90,7 @@ def generate(
         [_caption(pipeline, label) for label in labels],
         force=force,
     )
+    batch = min(batch, pipeline.largest_batch(cfg_scale) or batch)
     missing = gallery.missing()
     started = time.perf_counter()
     for first in range(0, len(missing), batch):

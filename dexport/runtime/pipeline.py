@@ -58,6 +58,7 @@ class Pipeline:
             raise InputError(
                 f"{bundle.path} cannot be sampled: it holds no denoiser", hint="build one, such as dit-xl-2"
             )
+        self._provider = provider
         self._parts = [part for part, _ in bundle.stitch] or [bundle]
         self.fractions = tuple(fraction for _, fraction in bundle.stitch)
         self._sessions: list[Session] = [open_session(part, provider) for part in self._parts]
@@ -79,6 +80,20 @@ class Pipeline:
     def default_scale(self) -> float:
         """The system's own guidance scale; 1 where it has none."""
         return self.facts["guidance"]["default_scale"] if self.facts["null_label"] is not None else UNGUIDED
+
+    def largest_batch(self, cfg_scale: float | None = None) -> int | None:
+        """How many images may be made together; None where nothing limits it.
+
+        An engine has a range of batches, and guidance on the host doubles the batch.
+        """
+        if self._provider != "tensorrt":
+            return None
+        scale = self.default_scale if cfg_scale is None else cfg_scale
+        limits = []
+        for part in self._parts:
+            doubled = scale != UNGUIDED and part.manifest["guidance"] == "none"
+            limits.append(part.manifest["batch"]["max"] // (2 if doubled else 1))
+        return min(limits)
 
     def sampler(self, name: str | None = None, steps: int | None = None) -> Sampler:
         """The system's own sampler, or one that fits its schedule."""

@@ -94,6 +94,7 @@ def sweep(
     plan = pipeline.sampler(sampler, steps)
     real = None if reference is None else Moments.of(pooled_pixels(reference))
     total = len(shares) * len(labels)
+    batch = min(batch, pipeline.largest_batch(cfg_scale) or batch)
     watches = Watch(), Watch()
 
     runs: list[tuple[np.ndarray, list[int]]] = []

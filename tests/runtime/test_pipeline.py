@@ -153,3 +153,11 @@ def test_fractions_for_a_single_denoiser(plain: Path) -> None:
 def test_a_stitched_bundle_is_not_one_session(stitched: Path) -> None:
     with pytest.raises(UsageError, match="2 denoisers, not one model"):
         dexport.load(stitched)
+
+
+@pytest.mark.parametrize(("scale", "largest"), [(None, 2), (1.0, 4)])
+def test_an_engine_limits_the_batch_and_guidance_halves_it(plain: Path, scale: float | None, largest: int) -> None:
+    pipeline = Pipeline.open(plain)
+    assert pipeline.largest_batch(scale) is None
+    pipeline._provider = "tensorrt"
+    assert pipeline.largest_batch(scale) == largest
