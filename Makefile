@@ -4,12 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch -c constraints.txt
-	$(BIN)/pip install --quiet -e '.[dev,rtx,plugins,plots]' -c constraints.txt
+	$(BIN)/pip install --quiet -e '.[dev,docs,rtx,plugins,plots]' -c constraints.txt
 	touch $@
 
 demo: $(STAMP)
@@ -17,7 +17,7 @@ demo: $(STAMP)
 		--fp16 --trt --with-decoder --profile ci -o out/demo --force
 	$(BIN)/dexport sample out/demo --count 8 --batch 16 -o out/demo.png --force
 
-test: $(STAMP) lint
+test: $(STAMP) lint docs
 	$(BIN)/pytest -n 2
 
 test-slow: $(STAMP)
@@ -28,6 +28,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
