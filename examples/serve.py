@@ -29,7 +29,7 @@ def server(pipeline: Pipeline, port: int = 8000) -> ThreadingHTTPServer:
     """Sessions are safe to use from several threads, and noise belongs to the request."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        def do_GET(self) -> None:
             try:
                 query = {name: int(value) for name, value in parse_qsl(urlsplit(self.path).query)}
                 body, kind, status = picture(pipeline, **query), "image/png", HTTPStatus.OK
