@@ -44,6 +44,7 @@ from tests.runtime.test_environment import NEEDED
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+FENCE = re.compile(r"^```[ {.]*(\w*)\}?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 SNIPPET = re.compile(r'--8<-- "([^":]+)(?::(\w+))?"')
 TINY = {"hidden_size": 16, "depth": [0, 0, 1, 0, 0]}
 QUICK = ("--steps", "2", "--count", "1")
@@ -64,8 +65,7 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    found = re.findall(r"^```[ {.]*(\w*)\}?\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return [Block(page.name, language, text) for language, text in found]
+    return [Block(page.name, language, text) for language, text in FENCE.findall(page.read_text(encoding="utf-8"))]
 
 
 BLOCKS = [block for page in sorted(DOCS.glob("*.md")) for block in blocks(page)]
