@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/dexport build dico-fashion --checkpoint checkpoints/dico-fashion.safetensors \
 		--fp16 --trt --with-decoder --profile ci -o out/demo --force
-	$(BIN)/dexport sample out/demo --count 8 --batch 16 -o out/demo.png --force
+	$(BIN)/dexport sample out/demo --count 4 --batch 16 -o out/demo.png --force
 
 test: $(STAMP) lint docs
 	$(BIN)/pytest -n 2
