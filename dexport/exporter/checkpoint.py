@@ -11,6 +11,7 @@ import math
 import pickle
 import re
 import warnings
+import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,7 @@ PREFIXES = ("module.", "_orig_mod.")
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 LISTED = 20
+ALIGNMENT_RECORD = ".storage_alignment"
 SERVER_ERROR = 500
 
 
@@ -312,6 +314,7 @@ def _load_index(path: Path) -> Any:
                 is_zip = torch.serialization._is_zipfile(file)
             if not is_zip:
                 return torch.load(path, map_location="cpu", weights_only=True)
+            _check_alignment(path)
             with FakeTensorMode():
                 return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -332,6 +335,14 @@ def _load_index(path: Path) -> Any:
         raise InputError(
             f"{path} is not a whole PyTorch checkpoint: {reason}", hint="copy or download it again"
         ) from error
+
+
+def _check_alignment(path: Path) -> None:
+    """Raise ValueError for an alignment of 0, by which the unpickler would divide: that ends the process."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(ALIGNMENT_RECORD) and int(archive.read(name)) < 1:
+                raise ValueError("its storage alignment is not positive")
 
 
 def _find_state_dict(path: Path, loaded: Any) -> tuple[str, dict[str, Tensor]]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -349,6 +350,17 @@ def test_pytorch_file_truncated_anywhere(tmp_path: Path, legacy: bool) -> None:
             open_file(path)
         assert str(path) in str(caught.value)
         assert caught.value.hint
+
+
+def test_alignment_of_zero_is_refused_before_it_ends_the_process(tmp_path: Path) -> None:
+    path = save_torch({"a": torch.ones(4), "b": torch.ones(4)}, tmp_path / "w.pt", legacy=False)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, b"0" if name.endswith(".storage_alignment") else content)
+    with pytest.raises(InputError, match="alignment is not positive"):
+        open_file(path)
 
 
 @both_formats
