@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from dexport.bundle import DECODER, Bundle, load_bundle
-from dexport.errors import InputError, UsageError
+from dexport.errors import GateError, InputError, UsageError
 from dexport.runtime.decode import Decoder, PixelShuffle, VaeDecoder, to_uint8
 from dexport.runtime.guidance import (
     UNGUIDED,
@@ -35,6 +35,14 @@ SAME_SCHEDULE = ({"ddpm", "ddim"},)
 PIXEL_SHUFFLE = "pixel-shuffle-"
 
 
+class NamedSession(Protocol):
+    """A session that says what runs."""
+
+    runner: str
+
+    def __call__(self, **inputs: np.ndarray) -> Mapping[str, np.ndarray]: ...
+
+
 class Pipeline:
     """A denoiser's bundle, or a stitched one, with its sampler, guidance and decoder.
 
@@ -42,6 +50,8 @@ class Pipeline:
         bundle: a bundle whose hashes have been checked.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         decoder: a decoder's bundle, where the bundle brings none.
+        sessions: what runs in place of the bundle's own models: the denoisers in their order.
+        decode: what turns latents into images in place of the bundle's own decoder.
 
     Attributes:
         facts: the manifest's ``sampling`` section.
@@ -51,7 +61,15 @@ class Pipeline:
         InputError: not a denoiser's bundle.
     """
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", decoder: Bundle | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: str = "cpu",
+        decoder: Bundle | None = None,
+        *,
+        sessions: Sequence[NamedSession] = (),
+        decode: Decoder | None = None,
+    ) -> None:
         self.bundle = bundle
         self.facts: Mapping[str, Any] = bundle.manifest.get("sampling") or {}
         if not self.facts:
@@ -61,10 +79,10 @@ class Pipeline:
         self._provider = provider
         self._parts = [part for part, _ in bundle.stitch] or [bundle]
         self.fractions = tuple(fraction for _, fraction in bundle.stitch)
-        self._sessions: list[Session] = [open_session(part, provider) for part in self._parts]
-        self.runner = self._sessions[0].runner  # type: ignore[attr-defined]
+        self._sessions = list(sessions) or [open_session(part, provider) for part in self._parts]
+        self.runner = self._sessions[0].runner
         self.shape = tuple(self._parts[0].manifest["io"]["inputs"][0]["shape"][1:])
-        self.decode = self._decoder(provider, decoder)
+        self.decode = decode or self._decoder(provider, decoder)
 
     @classmethod
     def open(cls, path: str | Path, provider: str = "cpu", decoder: str | Path | None = None) -> Pipeline:
@@ -138,9 +156,19 @@ class Pipeline:
         cfg_scale: float | None = None,
         fractions: Sequence[float] | None = None,
     ) -> np.ndarray:
-        """Latents (B, C, H, W) float32 of one batch, in the denoiser's scale; one image per stream of ``noise``."""
+        """Latents (B, C, H, W) float32 of one batch, in the denoiser's scale; one image per stream of ``noise``.
+
+        Raises:
+            GateError: values that are not finite, which would be shown as black pictures.
+        """
         denoiser = self.denoiser(labels, cfg_scale, fractions)
-        return sample(sampler or self.sampler(), denoiser, noise, (len(noise.images), *self.shape)).astype(np.float32)
+        latents = sample(sampler or self.sampler(), denoiser, noise, (len(noise.images), *self.shape))
+        if not np.isfinite(latents).all():
+            raise GateError(
+                f"{self.bundle.manifest['name']} made values that are not finite",
+                hint="if its precision overflows, build it with --bf16, --fp32, or more --island",
+            )
+        return latents.astype(np.float32)
 
     def images(self, latents: np.ndarray) -> np.ndarray:
         """Pictures (B, H, W, C) uint8 of latents."""

@@ -77,7 +77,7 @@ class ParityReport:
         """JSON values; a figure that is not finite becomes null."""
         document = asdict(self)
         document["checks"] = [
-            {**asdict(check), "metrics": _finite_or_null(asdict(check.metrics)), "passed": check.passed}
+            {**asdict(check), "metrics": finite_or_null(asdict(check.metrics)), "passed": check.passed}
             for check in self.checks
         ]
         return {"passed": self.passed, **document}
@@ -89,12 +89,13 @@ class ParityReport:
             worst[check.kind] = max(worst.get(check.kind, 0.0), check.metrics.relative_l2)
         return {
             "passed": self.passed,
-            "worst_relative_l2": _finite_or_null(worst),
+            "worst_relative_l2": finite_or_null(worst),
             "not_run": list(self.not_run),
         }
 
 
-def _finite_or_null(figures: Mapping[str, float]) -> dict[str, float | None]:
+def finite_or_null(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no infinity and no NaN."""
     return {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
 
 

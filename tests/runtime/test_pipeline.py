@@ -10,7 +10,7 @@ import pytest
 
 import dexport
 from dexport.bundle import MANIFEST, load_bundle
-from dexport.errors import InputError, UsageError
+from dexport.errors import GateError, InputError, UsageError
 from dexport.runtime.guidance import FIRST_FOUR, guided
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
@@ -161,3 +161,12 @@ def test_an_engine_limits_the_batch_and_guidance_halves_it(plain: Path, scale: f
     assert pipeline.largest_batch(scale) is None
     pipeline._provider = "tensorrt"
     assert pipeline.largest_batch(scale) == largest
+
+
+def test_black_pictures_are_never_made_of_nan(plain: Path) -> None:
+    def broken(**inputs: np.ndarray) -> dict[str, np.ndarray]:
+        return {"out": np.full((len(inputs["x"]), 8, 16, 16), np.nan, np.float32)}
+
+    broken.runner = "broken"  # type: ignore[attr-defined]
+    with pytest.raises(GateError, match="not finite"):
+        latents(Pipeline(load_bundle(plain), sessions=[broken]))  # type: ignore[list-item]

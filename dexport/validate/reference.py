@@ -1,0 +1,90 @@
+"""What a bundle is compared with: the float32 PyTorch network of its recipe, with the weights it was built from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dexport.bundle import Bundle, sha256_of
+from dexport.errors import InputError, UsageError
+from dexport.exporter.checkpoint import WeightSource, load_into, open_weights
+from dexport.exporter.inherit import inherit_weights
+from dexport.exporter.recipes import find_recipe
+from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.variant import Variant
+
+
+class TorchSession:
+    """A module behind the call signature of every session: named numpy inputs, a dict of numpy outputs.
+
+    Args:
+        module: takes its inputs by position, in the order of ``inputs``.
+        inputs, outputs: their names.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self._module = module.eval()
+        self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs)
+        self.runner = f"PyTorch {torch.__version__} float32 on CPU"
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Run once, without gradients."""
+        with torch.inference_mode():
+            results = self._module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._inputs))
+        tensors = results if isinstance(results, tuple) else (results,)
+        return {name: tensor.numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
+
+
+def torch_session(variant: Variant, weights: WeightSource) -> TorchSession:
+    """The reference of a variant."""
+    module = variant.wrap(load_into(weights, variant.meta_module()))
+    signature = variant.signature
+    return TorchSession(module, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
+
+
+def reference_of(bundle: Bundle, checkpoint: str | None = None, recipe: Recipe | None = None) -> TorchSession:
+    """The reference of a bundle that holds one network, from what its manifest says.
+
+    Args:
+        checkpoint: where the weights are now, if not where they were.
+        recipe: for a bundle that was built from a recipe of one's own.
+
+    Raises:
+        InputError: the checkpoint is not the one that the bundle was built from.
+        UsageError: the checkpoint or the recipe is not there.
+    """
+    variant = variant_of(bundle.manifest, recipe)
+    return torch_session(variant, weights_of(bundle.manifest["weights"], variant, checkpoint))
+
+
+def variant_of(manifest: Mapping[str, Any], recipe: Recipe | None = None) -> Variant:
+    """The variant that a manifest describes."""
+    height, width = manifest["latent"]
+    recipe = recipe or find_recipe(manifest["recipe"]["name"])
+    return Variant(recipe, manifest["config"], (height, width), fused=manifest["guidance"] != "none")
+
+
+def weights_of(origin: Mapping[str, Any], variant: Variant, checkpoint: str | None = None) -> WeightSource:
+    """The weights that a manifest names; a file must have the hash that it had."""
+    module, seed = variant.meta_module(), origin["seed"] or 0
+    if origin["kind"] == "random":
+        return open_weights(None, module, seed=seed, adapt=variant.recipe.adapt)
+    path = Path(checkpoint or origin["path"])
+    if not path.is_file():
+        raise UsageError(
+            f"the bundle was built from {origin['path']}, which is not there", hint="give its place with --checkpoint"
+        )
+    if sha256_of(path) != origin["sha256"]:
+        raise InputError(
+            f"{path} is not the checkpoint that the bundle was built from: its sha256 differs",
+            hint="give the right one with --checkpoint",
+        )
+    if origin["kind"] == "inherited":
+        return inherit_weights(str(path), module, variant.recipe.not_inherited, seed)
+    return open_weights(path, module, adapt=variant.recipe.adapt)

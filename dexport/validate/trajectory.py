@@ -1,0 +1,136 @@
+"""Trajectory parity: the same noise and labels through the sampler, with PyTorch and with the bundle.
+
+Two errors per step tell different things. The *state* error is that of two free runs, which may accumulate or heal. The
+*local* error is that of one evaluation at the reference's own state, so it cannot hide behind what happened before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dexport.errors import UsageError
+from dexport.runtime.noise import Noise, Replay
+from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.samplers import Denoiser, Sampler, Step
+from dexport.validate.images import psnr, ssim
+from dexport.validate.metrics import Metrics, compare
+from dexport.validate.parity import finite_or_null
+
+DEFAULT_SNR: dict[str, float] = {"fp32": 60.0, "fp16": 25.0, "bf16": 10.0}
+"""Smallest signal-to-noise ratio in dB of the final latents."""
+
+
+@dataclass(frozen=True)
+class At:
+    """An error at the time that the network received."""
+
+    t: float
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class TrajectoryReport:
+    """Errors along one trajectory.
+
+    Attributes:
+        states: error of the state after each step, of two free runs.
+        evaluations: error of each evaluation of the guided network at the reference's states.
+        psnr_db, ssim: of every picture, bundle against PyTorch; empty where values are not finite.
+        gate_snr_db: smallest SNR allowed for the last state.
+    """
+
+    reference: str
+    runner: str
+    sampler: str
+    cfg: float
+    seed: int
+    labels: tuple[int, ...]
+    states: tuple[At, ...]
+    evaluations: tuple[At, ...]
+    psnr_db: tuple[float, ...]
+    ssim: tuple[float, ...]
+    gate_snr_db: float
+
+    @property
+    def passed(self) -> bool:
+        last = self.states[-1].metrics
+        return last.finite and last.snr_db >= self.gate_snr_db
+
+    @property
+    def worst_evaluation(self) -> At:
+        """The evaluation that is furthest from the reference's."""
+        return max(self.evaluations, key=lambda at: at.metrics.relative_l2)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; a figure that is not finite becomes null."""
+        document = asdict(self)
+        for name, errors in (("states", self.states), ("evaluations", self.evaluations)):
+            document[name] = [{"t": at.t, **finite_or_null(asdict(at.metrics))} for at in errors]
+        document["psnr_db"] = [value if np.isfinite(value) else None for value in self.psnr_db]
+        return {"passed": self.passed, **document}
+
+
+def check_trajectory(
+    pipeline: Pipeline,
+    reference: Pipeline,
+    labels: Sequence[int],
+    *,
+    steps: int | None = None,
+    sampler: str | None = None,
+    cfg_scale: float | None = None,
+    seed: int = 0,
+    gate_snr_db: float,
+    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
+) -> TrajectoryReport:
+    """Run both and compare them step by step.
+
+    Args:
+        reference: the same bundle's pipeline on PyTorch sessions.
+        labels: one image each; an unconditional network takes as many zeros as images.
+
+    Raises:
+        UsageError: no images.
+    """
+    if not labels:
+        raise UsageError("a trajectory needs at least one image", hint="give a label")
+    plan = pipeline.sampler(sampler, steps)
+    given = list(labels) if pipeline.classes is not None else []
+    noise = Noise(seed, images=range(len(labels)), record=True)
+    calls: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def recorded(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        out = expected(x, t)
+        calls.append((x, t, out))
+        return out
+
+    expected = reference.denoiser(given, cfg_scale)
+    actual = pipeline.denoiser(given, cfg_scale)
+    on_progress(0, 3, "PyTorch")
+    wanted = _states(plan, recorded, noise, len(labels), pipeline.shape)
+    on_progress(1, 3, "bundle, free run")
+    got = _states(plan, actual, Replay(noise.draws), len(labels), pipeline.shape)
+    on_progress(2, 3, "bundle, at PyTorch's states")
+    ends = wanted[-1].x.astype(np.float32), got[-1].x.astype(np.float32)
+    finite = all(np.isfinite(end).all() for end in ends)
+    pairs = list(zip(reference.images(ends[0]), pipeline.images(ends[1]), strict=True)) if finite else []
+    return TrajectoryReport(
+        reference=reference.runner,
+        runner=pipeline.runner,
+        sampler=f"{len(wanted)} {sampler or pipeline.facts['sampler']} steps",
+        cfg=pipeline.default_scale if cfg_scale is None else cfg_scale,
+        seed=seed,
+        labels=tuple(labels),
+        states=tuple(At(a.t, compare(a.x, b.x)) for a, b in zip(wanted, got, strict=True)),
+        evaluations=tuple(At(float(t[0]), compare(out, actual(x, t))) for x, t, out in calls),
+        psnr_db=tuple(psnr(*pair) for pair in pairs),
+        ssim=tuple(ssim(*pair) for pair in pairs),
+        gate_snr_db=gate_snr_db,
+    )
+
+
+def _states(sampler: Sampler, denoiser: Denoiser, noise: Noise, images: int, shape: tuple[int, ...]) -> list[Step]:
+    return list(sampler.run(denoiser, sampler.start(noise, (images, *shape)), noise))
