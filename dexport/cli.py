@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from dexport.bundle import writing_to
-from dexport.errors import DexportError, MachineError, UsageError
+from dexport.errors import DexportError, GateError, MachineError, UsageError
 from dexport.version import __version__
 
 BUILDING = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "psutil", "ml_dtypes")
@@ -194,6 +194,69 @@ def build_command(
         )
     _print_json(result.bundle.manifest) if as_json else print_result(result)
     sys.exit(exit_code(result))
+
+
+@main.command("validate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    type=click.Choice(["forward", "trajectory"]),
+    default=("forward", "trajectory"),
+    show_default=True,
+    help="Single evaluations, whole sampling runs. Repeatable.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    metavar="[PART=]FILE",
+    help="Where the weights of the build are now, if they were moved. Repeatable.",
+)
+@click.option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one.")
+@click.option("--classes", default="0,1", show_default=True, metavar="N,N", help="One trajectory per class label.")
+@click.option("--steps", type=int, help="Sampling steps. [default: the system's]")
+@click.option("--cfg", "cfg_scale", type=float, help="Guidance scale, 1 for none. [default: the system's]")
+@click.option("--sampler", metavar="NAME", help="ddpm or ddim, where the model fits. [default: the system's]")
+@click.option("--seed", default=0, show_default=True, help="Seed of the noise.")
+@click.option("--fail-under", metavar="snr=DB", help="Smallest SNR of the final latents. [default: by precision]")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; progress goes to stderr.")
+def validate_command(
+    bundle: Path,
+    output: Path | None,
+    levels: tuple[str, ...],
+    checkpoints: tuple[str, ...],
+    recipe: str | None,
+    classes: str,
+    fail_under: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compare a bundle with the PyTorch networks that it was built from; exit with 1 where a gate fails."""
+    from dexport.bundle import load_bundle
+    from dexport.console import Progress, print_validation
+    from dexport.exporter.recipes import find_recipe
+    from dexport.validate.validate import validate
+
+    with Progress() as progress:
+        progress.start("validate")
+        result = validate(
+            load_bundle(bundle),
+            levels,
+            checkpoints={part: path for part, _, path in (text.rpartition("=") for text in checkpoints)},
+            recipe=find_recipe(recipe) if recipe else None,
+            labels=_parse_numbers(classes, "--classes", "0,1", int),
+            snr_db=_parse_gate(fail_under),
+            on_progress=progress.advance,
+            **options,
+        )
+    if output is not None:
+        with writing_to(output.parent):
+            output.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    _print_json(result.to_json()) if as_json else print_validation(result)
+    sys.exit(0 if result.passed else GateError.exit_code)
 
 
 @main.command("sample")
@@ -388,6 +451,16 @@ def _parse_numbers(text: str, option: str, example: str, kind: Callable[[str], N
         raise UsageError(
             f"{option} {text!r} is not a list of numbers", hint=f"for example {option} {example}"
         ) from error
+
+
+def _parse_gate(text: str | None) -> float | None:
+    name, _, value = (text or "snr=").partition("=")
+    try:
+        if name == "snr":
+            return float(value) if text else None
+    except ValueError:
+        pass
+    raise UsageError(f"--fail-under {text!r} is not snr=DB", hint="for example --fail-under snr=25")
 
 
 def _print_json(value: Any) -> None:

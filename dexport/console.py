@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.runtime.generate import Generated
     from dexport.validate.parity import ParityReport
     from dexport.validate.sweep import Sweep
+    from dexport.validate.trajectory import TrajectoryReport
+    from dexport.validate.validate import Validation
 
 WIDE = 150
 """Columns where no terminal says how many it has, such as in CI."""
@@ -35,6 +37,8 @@ def _console(stderr: bool) -> Console:
 
 out = _console(stderr=False)
 err = _console(stderr=True)
+ROWS = 12
+"""Steps of a trajectory that a table shows."""
 GB = 1e9
 MB = 1e6
 
@@ -219,6 +223,36 @@ def print_parity(report: ParityReport, part: str = "") -> None:
     out.print(table)
     for reason in report.not_run:
         out.print(f"not run: {reason}")
+
+
+def print_validation(result: Validation) -> None:
+    """What ``dexport validate`` found: forward parity of each network, then the trajectory."""
+    for name, report in result.forward.items():
+        print_parity(report, name)
+    if result.trajectory is not None:
+        print_trajectory(result.trajectory)
+    out.print(f"{result.bundle}: {_colored('passed' if result.passed else 'failed')}")
+
+
+def print_trajectory(report: TrajectoryReport) -> None:
+    """The table of steps: at most a dozen, evenly spread, the last among them."""
+    images = f"{len(report.labels)} image{'s' * (len(report.labels) > 1)}"
+    title = f"{report.sampler}, {images}, cfg {report.cfg:g}: {report.runner} against {report.reference}"
+    table = Table("step", "t", "state SNR dB", "state relative L2", "evaluation relative L2", title=title)
+    count = len(report.states)
+    shown = sorted({round(index * (count - 1) / (ROWS - 1)) for index in range(ROWS)})
+    for index in shown:
+        state = report.states[index]
+        local = [at.metrics.relative_l2 for at in report.evaluations if at.t == state.t]
+        row = (f"{state.metrics.snr_db:.1f}", f"{state.metrics.relative_l2:.2e}")
+        table.add_row(str(index + 1), f"{state.t:g}", *row, f"{max(local):.2e}" if local else "-")
+    out.print(table)
+    last, worst = report.states[-1].metrics, report.worst_evaluation
+    verdict = "pass" if report.passed else "FAIL"
+    out.print(f"final latents: SNR {last.snr_db:.1f} dB, gate {report.gate_snr_db:g} dB: {_colored(verdict)}")
+    out.print(f"worst evaluation: relative L2 {worst.metrics.relative_l2:.2e} at t = {worst.t:g}")
+    if report.psnr_db:
+        out.print(f"pictures: PSNR at least {min(report.psnr_db):.1f} dB, SSIM at least {min(report.ssim):.5f}")
 
 
 def print_kernels(summaries: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from dexport.bundle import DECODER, Bundle, load_bundle
 from dexport.errors import GateError, InputError, UsageError
-from dexport.runtime.decode import Decoder, PixelShuffle, VaeDecoder, to_uint8
+from dexport.runtime.decode import Decoder, DecoderSession, PixelShuffle, VaeDecoder, to_uint8
 from dexport.runtime.guidance import (
     UNGUIDED,
     Feed,
@@ -51,7 +51,7 @@ class Pipeline:
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         decoder: a decoder's bundle, where the bundle brings none.
         sessions: what runs in place of the bundle's own models: the denoisers in their order.
-        decode: what turns latents into images in place of the bundle's own decoder.
+        decoder_session: what runs in place of the decoder's model.
 
     Attributes:
         facts: the manifest's ``sampling`` section.
@@ -68,7 +68,7 @@ class Pipeline:
         decoder: Bundle | None = None,
         *,
         sessions: Sequence[NamedSession] = (),
-        decode: Decoder | None = None,
+        decoder_session: DecoderSession | None = None,
     ) -> None:
         self.bundle = bundle
         self.facts: Mapping[str, Any] = bundle.manifest.get("sampling") or {}
@@ -82,7 +82,7 @@ class Pipeline:
         self._sessions = list(sessions) or [open_session(part, provider) for part in self._parts]
         self.runner = self._sessions[0].runner
         self.shape = tuple(self._parts[0].manifest["io"]["inputs"][0]["shape"][1:])
-        self.decode = decode or self._decoder(provider, decoder)
+        self.decode = self._decoder(provider, decoder, decoder_session)
 
     @classmethod
     def open(cls, path: str | Path, provider: str = "cpu", decoder: str | Path | None = None) -> Pipeline:
@@ -184,20 +184,20 @@ class Pipeline:
             return guided(session, labels, scale, None, feed=feed)
         return guided(session, labels, scale, facts["null_label"], find_rule(facts["guidance"]["rule"]), feed)
 
-    def _decoder(self, provider: str, given: Bundle | None) -> Callable[[np.ndarray], np.ndarray] | Decoder:
+    def _decoder(self, provider: str, given: Bundle | None, session: DecoderSession | None) -> Decoder:
         kind = self.facts["decoder"]
         if kind == "none":
             return _clipped
         if kind.startswith(PIXEL_SHUFFLE):
             return PixelShuffle(int(kind.removeprefix(PIXEL_SHUFFLE)))
         inside = [bundle.parts[DECODER] for bundle in (self.bundle, *self._parts) if DECODER in bundle.parts]
-        if given is None and not inside:
+        if session is None and given is None and not inside:
             raise UsageError(
                 f"{self.bundle.path} makes latents and has no decoder",
                 hint=f"build it with --with-decoder, or build {kind} and give that bundle with --decoder",
             )
-        return VaeDecoder(open_session(given or inside[0], provider), self.facts["latent_scale"])
+        return VaeDecoder(session or open_session(given or inside[0], provider), self.facts["latent_scale"])
 
 
-def _clipped(images: np.ndarray) -> np.ndarray:
-    return np.clip(images, -1, 1)
+def _clipped(latents: np.ndarray) -> np.ndarray:
+    return np.clip(latents, -1, 1)

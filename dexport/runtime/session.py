@@ -15,12 +15,14 @@ from dexport.runtime.tensorrt_session import TensorRtSession
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TENSORRT = "tensorrt"
 ERRORS_ONLY = 3
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OnnxSession:
     """An ONNX file in ONNX Runtime.
 
     Args:
+        model: path of the file, or its bytes; then ``data_folder`` is where its external data lies.
         provider: ``cpu`` or ``cuda``. The provider that really runs is asserted: ONNX Runtime falls back to the CPU
             silently.
 
@@ -32,7 +34,7 @@ class OnnxSession:
         InputError: ONNX Runtime refuses the model.
     """
 
-    def __init__(self, model_path: str | Path, provider: str = "cpu") -> None:
+    def __init__(self, model: str | Path | bytes, provider: str = "cpu", *, data_folder: Path | None = None) -> None:
         if provider not in PROVIDERS:
             raise UsageError(f"no provider {provider!r}", hint=f"choose from {', '.join(PROVIDERS)}")
         wanted = PROVIDERS[provider]
@@ -43,11 +45,15 @@ class OnnxSession:
             )
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
+        if data_folder is not None:
+            options.add_session_config_entry(DATA_FOLDER, str(data_folder))
+        content = model if isinstance(model, bytes) else str(model)
         try:
-            self._session = ort.InferenceSession(str(model_path), options, providers=[wanted])
+            self._session = ort.InferenceSession(content, options, providers=[wanted])
         except Exception as error:
             raise InputError(
-                f"ONNX Runtime cannot load {model_path}: {error}", hint="build it again, or upgrade onnxruntime"
+                f"ONNX Runtime cannot load {data_folder or model!s}: {error}",
+                hint="build it again, or upgrade onnxruntime",
             ) from error
         if self._session.get_providers()[0] != wanted:
             raise MachineError(

@@ -18,12 +18,13 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from dexport.exporter.checkpoint import WeightSource, load_into
+from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
 from dexport.exporter.recipes.recipe import BATCH, Signature
 from dexport.exporter.variant import Variant
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
+from dexport.validate.reference import torch_session
 
 MAX_DISTINCT_ROWS = 4
 """Rows of input that differ; larger batches repeat them. More rows would cost more reference passes, not show more."""
@@ -113,7 +114,7 @@ def check_parity(
 
     Args:
         weights: where the reference takes its weights, in float32.
-        model_path: the exported file; an emulation of it is written beside it and removed again.
+        model_path: the exported file.
         precision: ``fp32``, ``fp16`` or ``bf16``, which selects the recipe's gate.
         max_batch: largest batch of the profile.
     """
@@ -135,7 +136,7 @@ def check_parity(
         tell(done, total, f"{kind}, batch {batch}")
         if kind != opened:
             session = None  # free the previous one before the next is loaded
-            session = _open(kind, model_path)
+            session = open_graph(kind, model_path)
             opened = kind
         assert session is not None
         order = row_order(batch, rows)
@@ -177,16 +178,12 @@ def take_rows(signature: Signature, inputs: Arrays, order: Sequence[int]) -> dic
 
 def reference_outputs(variant: Variant, weights: WeightSource, inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
     """Outputs of the float32 PyTorch module, row by row in small batches."""
-    module = variant.wrap(load_into(weights, variant.meta_module())).eval()
-    names = [spec.name for spec in variant.signature.outputs]
-    parts: list[list[np.ndarray]] = []
-    with torch.inference_mode():
-        for start in range(0, rows, REFERENCE_BATCH):
-            order = range(start, min(start + REFERENCE_BATCH, rows))
-            arrays = take_rows(variant.signature, inputs, order)
-            results = module(*(torch.from_numpy(np.asarray(array)) for array in arrays.values()))
-            parts.append([r.numpy() for r in (results if isinstance(results, tuple) else (results,))])
-    return {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(names)}
+    session = torch_session(variant, weights)
+    parts = [
+        session(**take_rows(variant.signature, inputs, range(start, min(start + REFERENCE_BATCH, rows))))
+        for start in range(0, rows, REFERENCE_BATCH)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _plan(precision: str, batches: Sequence[int]) -> list[tuple[str, int]]:
@@ -204,18 +201,15 @@ def _not_run(precision: str) -> tuple[str, ...]:
     return ()
 
 
-def _open(kind: str, model_path: Path) -> OnnxSession:
+def open_graph(kind: str, model_path: Path) -> OnnxSession:
+    """The exported file ``as shipped``, or ``rounded``: with the rounding of every activation made explicit."""
     if kind == "as shipped":
         return OnnxSession(model_path)
     model = ir.load(model_path)
     EmulateLowPrecision()(model)
-    # Beside the model: external data may not lie outside of the folder that refers to it.
-    emulated = model_path.with_name("emulated.onnx")
-    try:
-        ir.save(model, emulated)
-        return OnnxSession(emulated)
-    finally:
-        emulated.unlink(missing_ok=True)
+    session = OnnxSession(ir.to_proto(model).SerializeToString(), data_folder=model_path.parent)
+    session.runner += ", every rounding explicit"
+    return session
 
 
 def _consistency(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +14,40 @@ from dexport.bundle import Bundle, sha256_of
 from dexport.errors import InputError, UsageError
 from dexport.exporter.checkpoint import WeightSource, load_into, open_weights
 from dexport.exporter.inherit import inherit_weights
+from dexport.exporter.manifest import tensor_specs
 from dexport.exporter.recipes import find_recipe
-from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.recipes.recipe import Recipe, Signature
 from dexport.exporter.variant import Variant
+from dexport.runtime.inputs import port_of
 
 
 class TorchSession:
     """A module behind the call signature of every session: named numpy inputs, a dict of numpy outputs.
 
     Args:
-        module: takes its inputs by position, in the order of ``inputs``.
-        inputs, outputs: their names.
+        module: takes its inputs by position, in the order of the signature.
+
+    Attributes:
+        inputs: name -> shape and type of each input; ``"B"`` is the symbolic batch.
     """
 
-    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, signature: Signature) -> None:
         self._module = module.eval()
-        self._inputs = tuple(inputs)
-        self._outputs = tuple(outputs)
+        self._outputs = [spec.name for spec in signature.outputs]
+        self.inputs = {spec["name"]: port_of(spec) for spec in tensor_specs(signature.inputs)}
         self.runner = f"PyTorch {torch.__version__} float32 on CPU"
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Run once, without gradients."""
         with torch.inference_mode():
-            results = self._module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._inputs))
+            results = self._module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs))
         tensors = results if isinstance(results, tuple) else (results,)
         return {name: tensor.numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
 
 
 def torch_session(variant: Variant, weights: WeightSource) -> TorchSession:
     """The reference of a variant."""
-    module = variant.wrap(load_into(weights, variant.meta_module()))
-    signature = variant.signature
-    return TorchSession(module, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
+    return TorchSession(variant.wrap(load_into(weights, variant.meta_module())), variant.signature)
 
 
 def reference_of(bundle: Bundle, checkpoint: str | None = None, recipe: Recipe | None = None) -> TorchSession:

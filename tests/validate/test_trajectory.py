@@ -59,7 +59,7 @@ def test_a_planted_fault_fails(plain: Path, fault: str) -> None:
             module.blocks[0].mlp.fc1.weight.mul_(1.05)
     else:
         module.blocks[0].mlp.act = torch.nn.ReLU()
-    broken = Pipeline(bundle, sessions=[TorchSession(module, ["x", "t", "y"], ["out"])])
+    broken = Pipeline(bundle, sessions=[TorchSession(module, variant_of(bundle.manifest).signature)])
     report = check(broken, Pipeline(bundle, sessions=[reference_of(bundle)]))
     assert not report.passed
     assert report.worst_evaluation.metrics.relative_l2 > 1e-4
@@ -70,7 +70,7 @@ def test_values_that_are_not_finite_fail(plain: Path) -> None:
     module = variant_of(bundle.manifest).module()
     with torch.no_grad():
         module.final_layer.linear.bias.fill_(math.nan)
-    broken = Pipeline(bundle, sessions=[TorchSession(module, ["x", "t", "y"], ["out"])])
+    broken = Pipeline(bundle, sessions=[TorchSession(module, variant_of(bundle.manifest).signature)])
     report = check(broken, Pipeline(bundle, sessions=[reference_of(bundle)]))
     assert not report.passed
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["states"][0]["relative_l2"] is None

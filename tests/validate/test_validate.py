@@ -1,0 +1,98 @@
+"""``dexport validate``: levels, exit codes, and the refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import dexport
+from dexport.bundle import load_bundle
+from dexport.cli import main
+from dexport.errors import UsageError
+from dexport.validate.validate import validate
+from tests.bundles import build_narrow
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["validate", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_both_levels_of_a_clean_bundle(plain: Path, tmp_path: Path) -> None:
+    result = command(plain, "--steps", 4, "-o", tmp_path / "report.json")
+    assert result.exit_code == 0, result.output
+    assert "final latents: SNR" in result.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["passed"] and report["forward"][""]["passed"] and report["trajectory"]["passed"]
+    assert len(report["trajectory"]["states"]) == 4
+
+
+def test_half_precision_is_judged_with_every_rounding(tmp_path: Path) -> None:
+    path = build_narrow(tmp_path / "half", precision="fp16")
+    report = validate(load_bundle(path), ["trajectory"], steps=4)
+    assert report.passed
+    assert report.trajectory is not None
+    assert "every rounding explicit" in report.trajectory.runner
+    assert 30 < report.trajectory.states[-1].metrics.snr_db < 90
+
+
+def test_a_gate_that_is_missed_fails(plain: Path) -> None:
+    result = command(plain, "--level", "trajectory", "--steps", 4, "--fail-under", "snr=300", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["forward"] is None
+
+
+def test_every_part_of_a_stitched_bundle_is_compared(stitched: Path) -> None:
+    report = validate(load_bundle(stitched), steps=4)
+    assert report.passed
+    assert set(report.forward) == set(load_bundle(stitched).parts)
+
+
+def test_validation_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
+    path = build_narrow(tmp_path / "half", precision="fp16")
+    before = sorted(path.rglob("*"))
+    validate(load_bundle(path), steps=4)
+    assert sorted(path.rglob("*")) == before
+    load_bundle(path)
+
+
+def test_a_bundle_of_ones_own_recipe_needs_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from dexport.exporter.recipes import find_recipe\n"
+        "RECIPE = replace(find_recipe('dit-fashion'), name='mine')\n"
+    )
+    build_narrow(tmp_path / "out", str(tmp_path / "mine.py"))
+    assert command(tmp_path / "out", "--level", "forward").exit_code == 2
+    assert command(tmp_path / "out", "--level", "forward", "--recipe", tmp_path / "mine.py").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fail-under", "fid=3"], "is not snr=DB"),
+        (["--fail-under", "snr=a"], "is not snr=DB"),
+        (["--classes", "11"], "no class 11"),
+        (["--classes", ""], "at least one image"),
+        (["--steps", "2000"], "the schedule has 1000"),
+        (["--checkpoint", "decoder=vae.pt"], "no part 'decoder'"),
+    ],
+)
+def test_refusals(plain: Path, options: list[str], message: str) -> None:
+    result = command(plain, "--level", "trajectory", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_levels_that_do_not_exist(plain: Path) -> None:
+    with pytest.raises(UsageError, match="no level block"):
+        validate(load_bundle(plain), ["block"])
+
+
+def test_a_decoder_has_no_trajectory(tmp_path: Path) -> None:
+    settings = {"block_out_channels": [32, 32], "layers_per_block": 1}
+    dexport.build("sd-vae-decoder", tmp_path / "vae", latent=(8, 8), settings=settings, profile="ci", parity=False)
+    assert command(tmp_path / "vae", "--level", "forward").exit_code == 0
+    assert command(tmp_path / "vae").exit_code == 4
