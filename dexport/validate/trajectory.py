@@ -16,7 +16,7 @@ from dexport.errors import UsageError
 from dexport.runtime.noise import Noise, Replay
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import Denoiser, Sampler, Step
-from dexport.validate.images import psnr, ssim
+from dexport.validate.likeness import psnr, ssim
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.parity import finite_or_null
 
