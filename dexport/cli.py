@@ -374,6 +374,47 @@ def sweep_command(
     _print_json(result.to_json()) if as_json else print_sweep(result, output)
 
 
+@main.command("fid")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--evaluator",
+    type=click.Choice(["inception", "efficientnet-lite0", "pixels"]),
+    default="inception",
+    show_default=True,
+    help="The features. Only inception's distance is FID; the others are quick checks with names of their own.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="File of the evaluator's weights. [default: inside the installed package of the extra fid]",
+)
+@click.option("--save-stats", type=click.Path(path_type=Path), help="Write A's statistics in ADM's layout; without B.")
+@click.option("--batch", default=32, show_default=True, help="Images that are evaluated together.")
+@click.option("--seed", default=0, show_default=True, help="Seed of subsets, splits and the floor.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+def fid_command(a: Path, b: Path | None, save_stats: Path | None, seed: int, as_json: bool, **options: Any) -> None:
+    """Distances of images A to a reference B: FID, sFID, KID, precision and recall, and the floor they stand on.
+
+    A and B are folders of PNG files, .npz files of images (arr_0), or ADM's reference statistics.
+    """
+    from dexport.console import Progress, print_fid
+    from dexport.validate.fid import measure_fid, save_statistics
+
+    if (b is None) == (save_stats is None):
+        raise UsageError("give a reference B, or --save-stats", hint="dexport fid samples/ reference.npz")
+    with Progress() as progress:
+        progress.start("fid")
+        if save_stats is not None:
+            facts = save_statistics(a, save_stats, on_progress=progress.advance, **options)
+        else:
+            report = measure_fid(a, b, seed=seed, on_progress=progress.advance, **options)  # type: ignore[arg-type]
+    if save_stats is not None:
+        _print_json(facts) if as_json else click.echo(f"{save_stats}: {facts['count']} images, {facts['evaluator']}")
+    else:
+        _print_json(report.to_json()) if as_json else print_fid(report)
+
+
 @main.group("plugins")
 def plugins_group() -> None:
     """The custom ops and their kernels."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.exporter.build import BuildResult
     from dexport.exporter.steps import Step
     from dexport.runtime.generate import Generated
+    from dexport.validate.fid import FidReport, SetFacts
     from dexport.validate.parity import ParityReport
     from dexport.validate.sweep import Sweep
     from dexport.validate.trajectory import TrajectoryReport
@@ -194,6 +195,39 @@ def print_sweep(result: Sweep, path: Path) -> None:
     out.print(f"{result.runner}; the time is that of the networks\n  {path}\n  {path.with_suffix('.png')}")
 
 
+def print_fid(report: FidReport) -> None:
+    """Counts first: no distance means anything without them."""
+    lines = {
+        "evaluator": f"{report.evaluator}, {report.weights or 'no weights'}",
+        "weights": f"sha256 {report.weights_sha256}" if report.weights_sha256 else "",
+        "samples": _set_line(report.samples),
+        "reference": _set_line(report.reference),
+        "seed": str(report.seed),
+    }
+    _print_lines({name: text for name, text in lines.items() if text})
+    table = Table("distance", "", "floor")
+    floor = report.floor
+    table.add_row(report.distance, f"{report.frechet:.4f}", f"{floor.frechet:.4f}" if floor else "not known")
+    if report.spatial is not None:
+        table.add_row(report.spatial_distance, f"{report.spatial:.4f}", "")
+    if report.kernel is not None:
+        mean, deviation = (1000 * value for value in report.kernel)
+        name = "KID" if report.distance == "FID" else "kernel distance"
+        shown = f"{1000 * floor.kernel:.3f}" if floor else "not known"
+        table.add_row(f"{name} x 1000", f"{mean:.3f} ± {deviation:.3f}", shown)
+    if report.precision_recall is not None:
+        table.add_row("precision, recall", "{:.3f}, {:.3f}".format(*report.precision_recall), "")
+    if report.score is not None:
+        table.add_row("Inception Score of the samples", "{:.3f} ± {:.3f}".format(*report.score), "")
+    out.print(table)
+    if floor:
+        out.print(f"floor: {floor.count:,} images of the reference against {floor.against:,} others of it")
+    for warning in report.warnings:
+        out.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
+    for reason in report.not_run:
+        out.print(f"not run: {reason}", soft_wrap=True)
+
+
 def print_result(result: BuildResult) -> None:
     """What a build made: the parity table, the engine, and the paths to look at."""
     manifest, path = result.bundle.manifest, result.bundle.path
@@ -314,6 +348,10 @@ def _custom_op(op: Mapping[str, Any]) -> str:
 
 def _signature(specs: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{s['name']} ({','.join(map(str, s['shape']))}) {s['dtype']}" for s in specs)
+
+
+def _set_line(facts: SetFacts) -> str:
+    return f"{'an unknown number of' if facts.count is None else f'{facts.count:,}'} images, {facts.path}"
 
 
 def _colored(verdict: str) -> str:

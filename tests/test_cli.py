@@ -112,6 +112,16 @@ FROZEN = {
         "--decoder path",
         "--json",
     ],
+    "fid": [
+        "A",
+        "[b]",
+        "--evaluator inception|efficientnet-lite0|pixels = inception",
+        "--weights path",
+        "--save-stats path",
+        "--batch integer = 32",
+        "--seed integer = 0",
+        "--json",
+    ],
     "plugins": [],
     "plugins compile": [
         "--target text ...",
