@@ -103,6 +103,8 @@ def measure_fid(
         InputError: bad images or statistics, sets whose features do not compare.
         MachineError: no weights.
     """
+    if batch < 1 or seed < 0:
+        raise UsageError(f"--batch {batch}, --seed {seed}: they start at 1 and at 0", hint="leave them out")
     inputs = [_open(path) for path in (samples, reference)]
     network = open_evaluator(evaluator, weights)
     ours, real = (_summary(path, images, network, batch, on_progress) for path, images in inputs)
@@ -253,4 +255,4 @@ def _size_warnings(inputs: list[tuple[Path, ImageSet | None]]) -> list[str]:
     if len(shapes) < 2:
         return []
     sizes = " and ".join(f"{height}x{width}x{channels}" for height, width, channels in sorted(shapes))
-    return [f"the sets have images of {sizes}: the difference in size and colour is part of the distance"]
+    return [f"the sets have images of {sizes}: the difference is part of the distance"]

@@ -10,15 +10,16 @@ from dexport.validate.distances.moments import Moments
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al., arXiv 1706.08500).
 
-    The trace of the root is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric: no complex rounding.
+    The trace of the root is the sum of the singular values of A^(1/2) B^(1/2). Eigenvalues of A B give the same, but
+    with fewer images than features many of them are rounding noise, whose roots add up.
     """
-    root = root(a.covariance)
-    shared = np.sqrt(np.clip(np.linalg.eigvalsh(root @ b.covariance @ root), 0, None)).sum()
+    shared = np.linalg.svd(root(a.covariance) @ root(b.covariance), compute_uv=False).sum()
     gap = a.mean - b.mean
     return float(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * shared)
 
 
 def root(matrix: np.ndarray) -> np.ndarray:
-    """Square root of a symmetric positive semi-definite matrix."""
+    """Square root of a symmetric positive semi-definite matrix; eigenvalues that are rounding noise count as zero."""
     values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    values[values < len(values) * np.finfo(np.float64).eps * values[-1]] = 0
+    return (vectors * np.sqrt(values)) @ vectors.T

@@ -1,4 +1,4 @@
-"""Weights of :class:`FidInception`: the file of pytorch-fid and torch-fidelity, or TorchScript with the graph's names."""
+"""Weights of :class:`FidInception`: as pytorch-fid and torch-fidelity store them, or as TorchScript of the graph."""
 
 from __future__ import annotations
 
