@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 ROWS_AT_ONCE = 1000
-"""Of a kernel matrix, to bound memory."""
+"""Of a matrix of all pairs, to bound memory."""
 
 
 def kernel_distance(
@@ -47,6 +47,11 @@ def cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
+def blocks(count: int) -> list[slice]:
+    """Slices of ``ROWS_AT_ONCE`` rows that cover ``count``."""
+    return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
+
+
 def _unbiased(a: np.ndarray, b: np.ndarray) -> float:
     return _mean_of_pairs(cubic(a, a)) + _mean_of_pairs(cubic(b, b)) - 2 * float(cubic(a, b).mean())
 
@@ -57,9 +62,7 @@ def _mean_of_pairs(kernel: np.ndarray) -> float:
 
 
 def _rbf_mean(a: np.ndarray, b: np.ndarray, sigma: float) -> float:
-    total = 0.0
-    for start in range(0, len(a), ROWS_AT_ONCE):
-        total += float(np.exp(-squared_distances(a[start : start + ROWS_AT_ONCE], b) / (2 * sigma**2)).sum())
+    total = sum(float(np.exp(-squared_distances(a[rows], b) / (2 * sigma**2)).sum()) for rows in blocks(len(a)))
     return total / (len(a) * len(b))
 
 

@@ -8,6 +8,9 @@ import numpy as np
 
 from dexport.errors import InputError
 
+ROWS_AT_ONCE = 4096
+"""That are held in float64, to bound memory."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -21,7 +24,8 @@ class Moments:
     def of(cls, features: np.ndarray) -> Moments:
         """Moments of (N, D) features, N at least 2; the covariance is the unbiased one."""
         running = RunningMoments()
-        running.add(features)
+        for start in range(0, len(features), ROWS_AT_ONCE):
+            running.add(features[start : start + ROWS_AT_ONCE])
         return running.moments()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dexport.validate.distances.kernels import ROWS_AT_ONCE, squared_distances
+from dexport.validate.distances.kernels import blocks, squared_distances
 
 
 def precision_recall(images: np.ndarray, real: np.ndarray, neighbours: int = 3) -> tuple[float, float]:
@@ -25,14 +25,10 @@ def _covered(points: np.ndarray, others: np.ndarray, neighbours: int) -> float:
         [
             # The nearest of all is the point itself.
             np.partition(squared_distances(others[rows], others), neighbours, axis=1)[:, neighbours]
-            for rows in _blocks(len(others))
+            for rows in blocks(len(others))
         ]
     )
     hits = sum(
-        int((squared_distances(points[rows], others) <= reach).any(axis=1).sum()) for rows in _blocks(len(points))
+        int((squared_distances(points[rows], others) <= reach).any(axis=1).sum()) for rows in blocks(len(points))
     )
     return hits / len(points)
-
-
-def _blocks(count: int) -> list[slice]:
-    return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]

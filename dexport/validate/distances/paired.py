@@ -10,7 +10,7 @@ import numpy as np
 
 from dexport.errors import InputError
 from dexport.validate.distances.frechet import root
-from dexport.validate.distances.kernels import cubic
+from dexport.validate.distances.kernels import blocks, cubic
 from dexport.validate.distances.moments import Moments
 
 Reference = TypeVar("Reference")
@@ -122,9 +122,13 @@ def kernel_to(features: np.ndarray, reference: np.ndarray) -> Callable[[np.ndarr
     features, reference = features.astype(np.float64), reference.astype(np.float64)
     kernel = cubic(features, features)
     np.fill_diagonal(kernel, 0)
-    across = cubic(features, reference).mean(axis=1)
-    of_reference = cubic(reference, reference)
-    constant = (of_reference.sum() - np.trace(of_reference)) / (len(reference) * (len(reference) - 1))
+    count = len(reference)
+    across, of_reference = np.zeros(len(features)), 0.0
+    for some in (reference[rows] for rows in blocks(count)):
+        across += cubic(features, some).sum(axis=1) / count
+        of_reference += cubic(some, reference).sum()
+    with_itself = (((reference**2).sum(axis=1) / reference.shape[1] + 1) ** 3).sum()
+    constant = (of_reference - with_itself) / (count * (count - 1))
 
     def distance(rows: np.ndarray) -> float:
         weights = np.bincount(rows, minlength=len(features)).astype(np.float64)

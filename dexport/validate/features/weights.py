@@ -85,7 +85,10 @@ def load_network(network: nn.Module, base: WeightSource) -> None:
         if name not in entries and NORM_DEFAULT.search(name):
             entries[name] = Entry(shape, partial(torch.ones, shape))
     view = View(base, entries, "")
-    check_names(view, network)
+    try:
+        check_names(view, network)
+    except InputError as error:
+        raise InputError(str(error), hint="give weights of this evaluator's network with --weights") from error
     load_into(view, network)
     network.eval().requires_grad_(False)
 
