@@ -26,6 +26,8 @@ from benchmarks.gpu.problems import Problem, published
 from benchmarks.gpu.rivals import COMPUTES_SOMETHING_ELSE, EAGER, SDPA
 from dexport.plugins.compile import parameters
 from dexport.plugins.op import Dims, DType, Kernel, Op, Tile, resolve
+from dexport.plugins.ternary_matmul.op import TERNARY_MATMUL
+from dexport.plugins.ternary_matmul.packing import pack
 from dexport.plugins.tiles import candidates
 
 DTYPE: DType = "float16"
@@ -159,8 +161,14 @@ def run_kernels(problem: Problem, kernels: Sequence[Kernel], tiles: Sequence[Til
 
 
 def example_inputs(problem: Problem, device: str) -> list[torch.Tensor]:
-    """Seeded half-precision noise; a square weight is scaled to keep its products at 1."""
+    """Seeded half-precision noise; a square weight is scaled to keep its products at 1, packed values are ternary."""
     generator = torch.Generator().manual_seed(0)
+    if problem.op is TERNARY_MATMUL:
+        x, weight, _ = problem.shapes
+        values = torch.randint(-1, 2, (4 * weight[0], weight[1]), generator=generator)
+        half = [torch.randn(x, generator=generator), torch.full((1,), weight[1] ** -0.5)]
+        x_half, scale = (tensor.to(device, getattr(torch, DTYPE)) for tensor in half)
+        return [x_half, pack(values).to(device), scale]
     inputs = [torch.randn(shape, generator=generator) for shape in problem.shapes]
     scaled = [x / x.shape[0] ** 0.5 if x.shape[2:] == (1, 1) else x for x in inputs]
     return [x.to(device, getattr(torch, DTYPE)) for x in scaled]

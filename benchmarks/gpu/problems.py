@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dexport.plugins.channel_attention.op import CHANNEL_ATTENTION
 from dexport.plugins.linear_attention.op import LINEAR_ATTENTION
 from dexport.plugins.op import Dims, Op
+from dexport.plugins.ternary_matmul.op import TERNARY_MATMUL
 from dexport.plugins.tmsa.op import TMSA
 
 
@@ -60,12 +61,20 @@ def channel_problem(name: str, batch: int, channels: int, side: int) -> Problem:
     return Problem(name, CHANNEL_ATTENTION, shapes, {}, moved, flops)
 
 
+def ternary_problem(name: str, batch: int, tokens: int, width: int, columns: int) -> Problem:
+    shapes = ((batch, tokens, width), (columns // 4, width), (1,))
+    moved = 2 * batch * tokens * (width + columns) + columns * width // 4
+    return Problem(name, TERNARY_MATMUL, shapes, {}, moved, 2 * batch * tokens * width * columns)
+
+
 def published(batch: int) -> tuple[Problem, ...]:
-    """DiffiT 256 and 512, LiT-XL/2 at 256 to 2048 px, DiCo-XL's three levels at 256 px."""
+    """DiffiT 256 and 512, LiT-XL/2 at 256 to 2048 px, DiCo-XL's three levels at 256 px, TerDiT's two sizes."""
     return (
         tmsa_problem("diffit-256", batch, 16),
         tmsa_problem("diffit-512", batch, 32),
         *(linear_problem(f"lit-xl-{side * 16}", batch, side * side) for side in (16, 32, 64, 128)),
         *(channel_problem(f"dico-xl-{c}x{s}x{s}", batch, c, s) for c, s in ((416, 32), (832, 16), (1664, 8))),
         channel_problem("dico-s-512x8x8", batch, 512, 8),
+        ternary_problem("terdit-600m-attention-256", batch, 256, 1536, 1536),
+        ternary_problem("terdit-4.2b-feed-forward-512", batch, 1024, 3072, 8192),
     )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dexport.plugins.linear_attention.op import EPS
+from dexport.plugins.ternary_matmul.packing import unpack
 from dexport.plugins.tmsa.reference import relative_position_index
 
 
@@ -55,10 +56,16 @@ def eager_channel_attention(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x * torch.sigmoid(F.conv2d(x.mean(dim=(2, 3), keepdim=True), weight, bias))
 
 
+def eager_ternary_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """As the official code writes it: unpacked in every call."""
+    return F.linear(x, unpack(weight).to(x.dtype)) * scale
+
+
 EAGER: Mapping[str, Callable[..., Any]] = {
     "DexTMSA": eager_tmsa,
     "DexLinearAttention": eager_linear_attention,
     "DexChannelAttention": eager_channel_attention,
+    "DexTernaryMatMul": eager_ternary_matmul,
 }
 SDPA: Mapping[str, Callable[..., Any]] = {
     "DexTMSA": sdpa_tmsa,

@@ -26,7 +26,7 @@ def ternarise(weight: Tensor) -> Tensor:
 
 
 class TernaryLinear(nn.Module):
-    """Linear layer whose effective weight is ``alphas`` * ``weight``: (..., in) -> (..., out).
+    """Linear layer whose effective weight is ``alphas`` * ``weight``: (B, T, in) -> (B, T, out).
 
     ``weight`` (out, in) holds values in {-1, 0, 1}, ``alphas`` (1,) their common scale. Checkpoints store master
     weights or four values per byte; both become this when they are opened.
@@ -101,8 +101,8 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, c: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
-            self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=2)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c.unsqueeze(1)).chunk(
+            6, dim=2
         )
         attended = self.attention(modulate(self.attention_norm(x), shift_attn, scale_attn), cos_Td, sin_Td)
         x = x + gate_attn * attended
@@ -207,19 +207,3 @@ def rotate(x_BNTd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
     """Turn neighbouring pairs of features by their position's angle: (B, N, T, d) -> (B, N, T, d)."""
     even, odd = x_BNTd.unflatten(3, (-1, 2)).unbind(4)
     return torch.stack([even * cos_Td - odd * sin_Td, even * sin_Td + odd * cos_Td], dim=4).flatten(3)
-
-
-def pack(ternary: Tensor) -> Tensor:
-    """Ternary values (out, in) -> uint8 (out / 4, in), the layout of released checkpoints.
-
-    The first quarter of the rows is in bits 7-6 of each byte, the last in bits 1-0; stored is value + 1.
-    """
-    if ternary.shape[0] % 4:
-        raise ValueError(f"{ternary.shape[0]} rows cannot be packed four to a byte")
-    first, second, third, fourth = (ternary + 1).to(torch.uint8).chunk(4)
-    return first << 6 | second << 4 | third << 2 | fourth
-
-
-def unpack(packed: Tensor) -> Tensor:
-    """uint8 (out / 4, in) -> float32 values in {-1, 0, 1} (out, in): the inverse of :func:`pack`."""
-    return torch.cat([(packed >> shift) & 3 for shift in (6, 4, 2, 0)]).float() - 1

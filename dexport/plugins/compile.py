@@ -170,6 +170,10 @@ PUBLISHED_SIZES: Mapping[str, tuple[tuple[Sequence[Sequence[int]], Mapping[str, 
     "DexChannelAttention": tuple(  # DiCo-XL's levels, and a size that the fused kernel takes
         (((2, c, side, side), (c, c, 1, 1), (c,)), {}) for c, side in ((416, 32), (832, 16), (1664, 8), (512, 8))
     ),
+    "DexTernaryMatMul": (  # TerDiT-600M's attention at 256, TerDiT-4.2B's feed-forward at 512
+        (((2, 256, 1536), (384, 1536), (1,)), {}),
+        (((2, 1024, 3072), (2048, 3072), (1,)), {}),
+    ),
 }
 """Input shapes and attributes of the published models, which reports compile for."""
 

@@ -22,7 +22,9 @@ Dims = Mapping[str, Any]
 Shape = Sequence[Any]
 DType = Literal["float16", "bfloat16", "float32"]
 DTYPES: tuple[DType, ...] = ("float16", "bfloat16", "float32")
-TRITON_TYPES: Mapping[DType, str] = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+FixedType = DType | Literal["uint8"]
+"""What a tensor's own type may be; uint8 holds packed weights."""
+TRITON_TYPES: Mapping[FixedType, str] = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "uint8": "u8"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Tensor:
 
     name: str
     shape: tuple[str | int, ...]
-    dtype: DType | None = None
+    dtype: FixedType | None = None
 
     def dims(self, dims: Dims) -> tuple[Any, ...]:
         """The shape with its names filled in."""

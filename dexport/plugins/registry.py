@@ -6,12 +6,13 @@ from dexport.errors import UsageError
 from dexport.plugins.channel_attention.op import CHANNEL_ATTENTION, POOL, SCALE
 from dexport.plugins.linear_attention.op import LINEAR_ATTENTION
 from dexport.plugins.op import Op
+from dexport.plugins.ternary_matmul.op import TERNARY_MATMUL
 from dexport.plugins.tmsa.op import TMSA
 
 
 def all_ops() -> tuple[Op, ...]:
     """The ops in the order that a model's functions need: a part before what contains it."""
-    return (TMSA, LINEAR_ATTENTION, POOL, SCALE, CHANNEL_ATTENTION)
+    return (TMSA, LINEAR_ATTENTION, POOL, SCALE, CHANNEL_ATTENTION, TERNARY_MATMUL)
 
 
 def find_op(name: str) -> Op:

@@ -24,7 +24,7 @@ SHARED_LIMIT = 48 << 10
 
 DTYPE_NAMES: Mapping[str, DType] = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
 FORMAT_NAMES = ("FP16", "BF16", "FP32")
-MODULES = ("tmsa", "linear_attention", "channel_attention")
+MODULES = ("tmsa", "linear_attention", "channel_attention", "ternary_matmul")
 
 
 def register_all() -> tuple[str, ...]:

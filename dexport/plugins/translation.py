@@ -12,6 +12,7 @@ import torch
 # Importing the references registers the operators.
 import dexport.plugins.channel_attention.reference
 import dexport.plugins.linear_attention.reference
+import dexport.plugins.ternary_matmul.reference
 import dexport.plugins.tmsa.reference  # noqa: F401
 from dexport.plugins.op import DOMAIN, Op
 from dexport.plugins.registry import find_op
@@ -26,6 +27,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         operators.tmsa.default: _translation(find_op("DexTMSA")),
         operators.linear_attention.default: _translation(find_op("DexLinearAttention")),
         operators.channel_attention.default: _translation(find_op("DexChannelAttention")),
+        operators.ternary_matmul.default: _translation(find_op("DexTernaryMatMul")),
     }
 
 
@@ -49,7 +51,7 @@ def schema(op: Op) -> onnx.defs.OpSchema:
 
 def tensor_type(dtype: str | None) -> str:
     """ONNX's name of a fixed type, or the op's type variable."""
-    return "T" if dtype is None else {"float32": "tensor(float)"}[dtype]
+    return "T" if dtype is None else {"float32": "tensor(float)", "uint8": "tensor(uint8)"}[dtype]
 
 
 def _translation(op: Op) -> Callable[..., Any]:

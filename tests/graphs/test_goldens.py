@@ -17,7 +17,8 @@ from dexport.graphs.dit import DiT
 from dexport.graphs.guidance import Guided
 from dexport.graphs.layers import sincos_table
 from dexport.graphs.lit import LinearAttention, LiT
-from dexport.graphs.terdit import TerDiT, TernaryLinear, pack, ternarise, unpack
+from dexport.graphs.terdit import TerDiT, TernaryLinear, ternarise
+from dexport.plugins.ternary_matmul.packing import pack, unpack
 from tests.golden import Golden, load_golden, load_keys
 
 ATOL = 2e-5

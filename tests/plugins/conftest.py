@@ -15,8 +15,8 @@ sys.path.append(str(Path(__file__).parents[2]))
 
 
 def decode_bfloat16() -> None:
-    """Triton 3.9's interpreter keeps bfloat16 as uint16 and multiplies and compares the bits; decode them
-    first."""
+    """Triton 3.9's interpreter keeps bfloat16 as uint16, multiplies and compares the bits, and makes integers its bits;
+    go by way of float32."""
     try:
         import triton.language as tl
         from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -38,7 +38,13 @@ def decode_bfloat16() -> None:
             return largest
         return TensorHandle((largest.data.view(np.uint32) >> 16).astype(np.uint16), tl.bfloat16)
 
+    def si_to_fp(self: Any, source: Any, dst_type: Any) -> Any:
+        if dst_type.scalar != tl.bfloat16:
+            return self.cast_impl(source, dst_type)
+        return self.cast_impl(self.cast_impl(source, tl.float32), dst_type)
+
     InterpreterBuilder.create_dot = dot
+    InterpreterBuilder.create_si_to_fp = si_to_fp
     InterpreterBuilder.create_maxnumf = maxnumf
 
 

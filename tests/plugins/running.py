@@ -15,7 +15,7 @@ from dexport.plugins.functions import MINIMUM_OPSET, function_protos
 from dexport.plugins.op import DOMAIN, DType, Kernel, Op, Tile, resolve
 from dexport.plugins.tiles import preferred
 
-ONNX_TYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
+ONNX_TYPES = {torch.float32: 1, torch.uint8: 2, torch.float16: 10, torch.bfloat16: 16}
 TOLERANCES = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """Largest :func:`error` between two forms of an op."""
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from dexport.plugins.channel_attention.op import CHANNEL_ATTENTION, POOL, SCALE
 from dexport.plugins.linear_attention.op import LINEAR_ATTENTION
 from dexport.plugins.op import Op
+from dexport.plugins.ternary_matmul.op import TERNARY_MATMUL
+from dexport.plugins.ternary_matmul.packing import pack
 from dexport.plugins.tmsa.op import TMSA
 
 HEAD_SIZES = st.sampled_from([16, 24, 40, 64, 72, 96, 128])
@@ -135,3 +137,22 @@ def test_channel_attention(dtype: torch.dtype, batch: int, channels: int, height
 def test_channel_attention_of_large_half_values() -> None:
     x, weight, bias = channel_inputs(2, 20, 3, 5, torch.float16)
     check(CHANNEL_ATTENTION, [(x.sign() * LARGE).to(torch.float16), weight, bias], {})
+
+
+def ternary_inputs(batch: int, tokens: int, width: int, quarter: int, dtype: torch.dtype) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(width)
+    values = torch.randint(-1, 2, (4 * quarter, width), generator=rng)
+    scale = torch.rand(1, generator=rng) / width**0.5
+    return [torch.randn(batch, tokens, width, generator=rng).to(dtype), pack(values), scale.to(dtype)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(batch=st.integers(1, 3), tokens=st.integers(1, 40), width=st.integers(1, 90), quarter=st.integers(1, 50))
+@few
+def test_ternary_matmul(dtype: torch.dtype, batch: int, tokens: int, width: int, quarter: int) -> None:
+    check(TERNARY_MATMUL, ternary_inputs(batch, tokens, width, quarter, dtype), {})
+
+
+def test_ternary_matmul_of_large_half_values() -> None:
+    x, weight, scale = ternary_inputs(2, 5, 1, 9, torch.float16)
+    check(TERNARY_MATMUL, [(x.sign() * LARGE).to(torch.float16), weight, scale], {})

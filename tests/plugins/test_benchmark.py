@@ -9,7 +9,7 @@ from running import error, reference
 pytest.importorskip("triton")
 
 from benchmarks.gpu import ops
-from benchmarks.gpu.problems import channel_problem, linear_problem, published, tmsa_problem
+from benchmarks.gpu.problems import channel_problem, linear_problem, published, ternary_problem, tmsa_problem
 from benchmarks.gpu.rivals import EAGER, SDPA
 from dexport.plugins.compile import PUBLISHED_SIZES
 from dexport.plugins.tiles import preferred
@@ -18,6 +18,7 @@ SMALL = [
     tmsa_problem("tmsa", 2, 3, heads=2, head_dim=24),
     linear_problem("linear", 2, 21, width=48, heads=2),
     channel_problem("channel", 3, 20, 5),
+    ternary_problem("ternary", 2, 9, 40, 24),
 ]
 
 

@@ -26,7 +26,7 @@ import json
 from dexport.plugins.compile import PUBLISHED_SIZES, TARGETS, compile_op
 from dexport.plugins.registry import find_op
 wanted = [("float16", t) for t in TARGETS] + [("bfloat16", "sm90"), ("float32", "sm80")]
-for name, index in (("DexTMSA", 0), ("DexLinearAttention", 0), ("DexChannelAttention", 3)):
+for name, index in (("DexTMSA", 0), ("DexLinearAttention", 0), ("DexChannelAttention", 3), ("DexTernaryMatMul", 0)):
     op = find_op(name)
     dims = op.dims(*PUBLISHED_SIZES[name][index])
     for dtype, target in wanted:

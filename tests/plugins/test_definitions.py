@@ -10,6 +10,8 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from running import model_of
 from safetensors.torch import load_file
 
@@ -18,6 +20,7 @@ from dexport.plugins.compile import PUBLISHED_SIZES, parameters
 from dexport.plugins.functions import function_proto
 from dexport.plugins.op import DTYPES, Op, resolve, split_head
 from dexport.plugins.registry import all_ops, find_op
+from dexport.plugins.ternary_matmul.packing import pack, unpack
 from dexport.plugins.tiles import candidates
 from dexport.plugins.tmsa.reference import relative_position_index, tmsa
 
@@ -71,7 +74,10 @@ def test_kernels_have_the_schema(op: Op) -> None:
 @pytest.mark.parametrize("wide", [False, True])
 def test_function_is_valid_in_every_type(op: Op, dtype: torch.dtype, wide: bool) -> None:
     shapes, attributes = PUBLISHED_SIZES[op.name][0]
-    inputs = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+    inputs = [
+        torch.zeros(shape, dtype=torch.uint8 if tensor.dtype == "uint8" else dtype)
+        for tensor, shape in zip(op.inputs, shapes, strict=True)
+    ]
     model = model_of(op, inputs, attributes, wide)
     onnx.checker.check_model(model, full_check=True)
     assert len(model.SerializeToString()) < 8192  # nothing of size heads x T x T
@@ -158,7 +164,7 @@ def test_kernels_and_references_need_torch_and_triton_only() -> None:
 
 
 ABSENT = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "click", "rich", "safetensors", "huggingface_hub")
-FOLDERS = ("tmsa", "linear_attention", "channel_attention")
+FOLDERS = ("tmsa", "linear_attention", "channel_attention", "ternary_matmul")
 
 
 def _dims(op: Op) -> dict[str, int]:
@@ -167,13 +173,31 @@ def _dims(op: Op) -> dict[str, int]:
     return dict(find_op(name).dims(shapes, attributes))
 
 
-@pytest.mark.parametrize("op", ["channel_attention", "linear_attention", "tmsa"])
+@pytest.mark.parametrize("op", ["channel_attention", "linear_attention", "ternary_matmul", "tmsa"])
 def test_gradients_are_those_of_the_reference(op: str) -> None:
     torch.manual_seed(0)
     inputs = {
         "channel_attention": lambda: (torch.randn(2, 3, 4, 4), torch.randn(3, 3, 1, 1), torch.randn(3)),
         "linear_attention": lambda: (*(torch.randn(2, 4, 6) for _ in range(3)), 2),
+        "ternary_matmul": lambda: (torch.randn(2, 3, 5), pack(torch.randint(-1, 2, (8, 5))), torch.rand(1)),
         "tmsa": lambda: (torch.randn(2, 4, 12), torch.randn(2, 12), torch.randn(2, 9), 2, 2),
     }[op]()
-    doubles = [x.double().requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
+    doubles = [
+        x.double().requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs
+    ]
     assert torch.autograd.gradcheck(getattr(torch.ops.dexport, op), doubles)
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(0, 2**32 - 1))
+def test_packing_round_trips(quarter: int, columns: int, seed: int) -> None:
+    values = torch.randint(-1, 2, (4 * quarter, columns), generator=torch.Generator().manual_seed(seed)).float()
+    packed = pack(values)
+    assert (packed.dtype, packed.shape) == (torch.uint8, (quarter, columns))
+    assert torch.equal(unpack(packed), values)
+    assert torch.equal(pack(unpack(packed)), packed)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, 1535])
+def test_rows_that_do_not_fill_bytes_are_refused(rows: int) -> None:
+    with pytest.raises(ValueError, match=f"{rows} rows cannot be packed"):
+        pack(torch.zeros(rows, 3))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from running import TOLERANCES, error, reference
-from test_agreement import channel_inputs, linear_inputs, tmsa_inputs
+from test_agreement import channel_inputs, linear_inputs, ternary_inputs, tmsa_inputs
 from test_tensorrt_plugin import pretend_to_compile
 
 from dexport.errors import InputError
@@ -22,6 +22,7 @@ CASES = {
     "DexTMSA": (tmsa_inputs(2, 4, 2, 24, torch.float16), {"num_heads": 2, "window": 4}),
     "DexLinearAttention": (linear_inputs(3, 21, 2, 40, torch.float16), {"num_heads": 2}),
     "DexChannelAttention": (channel_inputs(18, 40, 3, 5, torch.float16), {}),
+    "DexTernaryMatMul": (ternary_inputs(3, 25, 40, 20, torch.float16), {}),
 }
 
 

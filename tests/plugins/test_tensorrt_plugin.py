@@ -21,6 +21,8 @@ from dexport.plugins.registry import all_ops, find_op
 from dexport.plugins.tiles import preferred
 
 BATCH = 5
+FIXED_TYPES = {"float32": "DataType.FLOAT", "uint8": "DataType.UINT8"}
+FIXED_FORMATS = {"float32": "FP32", "uint8": "UINT8"}
 
 
 class Expression:
@@ -122,8 +124,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Registration]:
     monkeypatch.setattr(tensorrt_plugin, "_registered", [])
     monkeypatch.setattr(tensorrt_plugin, "this_gpu", lambda: "sm90")
     monkeypatch.setattr(tensorrt_plugin, "compile_kernel", pretend_to_compile)
-    assert len(tensorrt_plugin.register_all()) == 4
-    assert len(tensorrt_plugin.register_all()) == 4
+    assert len(tensorrt_plugin.register_all()) == 5
+    assert len(tensorrt_plugin.register_all()) == 5
     return plugins
 
 
@@ -164,10 +166,10 @@ def test_outputs_and_types(registry: dict[str, Registration], op: Op) -> None:
         assert output.dtype == ("DataType.FLOAT" if schema.dtype else "DataType.HALF")
     combinations = plugin.tune(*inputs, outputs)
     assert len(combinations) == 3
-    fixed = [t.dtype is not None for t in (*op.inputs, *op.outputs)]
+    schemas = (*op.inputs, *op.outputs)
     for combination in combinations:
         types = combination.split(", ")
-        assert [name == "FP32" for name in types] == ([True] * len(fixed) if types[0] == "FP32" else fixed)
+        assert types == [FIXED_FORMATS.get(schema.dtype, types[0]) for schema in schemas]
 
 
 @WITH_PLUGIN
@@ -212,7 +214,7 @@ def described(op: Op) -> tuple[list[TensorDesc], dict[str, int], Dims]:
                 Expression(size, constant=name != "B")
                 for name, size in zip(schema.shape, schema.dims(dims), strict=True)
             ),
-            "DataType.FLOAT" if schema.dtype else "DataType.HALF",
+            FIXED_TYPES.get(schema.dtype, "DataType.HALF"),
         )
         for schema in op.inputs
     ]

@@ -12,7 +12,8 @@ from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.layout import Entry, View, stored
 from dexport.exporter.recipes.denoiser import LINEAR_DDPM, class_conditional, first_channels
 from dexport.exporter.recipes.recipe import Islands, Recipe
-from dexport.graphs.terdit import TerDiT, TernaryLinear, ternarise, unpack
+from dexport.graphs.terdit import TerDiT, TernaryLinear, ternarise
+from dexport.plugins.ternary_matmul.packing import VALUES_PER_BYTE, unpack
 
 SIZES = {
     "600m": {"dim": 1536, "n_layers": 16, "n_heads": 32},
@@ -20,7 +21,6 @@ SIZES = {
     "7b": {"dim": 4096, "n_layers": 32, "n_heads": 32},
 }
 PATCH = 2
-VALUES_PER_BYTE = 4
 
 
 def adapt(source: WeightSource, module: nn.Module) -> WeightSource:

@@ -1,0 +1,1 @@
+"""DexTernaryMatMul: product with ternary weights that stay packed four to a byte."""
