@@ -143,6 +143,19 @@ def info_command(name: str, as_json: bool) -> None:
     help="Plugin kernels in tensorrt engines (TensorRT-RTX has none); the ONNX file has function bodies either way.",
 )
 @click.option(
+    "--ternary/--no-ternary",
+    default=None,
+    help="Store ternary layers in a few bits per value. [default: where a recipe has them; it loses nothing]",
+)
+@click.option(
+    "--ternary-carrier",
+    type=click.Choice(["auto", "packed", "int4", "int8", "nbits2", "nbits4"]),
+    default="auto",
+    show_default=True,
+    help="How: packed is the smallest, int4 is for TensorRT, nbits for ONNX Runtime only. "
+    "auto: int4 for an engine, else the fastest measured in ONNX Runtime.",
+)
+@click.option(
     "--profile",
     default="latency",
     show_default=True,

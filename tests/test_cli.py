@@ -59,6 +59,8 @@ FROZEN = {
         "--engine auto|tensorrt|tensorrt-rtx = auto",
         "--target text ...",
         "--plugins auto|on|off = auto",
+        "--ternary/--no-ternary",
+        "--ternary-carrier auto|packed|int4|int8|nbits2|nbits4 = auto",
         "--profile text = latency",
         "--stitch text",
         "--with-decoder",

@@ -18,6 +18,7 @@ from dexport.exporter.export import Exported, export_onnx
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes.precision import DATA_MOVEMENT
+from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_storage
 from dexport.exporter.recipes import all_recipes, find_recipe
 from dexport.exporter.recipes.recipe import Recipe, value_of
 from dexport.exporter.steps import Listener, Silent, StepLog
@@ -42,6 +43,8 @@ class BuildOptions:
         engine: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; used when ``trt`` is set.
         init_from: checkpoint of another model to inherit from, as far as the recipe allows.
         plugins: ``auto``, ``on`` or ``off``; only TensorRT engines can have plugins.
+        ternary: store ternary layers packed; None for where a recipe has them, because that loses nothing.
+        ternary_carrier: ``auto`` or a name of :data:`dexport.exporter.quantize.carriers.CARRIERS`.
         targets: compute capabilities; empty for the GPU here, or the profile's.
         profile: name or path.
         parity: whether to compare with PyTorch; without, the bundle says that it was not verified.
@@ -63,6 +66,8 @@ class BuildOptions:
     engine: str = "auto"
     targets: tuple[str, ...] = ()
     plugins: str = "auto"
+    ternary: bool | None = None
+    ternary_carrier: str = AUTO
     profile: str = "latency"
     parity: bool = True
     with_decoder: bool = False
@@ -112,7 +117,13 @@ def build(
     decoder = resolve_decoder(variant, options)
     choice = choose_engine(options.engine, options.targets, profile.targets) if options.trt else None
     plugins = wants_plugins(options.plugins, choice)
-    with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options)) as draft:
+    ternary = choose_storage(variant, options.ternary, options.ternary_carrier, choice, plugins)
+    if ternary is not None and options.opset < FUNCTIONS_OPSET:
+        raise UsageError(
+            f"packed ternary weights need opset {FUNCTIONS_OPSET}",
+            hint=f"--opset {FUNCTIONS_OPSET}, or --no-ternary",
+        )
+    with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options, ternary)) as draft:
         with log.step("open weights"):
             weights = _open_weights(variant, options)
         islands = replace(variant.recipe.islands, modules=(*variant.recipe.islands.modules, *options.islands))
@@ -124,6 +135,7 @@ def build(
             islands=islands,
             opset=options.opset,
             plugin_target=choice.targets[0] if choice and plugins else None,
+            ternary=ternary,
             log=log,
         )
         engine = _build_engine(draft, variant, exported, choice, profile, plugins, log) if choice else None
@@ -141,6 +153,7 @@ def build(
                     opset=options.opset,
                     profile=profile,
                     exported=exported,
+                    ternary=None if ternary is None else ternary.describe(),
                     engine=engine,
                     verdict=verdict,
                     steps=log.finished,
@@ -229,6 +242,8 @@ def decoder_options(draft: Draft, decoder: Variant, options: BuildOptions) -> Bu
         image_size=None,
         guidance="none",
         islands=(),
+        ternary=None,
+        ternary_carrier=AUTO,
         with_decoder=False,
         decoder_checkpoint=None,
         force=False,
@@ -242,9 +257,12 @@ def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:
     return inherit_weights(options.init_from, variant.meta_module(), variant.recipe.not_inherited, options.seed)
 
 
-def _bytes_needed(variant: Variant, options: BuildOptions) -> int:
+def _bytes_needed(variant: Variant, options: BuildOptions, ternary: TernaryStorage | None) -> int:
     """The weights once for the ONNX file and once for the plan."""
-    return count_parameters(variant) * BYTES_PER_WEIGHT[options.precision] * (2 if options.trt else 1)
+    packed = 0 if ternary is None else ternary.values
+    dense = count_parameters(variant) - packed
+    stored = dense * BYTES_PER_WEIGHT[options.precision] + (int(packed * ternary.carrier.bits) // 8 if ternary else 0)
+    return stored * (2 if options.trt else 1)
 
 
 def _build_engine(

@@ -18,6 +18,7 @@ from dexport.exporter.custom_ops import CustomOp, custom_ops
 from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
+from dexport.exporter.quantize.ternary import StoreTernary, TernaryStorage
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import StepLog
 from dexport.exporter.trace import trace
@@ -33,12 +34,14 @@ class Exported:
         ops_traced, ops: operator histograms before and after the passes.
         precisions: node name -> float type it computes in.
         custom_ops: ops that the graph keeps as nodes with a function body.
+        onnx_bytes: size of the file with its weights.
     """
 
     ops_traced: dict[str, int]
     ops: dict[str, int]
     precisions: dict[str, str]
     custom_ops: tuple[CustomOp, ...]
+    onnx_bytes: int
 
 
 def export_onnx(
@@ -51,12 +54,14 @@ def export_onnx(
     opset: int,
     log: StepLog,
     plugin_target: str | None = None,
+    ternary: TernaryStorage | None = None,
 ) -> Exported:
     """Write ``path`` and ``model.onnx.data`` beside it.
 
     Args:
         precision: ``fp32``, ``fp16`` or ``bf16``.
         plugin_target: GPU whose plugin kernels are to be recorded, when the engine will embed them.
+        ternary: how ternary layers are stored; dense without.
 
     Raises:
         InputError: weights that are not finite, or too large for the precision.
@@ -66,6 +71,8 @@ def export_onnx(
         model = trace(variant, weights, opset=opset)
         traced = passes.op_histogram(model)
     with log.step("passes"), _own_errors():
+        if ternary is not None:
+            StoreTernary(ternary)(model)
         model = passes.clean()(model).model
         _check_islands(model, islands)
         if precision != "fp32":
@@ -82,6 +89,7 @@ def export_onnx(
         passes.op_histogram(model),
         precision_map(model),
         ops,
+        sum(path.with_name(file).stat().st_size for file in (path.name, MODEL_DATA)),
     )
 
 

@@ -6,7 +6,7 @@ accumulate, each with its own product.
 
 # Triton: constants are upper case, parameters have no types Python knows.
 # mypy: ignore-errors
-# ruff: noqa: N803, N806
+# ruff: noqa: N803
 
 from __future__ import annotations
 
