@@ -234,9 +234,10 @@ def _replace(
     node = ir.node(op, inputs, attributes=attributes or {}, domain=domain)
     set_module_path(node, module_path(old))
     output = old.outputs[0]
-    node.outputs[0].type, node.outputs[0].shape = output.type, output.shape
+    new = node.outputs[0]
+    new.name, new.type, new.shape = output.name, output.type, output.shape
     graph.insert_before(old, node)
-    output.replace_all_uses_with(node.outputs[0])
+    output.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(old, safe=True)
 
 
