@@ -1,7 +1,8 @@
 """Time the ternary carriers in ONNX Runtime on a CPU at the layers of TerDiT-600M: ``python3 -m benchmarks.ternary``.
 
-Every layer is stored as ``dexport build`` stores it and run in a plain session. The carriers take turns, so that what else the
-machine does hits all of them; a figure is the median. A forward pass is the sum over the layers, times how often each occurs.
+Every layer is stored as ``dexport build`` stores it and run in a plain session. The carriers take turns, so that what
+else the machine does hits all of them; a figure is the median. A forward pass is the sum over the layers, times how
+often each occurs.
 Writes ``benchmarks/results/ternary-cpu.json``, from which ``--ternary-carrier auto`` takes its choice.
 """
 

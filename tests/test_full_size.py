@@ -29,6 +29,8 @@ pytestmark = [
         (["lit-xl-2"], (1.2, 1.6)),
         # The relative position bias of 512 px would be 0.94 GB as constants.
         (["diffit-512", "--no-parity"], (1.0, 1.4)),
+        # Half a byte per ternary value; a dense float16 plan would be 1.2 GB.
+        (["terdit-600m", "--no-parity"], (0.3, 0.4)),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
