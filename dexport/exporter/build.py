@@ -261,7 +261,7 @@ def _bytes_needed(variant: Variant, options: BuildOptions, ternary: TernaryStora
     """The weights once for the ONNX file and once for the plan."""
     packed = 0 if ternary is None else ternary.values
     dense = count_parameters(variant) - packed
-    stored = dense * BYTES_PER_WEIGHT[options.precision] + (int(packed * ternary.carrier.bits) // 8 if ternary else 0)
+    stored = dense * BYTES_PER_WEIGHT[options.precision] + (packed * ternary.carrier.bits // 8 if ternary else 0)
     return stored * (2 if options.trt else 1)
 
 

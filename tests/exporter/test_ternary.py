@@ -21,7 +21,11 @@ from dexport.errors import InputError, UsageError
 from dexport.exporter import passes
 from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.engine import EngineChoice
+from dexport.exporter.export import check, save
 from dexport.exporter.layout import View
+from dexport.exporter.passes.attach_functions import AttachFunctions
+from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
+from dexport.exporter.passes.precision import ToLowPrecision, precision_map
 from dexport.exporter.quantize.carriers import CARRIERS
 from dexport.exporter.quantize.ternary import (
     FASTEST_IN_ONNXRUNTIME,
@@ -31,6 +35,7 @@ from dexport.exporter.quantize.ternary import (
     ternary_layers,
 )
 from dexport.exporter.recipes import find_recipe
+from dexport.exporter.recipes.recipe import DEFAULT_GATES
 from dexport.exporter.recipes.terdit import RECIPES, adapt
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import resolve
@@ -54,29 +59,69 @@ def build_golden(form: str, folder: Path, **options: Any) -> dict[str, Any]:
 # The official model
 
 
-@pytest.mark.parametrize("form", ["terdit-packed", "terdit-master"])
-@pytest.mark.parametrize("carrier", CARRIERS)
-def test_a_plain_session_gives_the_official_output(form: str, carrier: str, tmp_path: Path) -> None:
-    manifest = build_golden(form, tmp_path, ternary_carrier=carrier)
-    assert manifest["status"] == "passed"
+@pytest.fixture(scope="module", params=["terdit-packed", "terdit-master"])
+def form(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def traced(form: str, tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
     golden = load_golden(form)
-    inputs = {name: golden.inputs[name].numpy() for name in ("x", "t", "y")}
-    session = ort.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
-    (out,) = session.run(["out"], {**inputs, "t": inputs["t"].astype(np.float32)})
-    np.testing.assert_allclose(out, golden.outputs["forward"].numpy(), atol=5e-5, rtol=0)
+    checkpoint = tmp_path_factory.mktemp("checkpoint") / "terdit.safetensors"
+    save_file(golden.weights, checkpoint)
+    variant = resolve(RECIPES[0], golden.config)
+    return trace(variant, open_weights(checkpoint, variant.meta_module(), adapt=adapt))
+
+
+def exported(traced: ir.Model, form: str, carrier: str, precision: str) -> ir.Model:
+    """What ``dexport build`` saves; tracing once for all carriers is what makes these tests quick."""
+    model = traced.clone()
+    storage = choose_storage(resolve(RECIPES[0], load_golden(form).config), None, carrier, None, plugins=False)
+    assert storage is not None
+    StoreTernary(storage)(model)
+    passes.clean()(model)
+    if precision != "fp32":
+        ToLowPrecision(precision, RECIPES[0].islands)(model)
+    return model
+
+
+def run(model: ir.Model, form: str, folder: Path) -> np.ndarray:
+    """The output for the golden's inputs in a plain session, without any option of ours."""
+    AttachFunctions()(model)
+    save(model, folder / "model.onnx")
+    check(folder / "model.onnx")
+    inputs = {name: load_golden(form).inputs[name].numpy() for name in ("x", "t", "y")}
+    session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return session.run(["out"], {**inputs, "t": inputs["t"].astype(np.float32)})[0]
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
-def test_half_precision_passes_its_gate(carrier: str, tmp_path: Path) -> None:
-    manifest = build_golden("terdit-packed", tmp_path, ternary_carrier=carrier, precision="fp16", profile="ci")
-    assert manifest["status"] == "passed"
+def test_a_plain_session_gives_the_official_output(traced: ir.Model, form: str, carrier: str, tmp_path: Path) -> None:
+    out = run(exported(traced, form, carrier, "fp32"), form, tmp_path)
+    expected = load_golden(form).outputs["forward"].numpy()
+    np.testing.assert_allclose(out, expected, atol=5e-5, rtol=0)
+    assert np.linalg.norm(out - expected) <= DEFAULT_GATES["fp32"] * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_half_precision_stays_within_its_gate(
+    traced: ir.Model, form: str, carrier: str, rounded: bool, tmp_path: Path
+) -> None:
+    model = exported(traced, form, carrier, "fp16")
     products = {"packed": "DexTernaryMatMul", "nbits2": "MatMulNBits", "nbits4": "MatMulNBits"}.get(carrier, "MatMul")
-    assert manifest["precision"]["nodes"][f"layers.1.feed_forward.w2/{products}"] == "float16"
+    assert precision_map(model)[f"layers.1.feed_forward.w2/{products}"] == "float16"
+    if rounded:
+        EmulateLowPrecision()(model)
+    expected = load_golden(form).outputs["forward"].numpy()
+    error = np.linalg.norm(run(model, form, tmp_path) - expected)
+    assert error <= DEFAULT_GATES["fp16"] * np.linalg.norm(expected)
 
 
 def test_the_packed_file_holds_the_bytes_of_the_checkpoint(tmp_path: Path) -> None:
     golden = load_golden("terdit-packed")
-    manifest = build_golden("terdit-packed", tmp_path, ternary_carrier="packed", parity=False)
+    manifest = build_golden("terdit-packed", tmp_path, ternary_carrier="packed", profile="ci")
+    assert manifest["status"] == "passed"
     stored = ir.load(tmp_path / "out" / "model.onnx").graph.initializers
     weights = ternary_layers(resolve(RECIPES[0], golden.config))
     assert len(weights) == manifest["ternary"]["layers"] == 16
@@ -194,20 +239,17 @@ def test_a_weight_that_is_used_otherwise_is_refused() -> None:
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
-def test_no_weight_is_read_before_the_file_is_written(carrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    variant = resolve(RECIPES[0], TINY)
-    weights = open_weights(None, variant.meta_module(), adapt=adapt)
+def test_no_weight_is_read_before_the_file_is_written(
+    traced: ir.Model, form: str, carrier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads: list[str] = []
     monkeypatch.setattr(View, "_read", lambda self, name: reads.append(name) or self._entries[name].read())
-    model = trace(variant, weights)
-    storage = choose_storage(variant, None, carrier, None, plugins=False)
-    assert storage is not None
-    assert StoreTernary(storage)(model).modified
-    passes.clean()(model)
+    model = exported(traced, form, carrier, "fp32")
     assert not reads
-    for name in storage.weights:
+    names = list(ternary_layers(resolve(RECIPES[0], load_golden(form).config)))
+    for name in names:
         model.graph.initializers[name].const_value.tobytes()
-    assert sorted(reads) == sorted(storage.weights)
+    assert reads == names
 
 
 @pytest.mark.parametrize(

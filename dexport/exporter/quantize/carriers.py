@@ -64,13 +64,13 @@ class Carrier:
     """One way to store ternary weights.
 
     Attributes:
-        bits: per value in the file.
+        bits: per value in the file; layers of one shape share their scales.
         runs_in: which runtimes take it.
         store: rewrites one layer of a graph.
     """
 
     name: str
-    bits: float
+    bits: int
     runs_in: tuple[str, ...]
     store: Callable[[ir.Graph, Layer], None]
 
@@ -157,8 +157,8 @@ CARRIERS = {
         Carrier("packed", 2, ("onnxruntime", "tensorrt with plugins"), store_packed),
         Carrier("int4", 4, _EVERYWHERE, store_int4),
         Carrier("int8", 8, _EVERYWHERE, store_int8),
-        Carrier("nbits2", 2.25, ("onnxruntime",), store_nbits2),
-        Carrier("nbits4", 4.25, ("onnxruntime",), store_nbits4),
+        Carrier("nbits2", 2, ("onnxruntime",), store_nbits2),
+        Carrier("nbits4", 4, ("onnxruntime",), store_nbits4),
     )
 }
 
