@@ -119,6 +119,13 @@ def info_command(name: str, as_json: bool) -> None:
     metavar="PATTERN",
     help="Keep a module in float32, such as 'final_layer' or 'blocks.2*'. Repeatable.",
 )
+@click.option(
+    "--int8",
+    type=click.Choice(["weight", "w8a8"]),
+    help="Quantise linear layers and convolutions: weights only, or activations too.",
+)
+@click.option("--calibration-images", type=int, default=32, show_default=True, help="Sampled to find ranges for w8a8.")
+@click.option("--calibration-seed", default=0, show_default=True, help="Seed of their noise.")
 @click.option("--opset", default=23, show_default=True, help="ONNX opset.")
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine as well.")
 @click.option(

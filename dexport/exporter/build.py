@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,9 +19,12 @@ from dexport.exporter.export import Exported, export_onnx
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes.precision import DATA_MOVEMENT
+from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES, Calibration, calibrate
+from dexport.exporter.quantize.plan import GATES, SCHEMES, Int8
+from dexport.exporter.quantize.report import calibration_report
 from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_storage
 from dexport.exporter.recipes import all_recipes, find_recipe
-from dexport.exporter.recipes.recipe import Recipe, value_of
+from dexport.exporter.recipes.recipe import Islands, Recipe, value_of
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.trace import DEFAULT_OPSET
 from dexport.exporter.variant import Variant, resolve
@@ -39,7 +43,9 @@ class BuildOptions:
     Attributes:
         latent: (height, width) of the spatial input, None for the recipe's.
         image_size: the same in image pixels, for square inputs.
-        islands: module patterns kept in float32 on top of the recipe's.
+        islands: module patterns kept in float32 on top of the recipe's; INT8 leaves them alone too.
+        int8: ``weight`` or ``w8a8``; what it leaves alone computes in ``precision``.
+        calibration_images, calibration_seed: trajectories that the ranges of ``w8a8`` are taken from.
         engine: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; used when ``trt`` is set.
         init_from: checkpoint of another model to inherit from, as far as the recipe allows.
         plugins: ``auto``, ``on`` or ``off``; only TensorRT engines can have plugins.
@@ -61,6 +67,9 @@ class BuildOptions:
     guidance: str = "none"
     precision: str = "fp32"
     islands: tuple[str, ...] = ()
+    int8: str | None = None
+    calibration_images: int = DEFAULT_IMAGES
+    calibration_seed: int = 0
     opset: int = DEFAULT_OPSET
     trt: bool = False
     engine: str = "auto"
@@ -77,13 +86,14 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Case:
-    """What a verifier is given."""
+    """What a verifier is given; ``gate`` names the one of the recipe's gates that judges."""
 
     variant: Variant
     weights: WeightSource
     model_path: Path
     precision: str
     max_batch: int
+    gate: str
     on_progress: Callable[[int, int, str], None]
 
 
@@ -123,10 +133,16 @@ def build(
             f"packed ternary weights need opset {FUNCTIONS_OPSET}",
             hint=f"--opset {FUNCTIONS_OPSET}, or --no-ternary",
         )
+    if ternary is not None and options.int8 is not None:
+        raise UsageError(
+            f"{variant.recipe.name}'s weights are ternary, which takes fewer bits than INT8",
+            hint="leave out --int8, or store them dense with --no-ternary",
+        )
     with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options, ternary)) as draft:
         with log.step("open weights"):
             weights = _open_weights(variant, options)
         islands = replace(variant.recipe.islands, modules=(*variant.recipe.islands.modules, *options.islands))
+        int8 = _int8(variant, weights, options, islands, log) if options.int8 else None
         exported = export_onnx(
             variant,
             weights,
@@ -136,8 +152,12 @@ def build(
             opset=options.opset,
             plugin_target=choice.targets[0] if choice and plugins else None,
             ternary=ternary,
+            int8=int8,
             log=log,
         )
+        if int8 is not None and int8.statistics:
+            report = calibration_report(_calibration(options), int8.exclude, int8.statistics, exported.quantised)
+            draft.write_text(f"{REPORTS}/calibration.json", json.dumps(report, indent=1) + "\n")
         engine = _build_engine(draft, variant, exported, choice, profile, plugins, log) if choice else None
         verdict = _verify(draft, variant, weights, options, profile, verify, log) if options.parity else None
         parts = {}
@@ -158,8 +178,10 @@ def build(
                     verdict=verdict,
                     steps=log.finished,
                     parts={name: part.bundle for name, part in parts.items()},
+                    calibration=asdict(_calibration(options)) if options.int8 == "w8a8" else None,
                 )
             )
+    _partial_calibration(options.output).unlink(missing_ok=True)
     return BuildResult(bundle, verdict, {name: part.verdict for name, part in parts.items()})
 
 
@@ -172,6 +194,16 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     if options.precision not in BYTES_PER_WEIGHT:
         raise UsageError(f"no precision {options.precision!r}", hint=f"choose from {', '.join(BYTES_PER_WEIGHT)}")
+    if options.int8 not in (None, *SCHEMES):
+        raise UsageError(f"no INT8 scheme {options.int8!r}", hint=f"choose from {', '.join(SCHEMES)}")
+    if options.int8 == "w8a8":
+        _calibration(options)
+        if recipe.sampling is None:
+            raise UsageError(
+                f"{recipe.name} is no denoiser: there is no trajectory to calibrate on", hint="--int8 weight"
+            )
+    elif (options.calibration_images, options.calibration_seed) != (DEFAULT_IMAGES, 0):
+        raise UsageError("--calibration-images and --calibration-seed need --int8 w8a8", hint="add --int8 w8a8")
     if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
         raise UsageError(f"opset {options.opset} is not supported", hint=f"{OLDEST_OPSET} to {NEWEST_OPSET}")
     if (options.engine != "auto" or options.targets) and not options.trt:
@@ -183,8 +215,8 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
         )
     if options.init_from is not None and options.checkpoint is not None:
         raise UsageError("--checkpoint and --init-from exclude each other", hint="give one of the two")
-    if options.islands and options.precision == "fp32":
-        raise UsageError("--island needs --fp16 or --bf16: everything is float32 already", hint="add --fp16")
+    if options.islands and options.precision == "fp32" and options.int8 is None:
+        raise UsageError("--island needs --fp16, --bf16 or --int8: everything is float32 already", hint="add --fp16")
     latent = options.latent
     if options.image_size is not None:
         if latent is not None:
@@ -244,6 +276,9 @@ def decoder_options(draft: Draft, decoder: Variant, options: BuildOptions) -> Bu
         islands=(),
         ternary=None,
         ternary_carrier=AUTO,
+        int8=None,
+        calibration_images=DEFAULT_IMAGES,
+        calibration_seed=0,
         with_decoder=False,
         decoder_checkpoint=None,
         force=False,
@@ -255,6 +290,28 @@ def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:
         module, adapt = variant.meta_module(), variant.recipe.adapt
         return open_weights(options.checkpoint, module, seed=options.seed, adapt=adapt)
     return inherit_weights(options.init_from, variant.meta_module(), variant.recipe.not_inherited, options.seed)
+
+
+def _int8(variant: Variant, weights: WeightSource, options: BuildOptions, islands: Islands, log: StepLog) -> Int8:
+    assert options.int8 is not None
+    exclude = tuple(dict.fromkeys((*variant.recipe.quantize_exclude, *islands.modules)))
+    if options.int8 == "weight":
+        return Int8(options.int8, exclude)
+    settings = _calibration(options)
+    with log.step("calibrate"):
+        statistics = calibrate(
+            variant, weights, settings, exclude, _partial_calibration(options.output), log.listener.advance
+        )
+    return Int8(options.int8, exclude, statistics, settings.method)
+
+
+def _calibration(options: BuildOptions) -> Calibration:
+    return Calibration(options.calibration_images, options.calibration_seed)
+
+
+def _partial_calibration(output: Path) -> Path:
+    """Beside the bundle, where it outlives a build that was killed."""
+    return output.with_name(f"{output.name}.calibration.npz")
 
 
 def _bytes_needed(variant: Variant, options: BuildOptions, ternary: TernaryStorage | None) -> int:
@@ -316,7 +373,9 @@ def _verify(
     log: StepLog,
 ) -> Verdict:
     with log.step("parity"):
-        case = Case(variant, weights, draft.model_path, options.precision, profile.batch_max, log.listener.advance)
+        gate = GATES[options.int8] if options.int8 else options.precision
+        tell = log.listener.advance
+        case = Case(variant, weights, draft.model_path, options.precision, profile.batch_max, gate, tell)
         verdict, reports = verify(case)
         for name, text in reports.items():
             draft.write_text(f"{REPORTS}/{name}", text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -18,6 +18,7 @@ from dexport.exporter.custom_ops import CustomOp, custom_ops
 from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
+from dexport.exporter.quantize.plan import Int8
 from dexport.exporter.quantize.ternary import StoreTernary, TernaryStorage
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import StepLog
@@ -35,6 +36,7 @@ class Exported:
         precisions: node name -> float type it computes in.
         custom_ops: ops that the graph keeps as nodes with a function body.
         onnx_bytes: size of the file with its weights.
+        quantised: module path -> INT8 scheme of its layer.
     """
 
     ops_traced: dict[str, int]
@@ -42,6 +44,7 @@ class Exported:
     precisions: dict[str, str]
     custom_ops: tuple[CustomOp, ...]
     onnx_bytes: int
+    quantised: dict[str, str] = field(default_factory=dict)
 
 
 def export_onnx(
@@ -55,11 +58,13 @@ def export_onnx(
     log: StepLog,
     plugin_target: str | None = None,
     ternary: TernaryStorage | None = None,
+    int8: Int8 | None = None,
 ) -> Exported:
     """Write ``path`` and ``model.onnx.data`` beside it.
 
     Args:
         precision: ``fp32``, ``fp16`` or ``bf16``.
+        int8: what to quantise, after the conversion to ``precision``.
         plugin_target: GPU whose plugin kernels are to be recorded, when the engine will embed them.
         ternary: how ternary layers are stored; dense without.
 
@@ -74,9 +79,13 @@ def export_onnx(
         if ternary is not None:
             StoreTernary(ternary)(model)
         model = passes.clean()(model).model
-        _check_islands(model, islands)
+        _check_modules(model, "island", islands.modules)
         if precision != "fp32":
             model = ToLowPrecision(precision, islands)(model).model
+        quantised = {}
+        if int8 is not None:
+            _check_modules(model, "exclusion", int8.exclude)
+            quantised = int8.apply(model)
         ops = custom_ops(model, plugin_target)
         AttachFunctions()(model)
         _describe(model, variant)
@@ -90,6 +99,7 @@ def export_onnx(
         precision_map(model),
         ops,
         sum(path.with_name(file).stat().st_size for file in (path.name, MODEL_DATA)),
+        quantised,
     )
 
 
@@ -136,12 +146,12 @@ def check(path: Path) -> None:
         raise InputError(f"the exported graph is not valid: {error}", hint="this is a defect of the recipe") from error
 
 
-def _check_islands(model: ir.Model, islands: Islands) -> None:
+def _check_modules(model: ir.Model, kind: str, patterns: tuple[str, ...]) -> None:
     paths = {module_path(node) for node in model.graph}
-    for pattern in islands.modules:
+    for pattern in patterns:
         if not any(inside(path, pattern) for path in paths):
             raise UsageError(
-                f"the island {pattern!r} matches no module",
+                f"the {kind} {pattern!r} matches no module",
                 hint=f"modules are called like {', '.join(sorted(filter(None, paths))[:4])}",
             )
 

@@ -54,6 +54,7 @@ def compose(
     verdict: Verdict | None,
     steps: list[Step],
     parts: Mapping[str, Bundle],
+    calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest, but for the schema version and the file hashes, which the bundle adds."""
     signature = variant.signature
@@ -73,6 +74,8 @@ def compose(
             "name": precision,
             "islands": None if precision == "fp32" else asdict(islands),
             "nodes": exported.precisions,
+            "int8": exported.quantised,
+            "calibration": calibration and dict(calibration),
         },
         "io": {"inputs": tensor_specs(signature.inputs), "outputs": tensor_specs(signature.outputs)},
         "batch": {"min": profile.batch_min, "opt": profile.batch_opt, "max": profile.batch_max},

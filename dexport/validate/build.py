@@ -41,6 +41,7 @@ def forward_parity(case: Case) -> tuple[ParityReport, Mapping[str, str]]:
         case.weights,
         case.model_path,
         precision=case.precision,
+        gate=case.gate,
         max_batch=case.max_batch,
         on_progress=case.on_progress,
     )

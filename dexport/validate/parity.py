@@ -20,7 +20,7 @@ import torch
 
 from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
-from dexport.exporter.recipes.recipe import BATCH, Signature
+from dexport.exporter.recipes.recipe import BATCH, DEFAULT_GATES, Signature
 from dexport.exporter.variant import Variant
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
@@ -107,6 +107,7 @@ def check_parity(
     *,
     precision: str,
     max_batch: int,
+    gate: str = "",
     on_progress: OnProgress | None = None,
     seed: int = 0,
 ) -> ParityReport:
@@ -115,8 +116,9 @@ def check_parity(
     Args:
         weights: where the reference takes its weights, in float32.
         model_path: the exported file.
-        precision: ``fp32``, ``fp16`` or ``bf16``, which selects the recipe's gate.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
         max_batch: largest batch of the profile.
+        gate: which of the recipe's gates judges: ``int8``, ``w8a8``, or the precision's where it is empty.
     """
     tell = on_progress or _ignore
     batches = batch_sizes(max_batch)
@@ -127,7 +129,8 @@ def check_parity(
 
     tell(0, total, "PyTorch float32")
     expected = reference_outputs(variant, weights, inputs, rows)
-    gate = variant.recipe.gates[precision]
+    gate = gate or precision
+    limit = {**DEFAULT_GATES, **variant.recipe.gates}[gate]
     checks: list[Check] = []
     session: OnnxSession | None = None
     opened = ""
@@ -142,11 +145,11 @@ def check_parity(
         order = row_order(batch, rows)
         got = session(**take_rows(variant.signature, inputs, order))
         for name, array in got.items():
-            checks.append(Check(kind, session.runner, batch, name, compare(expected[name][order], array), gate))
-            checks += _consistency(session.runner, kind, batch, name, order, array, seen, gate)
+            checks.append(Check(kind, session.runner, batch, name, compare(expected[name][order], array), limit))
+            checks += _consistency(session.runner, kind, batch, name, order, array, seen, limit)
     tell(total, total, "")
     return ParityReport(
-        precision=precision,
+        precision=precision if gate == precision else f"{precision}, {gate}",
         reference=f"PyTorch {torch.__version__} float32 on CPU",
         timesteps=tuple(float(t) for t in inputs.get("t", ())),
         checks=tuple(checks),

@@ -42,7 +42,8 @@ class EmulateLowPrecision(ir.passes.InPlacePass):
             graph.insert_after(node, _producer(widened))
             return widened
         output.dtype = ir.DataType.FLOAT
-        if node.op_type in DATA_MOVEMENT:
+        # An integer kernel applies the scale to its int32 sum: codes times scale are never stored.
+        if node.op_type in DATA_MOVEMENT or node.op_type == "DequantizeLinear":
             return output
         rounded = _cast(output, low)
         widened = _cast(rounded, ir.DataType.FLOAT)

@@ -25,5 +25,7 @@ class FoldConstants(ir.passes.InPlacePass):
 
 def _unless_it_reads_a_weight(node: ir.Node) -> bool | None:
     """onnxscript folds a Transpose whatever its size, which would hold every transposed weight in memory."""
-    weights = [v.const_value for v in node.inputs if v is not None and v.is_initializer()]
-    return False if any(w is not None and w.size > INPUT_LIMIT for w in weights) else None
+    constants = (v.const_value for v in node.inputs if v is not None and v.is_initializer())
+    if any(c is not None and (isinstance(c, ir.LazyTensor) or c.size > INPUT_LIMIT) for c in constants):
+        return False
+    return None

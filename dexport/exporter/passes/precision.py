@@ -158,10 +158,10 @@ def _short(dtype: ir.DataType) -> str:
 
 
 def precision_map(model: ir.Model) -> dict[str, str]:
-    """Node name -> type it computes in, for every node with a floating-point output; casts are left out."""
-    floating = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    """Node name -> type it computes in, for every node with a floating-point or int8 output; casts are left out."""
+    computing = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8}
     return {
         str(node.name): dtype.numpy().name
         for node in model.graph
-        if (dtype := node.outputs[0].dtype) in floating and node.op_type != "Cast"
+        if (dtype := node.outputs[0].dtype) in computing and node.op_type != "Cast"
     }

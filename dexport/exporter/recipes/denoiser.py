@@ -9,6 +9,9 @@ from dexport.exporter.recipes.recipe import BATCH, Guidance, Sampling, Signature
 
 LAST_TIMESTEP = 999.0
 
+ENDS_AND_MODULATION = ("x_embedder", "t_embedder*", "*.adaLN_modulation", "final_layer")
+"""What INT8 leaves alone: a few percent of the arithmetic, and every token depends on each of its outputs."""
+
 LINEAR_DDPM = Sampling(
     schedule="linear betas 1e-4..2e-2, 1000 steps",
     prediction="epsilon, learned variance",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dexport.exporter.recipes.denoiser import LINEAR_DDPM, class_conditional, first_channels
+from dexport.exporter.recipes.denoiser import ENDS_AND_MODULATION, LINEAR_DDPM, class_conditional, first_channels
 from dexport.exporter.recipes.recipe import Islands, Recipe
 from dexport.graphs.dico import DiCo
 
@@ -41,6 +41,7 @@ def variant(size: str, image_size: int = 256) -> Recipe:
         hub=HUB + files[0] if files else "",
         ops=("DexChannelAttention",),
         islands=Islands(modules=("t_embedder_*",)),
+        quantize_exclude=ENDS_AND_MODULATION,
     )
 
 

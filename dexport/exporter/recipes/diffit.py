@@ -41,6 +41,7 @@ def latent(image_size: int, default_scale: float) -> Recipe:
         hub="see NVlabs/DiffiT (non-commercial licence)",
         ops=("DexTMSA",),
         islands=Islands(modules=("t_embedder",)),
+        quantize_exclude=("x_embedder", "t_embedder", "*.qkv_temb", "final_layer"),
     )
 
 
@@ -72,6 +73,7 @@ def image(name: str, size: int, **config: Any) -> Recipe:
         ops=("DexTMSA",),
         # The preconditioning multiplies by sigma up to 80 and divides by it: root module, kept in float32.
         islands=Islands(modules=("net.t_embedder", ""), ops=(*Islands().ops, "GroupNormalization")),
+        quantize_exclude=("net.tokenizer", "net.t_embedder", "*.qkv_temb", "*.condition", "net.head"),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dexport.exporter.recipes.denoiser import LINEAR_DDPM, class_conditional, first_channels
+from dexport.exporter.recipes.denoiser import ENDS_AND_MODULATION, LINEAR_DDPM, class_conditional, first_channels
 from dexport.exporter.recipes.recipe import Islands, Recipe
 from dexport.graphs.dit import DiT
 
@@ -35,6 +35,7 @@ def variant(size: str, patch: int, image_size: int = 256) -> Recipe:
         checkpoints=(file,) if released else (),
         hub=OFFICIAL_FILES + file if released else "",
         islands=Islands(modules=("t_embedder",)),
+        quantize_exclude=ENDS_AND_MODULATION,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dexport.exporter.recipes import dit
-from dexport.exporter.recipes.denoiser import LINEAR_DDPM, class_conditional, first_channels
+from dexport.exporter.recipes.denoiser import ENDS_AND_MODULATION, LINEAR_DDPM, class_conditional, first_channels
 from dexport.exporter.recipes.recipe import Islands, Recipe
 from dexport.graphs.lit import LiT
 
@@ -29,6 +29,7 @@ def variant(size: str, image_size: int) -> Recipe:
         guidance=first_channels(default_scale=1.5),
         ops=("DexLinearAttention",),
         islands=Islands(modules=("t_embedder",)),
+        quantize_exclude=ENDS_AND_MODULATION,
         not_inherited=("blocks.*.attn",),
     )
 

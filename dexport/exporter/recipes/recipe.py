@@ -126,7 +126,7 @@ def value_of(setting: Setting, config: Mapping[str, Any]) -> int:
     return config[setting] if isinstance(setting, str) else setting
 
 
-DEFAULT_GATES: Mapping[str, float] = {"fp32": 5e-6, "fp16": 3e-3, "bf16": 3e-2}
+DEFAULT_GATES: Mapping[str, float] = {"fp32": 5e-6, "fp16": 3e-3, "bf16": 3e-2, "int8": 2e-2, "w8a8": 1e-1}
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,10 @@ class Recipe:
         ops: custom ops that the graph uses.
         not_inherited: glob patterns of modules that ``--init-from`` does not take from another model's checkpoint;
             empty where that makes no sense.
-        islands, gates: float32 islands, and the largest relative L2 error per precision.
+        islands, gates: float32 islands, and the largest relative L2 error per precision; ``int8`` and ``w8a8`` are
+            those of INT8 weights and of INT8 weights and activations, whatever the rest computes in.
+        quantize_exclude: glob patterns of modules that INT8 leaves alone, besides the islands: those that little is
+            computed in and much depends on.
     """
 
     name: str
@@ -172,4 +175,5 @@ class Recipe:
     ops: tuple[str, ...] = ()
     not_inherited: tuple[str, ...] = ()
     islands: Islands = field(default_factory=Islands)
+    quantize_exclude: tuple[str, ...] = ()
     gates: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATES))

@@ -119,6 +119,7 @@ def half(name: str, **fields: Any) -> Recipe:
         hub="hf://stabilityai/sd-vae-ft-ema/diffusion_pytorch_model.safetensors",
         adapt=adapt,
         islands=Islands(modules=(f"{name}.mid_block.attentions",), ops=(*Islands().ops, *GROUP_NORMS)),
+        quantize_exclude=(f"{name}.conv_in", f"{name}.conv_out"),
         **fields,
     )
 

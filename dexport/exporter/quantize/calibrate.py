@@ -1,0 +1,242 @@
+"""Calibration: statistics of every layer's input while the PyTorch model samples.
+
+The model runs along its recipe's own trajectory: its sampler, its guidance with both halves of the batch, classes
+spread over all there are. Inputs drawn at random would show activations that sampling never meets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dexport.bundle import writing_to
+from dexport.errors import InputError, UsageError
+from dexport.exporter.checkpoint import WeightSource, load_into
+from dexport.exporter.manifest import sampling
+from dexport.exporter.module_path import inside
+from dexport.exporter.quantize.observer import METHODS, LayerStatistics, Statistics, TensorStatistics
+from dexport.exporter.variant import Variant
+from dexport.runtime.guidance import UNGUIDED, Session, feed_class_conditional, find_rule, guided
+from dexport.runtime.noise import Noise
+from dexport.runtime.pipeline import FEEDS
+from dexport.runtime.samplers import Denoiser, make_sampler, sample
+
+FEWEST_IMAGES = 4
+DEFAULT_IMAGES = 32
+STEPS = 20
+"""Evenly spaced over the schedule, each observed: neighbouring steps of a longer trajectory look alike."""
+BATCH = 8
+
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Settings; the same ones give the same statistics.
+
+    Attributes:
+        images: how many trajectories.
+        steps: sampling steps of each.
+        batch: images that are sampled together; guidance doubles it.
+        method: how a threshold is chosen: ``mse``, ``percentile`` or ``absmax``.
+    """
+
+    images: int = DEFAULT_IMAGES
+    seed: int = 0
+    steps: int = STEPS
+    batch: int = BATCH
+    method: str = "mse"
+
+    def __post_init__(self) -> None:
+        if self.images < FEWEST_IMAGES:
+            raise UsageError(
+                f"{self.images} calibration images are too few to know the range of an activation",
+                hint=f"--calibration-images {FEWEST_IMAGES} or more; {DEFAULT_IMAGES} is the default",
+            )
+        if self.seed < 0:
+            raise UsageError(f"--calibration-seed {self.seed} is negative", hint="give 0 or more")
+        if self.method not in METHODS:
+            raise UsageError(f"no calibration method {self.method!r}", hint=f"choose from {', '.join(METHODS)}")
+
+
+def calibrate(
+    variant: Variant,
+    weights: WeightSource,
+    settings: Calibration,
+    exclude: Collection[str],
+    partial: Path,
+    on_progress: OnProgress,
+) -> Statistics:
+    """Sample with the PyTorch model and observe its linear layers and dense convolutions.
+
+    Args:
+        exclude: glob patterns of modules that are not observed.
+        partial: where the statistics so far are kept after each batch; a run that finds those of the same build and
+            settings goes on from there. The caller removes it.
+
+    Raises:
+        InputError: activations that are not finite.
+    """
+    facts = sampling(variant)
+    assert facts is not None, "only denoisers are calibrated"
+    module = load_into(weights, variant.meta_module()).eval()
+    layers = _observed(module, exclude)
+    statistics = {path: LayerStatistics(_weight_absmax(layer)) for path, layer in layers.items()}
+    key = _key(variant, weights, settings, exclude)
+    batches = [range(n, min(n + settings.batch, settings.images)) for n in range(0, settings.images, settings.batch)]
+    done = _resume(partial, key, statistics)
+    session = TorchSession(module, variant)
+    sampler = make_sampler(facts["sampler"], settings.steps)
+    shape = variant.signature.inputs[0].dims(1)[1:]
+    with _observing(layers, statistics, session):
+        for number, images in enumerate(batches[done:], start=done):
+            on_progress(number, len(batches), f"images {images.start} to {images.stop - 1}")
+            denoiser = _denoiser(variant, facts, session, [_label(n, settings.images, facts) for n in images])
+            sample(sampler, denoiser, Noise(settings.seed, images), (len(images), *shape))
+            _save(partial, key, number + 1, statistics)
+    on_progress(len(batches), len(batches), "")
+    return {path: layer for path, layer in statistics.items() if layer.input.ranges}
+
+
+class TorchSession:
+    """A PyTorch module behind the interface of the runtime's sessions; ``time`` is that of the call in progress."""
+
+    def __init__(self, module: nn.Module, variant: Variant) -> None:
+        self.time = 0.0
+        self._module = module
+        self._inputs = [spec.name for spec in variant.recipe.signature(variant.config, variant.latent).inputs]
+        self._time_input = self._inputs[1]
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        self.time = float(inputs[self._time_input].flat[0])
+        with torch.inference_mode():
+            out = self._module(*(torch.from_numpy(np.asarray(inputs[name])) for name in self._inputs))
+        return {"out": out.numpy()}
+
+
+def _observed(module: nn.Module, exclude: Collection[str]) -> dict[str, nn.Linear | nn.Conv2d]:
+    """What :func:`~dexport.exporter.quantize.layers.quantisable_layers` finds in the graph."""
+    return {
+        path: layer
+        for path, layer in module.named_modules()
+        if (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1))
+        and not any(inside(path, pattern) for pattern in exclude)
+    }
+
+
+def _weight_absmax(layer: nn.Linear | nn.Conv2d) -> np.ndarray:
+    weight = layer.weight.detach()
+    return weight.abs().amax([axis for axis in range(weight.ndim) if axis != 1]).float().numpy()
+
+
+@contextlib.contextmanager
+def _observing(
+    layers: dict[str, nn.Linear | nn.Conv2d], statistics: Statistics, session: TorchSession
+) -> Iterator[None]:
+    """Hooks on every layer, while the block runs."""
+
+    def watch(path: str, layer: nn.Linear | nn.Conv2d) -> Callable[..., None]:
+        seen = statistics[path]
+
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            try:
+                seen.input.observe(inputs[0].numpy(), _channel_axis(layer), session.time)
+                if is_spatial(layer.weight.shape):
+                    bias = 0 if layer.bias is None else layer.bias.reshape(-1, 1, 1)
+                    seen.output.observe((output - bias).numpy(), _channel_axis(layer), session.time)
+            except InputError as error:
+                raise InputError(
+                    f"calibration: {path}: {error}", hint="the model diverges while it samples: check the checkpoint"
+                ) from error
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(path, layer)) for path, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def is_spatial(shape: Sequence[int]) -> bool:
+    """Whether this is the weight of a convolution larger than 1x1."""
+    return len(shape) > 2 and any(size > 1 for size in shape[2:])
+
+
+def _channel_axis(layer: nn.Module) -> int:
+    return 1 if isinstance(layer, nn.Conv2d) else -1
+
+
+def _denoiser(variant: Variant, facts: dict[str, Any], session: Session, labels: Sequence[int]) -> Denoiser:
+    names = [spec.name for spec in variant.signature.inputs]
+    feed = next((FEEDS[name] for name in names if name in FEEDS), feed_class_conditional)
+    if facts["null_label"] is None:
+        return guided(session, labels, UNGUIDED, None, feed=feed)
+    guidance = facts["guidance"]
+    return guided(session, labels, guidance["default_scale"], facts["null_label"], find_rule(guidance["rule"]), feed)
+
+
+def _label(number: int, images: int, facts: dict[str, Any]) -> int:
+    """Classes evenly spread over all that there are."""
+    classes = facts["classes"] or 1
+    return number * classes // images if images < classes else number % classes
+
+
+def _key(variant: Variant, weights: WeightSource, settings: Calibration, exclude: Collection[str]) -> str:
+    """What statistics depend on."""
+    origin = weights.origin
+    return json.dumps(
+        [
+            variant.recipe.name,
+            variant.config_json(),
+            variant.latent,
+            [origin.kind, origin.sha256, origin.seed],
+            asdict(settings),
+            sorted(exclude),
+        ]
+    )
+
+
+def _save(path: Path, key: str, done: int, statistics: Statistics) -> None:
+    """Write the statistics so far; a kill leaves the previous file."""
+    arrays: dict[str, Any] = {
+        f"{layer}:{part}:{name}": array
+        for layer, seen in statistics.items()
+        for part, tensor in (("input", seen.input), ("output", seen.output))
+        if tensor.ranges
+        for name, array in tensor.arrays().items()
+    }
+    unfinished = path.with_name(f"{path.name}.part")
+    with writing_to(path.parent):
+        with unfinished.open("wb") as file:
+            np.savez_compressed(file, key=np.array(key), done=np.array(done), **arrays)
+        unfinished.replace(path)
+
+
+def _resume(path: Path, key: str, statistics: Statistics) -> int:
+    """Fill in what an earlier run of the same build observed; returns how many batches that was."""
+    if not path.exists():
+        return 0
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["key"]) != key:
+                return 0
+            for layer, seen in statistics.items():
+                for part in ("input", "output"):
+                    names = [name for name in file.files if name.startswith(f"{layer}:{part}:")]
+                    if names:
+                        arrays = {name.rpartition(":")[2]: file[name] for name in names}
+                        setattr(seen, part, TensorStatistics.of_arrays(arrays))
+            return int(file["done"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} holds no calibration: {error}", hint=f"remove it: rm {path}") from error
