@@ -3,6 +3,8 @@
 For every model and scheme: size of the file, latency against float32 in ONNX Runtime, relative L2 of the predictions on
 the float32 model's own trajectory, and SNR of the states of a trajectory of its own from the same noise. Models without
 a checkpoint have random weights, whose trajectories mean nothing: only size and latency are measured.
+
+Latency is processor time of one thread, which a busy machine hardly changes.
 """
 
 from __future__ import annotations
@@ -38,7 +40,6 @@ STEPS = 20
 IMAGES = 4
 BATCH = 2
 """One image with guidance."""
-SHORTEST_TIMING_S = 4.0
 
 
 def main() -> None:
@@ -81,8 +82,8 @@ def build(arguments: argparse.Namespace, recipe: str, checkpoint: str, scheme: s
 def measure(recipe: str, checkpoint: str, bundles: dict[str, Path], rounds: int) -> dict[str, Any]:
     """All figures of one model."""
     rows = {name: {"megabytes": size_of(path)} for name, path in bundles.items()}
-    for name, seconds in latencies(bundles, rounds).items():
-        rows[name] |= seconds
+    for name, figures in latencies(bundles, rounds).items():
+        rows[name] |= figures
     if checkpoint:
         for name, figures in trajectories(bundles).items():
             rows[name] |= figures
@@ -100,34 +101,28 @@ def size_of(path: Path) -> float:
 
 
 def latencies(bundles: dict[str, Path], rounds: int) -> dict[str, dict[str, float]]:
-    """Best and median seconds per call. Each scheme takes turns with float32, so that a busy machine hurts both."""
-    reference = dexport.load(bundles["fp32"])
-    feed = example(bundles["fp32"])
-    times: dict[str, dict[str, float]] = {}
+    """Processor seconds of the fastest call, and the speed against float32, which takes turns with every scheme."""
+    reference, feed = single_threaded(bundles["fp32"]), example(bundles["fp32"])
+    times = {}
     for name, path in bundles.items():
-        session = reference if name == "fp32" else dexport.load(path)
-        mine, theirs = [], []
-        calls = max(1, int(SHORTEST_TIMING_S / rounds / timed(session, feed, 1)))
-        for _ in range(rounds):
-            theirs.append(timed(reference, feed, calls))
-            mine.append(timed(session, feed, calls))
-        times[name] = {
-            "seconds": min(mine),
-            "seconds median": float(np.median(mine)),
-            "speed against fp32": min(theirs) / min(mine),
-            "speed against fp32, median of pairs": float(np.median(np.array(theirs) / np.array(mine))),
-        }
+        session = reference if name == "fp32" else single_threaded(path)
+        timed(session, feed)
+        theirs, mine = zip(*((timed(reference, feed), timed(session, feed)) for _ in range(rounds)), strict=True)
+        times[name] = {"seconds": min(mine), "speed against fp32": min(theirs) / min(mine)}
     return times
 
 
-def timed(session: Any, feed: dict[str, np.ndarray], calls: int) -> float:
-    """Seconds of the fastest of some calls."""
-    best = np.inf
-    for _ in range(calls):
-        started = time.perf_counter()
-        session(**feed)
-        best = min(best, time.perf_counter() - started)
-    return float(best)
+def single_threaded(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(path / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+
+def timed(session: ort.InferenceSession, feed: dict[str, np.ndarray]) -> float:
+    started = time.process_time()
+    session.run(None, feed)
+    return time.process_time() - started
 
 
 def example(path: Path) -> dict[str, np.ndarray]:
@@ -198,7 +193,7 @@ def table(entry: dict[str, Any]) -> str:
     lines = [f"{entry['recipe']}, {entry['weights']} weights, batch {entry['batch']}"]
     for name, row in entry["schemes"].items():
         line = f"  {name:20} {row['megabytes']:8.1f} MB {row['seconds'] * 1e3:9.1f} ms"
-        line += f" {row['speed against fp32']:6.2f}x ({row['speed against fp32, median of pairs']:.2f}x)"
+        line += f" {row['speed against fp32']:6.2f}x"
         if "relative L2" in row:
             snr = row["SNR dB at the end"]
             line += f" {row['relative L2']:9.2e} {'inf' if snr is None else f'{snr:.1f}'} dB"

@@ -35,6 +35,7 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         },
         "custom_ops": list(recipe.ops),
         "islands": asdict(recipe.islands),
+        "quantize_exclude": list(recipe.quantize_exclude),
         "gates_relative_l2": dict(recipe.gates),
         "guidance": rule,
         "sampling": asdict(recipe.sampling) if recipe.sampling else None,

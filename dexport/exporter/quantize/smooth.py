@@ -1,9 +1,8 @@
 """SmoothQuant (arXiv 2211.10438): move the spread between channels from the activations into the weights.
 
-Every input channel of a layer is divided by s and its row of the weight multiplied by s, so that the product stays. In
-a transformer with adaptive norms 1/s disappears in the modulation in front: ``(norm(x) (1 + scale) + shift) / s``
-scales two vectors per image instead of every token. Elsewhere every token would have to be multiplied: nothing is done
-there.
+Every input channel of a layer is divided by s and its row of the weight multiplied by s, so that the product stays.
+In a transformer with adaptive norms 1/s disappears in the modulation in front: ``(norm(x) (1 + scale) + shift) / s``
+scales two vectors per image. Elsewhere every token would have to be multiplied: nothing is done there.
 """
 
 from __future__ import annotations
