@@ -8,6 +8,7 @@ from typing import Any
 
 from dexport.bundle import DECODER, Bundle
 from dexport.errors import UsageError
+from dexport.exporter.quantize.plan import GATES
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.runtime.pipeline import Pipeline
 from dexport.validate.parity import ParityReport, check_parity, open_graph
@@ -89,6 +90,7 @@ def validate(
                 weights,
                 part.model_path,
                 precision=part.manifest["precision"]["name"],
+                gate=gate_of(part),
                 max_batch=part.manifest["batch"]["max"],
                 on_progress=on_progress,
             )
@@ -106,7 +108,6 @@ def validate(
         )
         for chosen in (rounded, sessions)
     )
-    precisions = {part.manifest["precision"]["name"] for part in networks.values()}
     trajectory = check_trajectory(
         pipeline,
         reference,
@@ -115,7 +116,7 @@ def validate(
         sampler=sampler,
         cfg_scale=cfg_scale,
         seed=seed,
-        gate_snr_db=min(DEFAULT_SNR[name] for name in precisions) if snr_db is None else snr_db,
+        gate_snr_db=min(DEFAULT_SNR[gate_of(part)] for part in networks.values()) if snr_db is None else snr_db,
         on_progress=on_progress,
     )
     return Validation(bundle.manifest["name"], forward, trajectory)
@@ -124,6 +125,15 @@ def validate(
 def kind_of(part: Bundle) -> str:
     """Half precision is judged with every rounding made explicit, as ONNX Runtime leaves it out on a CPU."""
     return "as shipped" if part.manifest["precision"]["name"] == "fp32" else "rounded"
+
+
+def gate_of(part: Bundle) -> str:
+    """The name of the gate of a network: that of its INT8 scheme, or its precision."""
+    precision = part.manifest["precision"]
+    schemes = set(precision.get("int8", {}).values())
+    if not schemes:
+        return precision["name"]
+    return GATES["weight"] if schemes == {"weight"} else GATES["w8a8"]
 
 
 def _networks(bundle: Bundle) -> dict[str, Bundle]:

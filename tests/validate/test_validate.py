@@ -12,7 +12,8 @@ import dexport
 from dexport.bundle import load_bundle
 from dexport.cli import main
 from dexport.errors import UsageError
-from dexport.validate.validate import validate
+from dexport.validate.trajectory import DEFAULT_SNR
+from dexport.validate.validate import gate_of, validate
 from tests.bundles import build_narrow
 
 
@@ -96,3 +97,13 @@ def test_a_decoder_has_no_trajectory(tmp_path: Path) -> None:
     dexport.build("sd-vae-decoder", tmp_path / "vae", latent=(8, 8), settings=settings, profile="ci", parity=False)
     assert command(tmp_path / "vae", "--level", "forward").exit_code == 0
     assert command(tmp_path / "vae").exit_code == 4
+
+
+@pytest.mark.parametrize(("scheme", "gate"), [("weight", "int8"), ("w8a8", "w8a8")])
+def test_int8_has_gates_of_its_own(tmp_path: Path, scheme: str, gate: str) -> None:
+    path = build_narrow(tmp_path / "out", int8=scheme)
+    report = validate(load_bundle(path), steps=4)
+    assert gate_of(load_bundle(path)) == gate
+    assert report.trajectory is not None
+    assert report.trajectory.gate_snr_db == DEFAULT_SNR[gate]
+    assert report.passed
