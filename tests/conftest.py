@@ -1,7 +1,8 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several files share; Triton's interpreter, to be chosen before anything imports triton."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from safetensors.torch import save_file
 
 from tests.bundles import other, plain, stitched  # noqa: F401 - fixtures
 from tests.golden import Golden, load_golden
+
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,15 +1,13 @@
-"""Triton's interpreter runs the kernels on CPU tensors; it has to be chosen before triton is imported."""
+"""Triton's interpreter, chosen in the conftest above, runs the kernels on CPU tensors."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-os.environ["TRITON_INTERPRET"] = "1"
 # For `benchmarks`, which is not installed.
 sys.path.append(str(Path(__file__).parents[2]))
 
