@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dexport.exporter.recipes import find_recipe
-from dexport.graphs.terdit import TernaryLinear, pack, ternarise
+from dexport.graphs.terdit import TernaryLinear, ternarise
+from dexport.plugins.ternary_matmul.packing import pack
 
 PACKAGE = "dataset-fashion-mnist"
 FOLDER = "usr/share/datasets/fashion-mnist"
