@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ class Point:
 
     Attributes:
         evaluations: how often each denoiser ran for one image.
-        seconds: network time per image: evaluations times the measured time of one evaluation.
+        seconds: network time per image: evaluations times the fastest time of one, as other work only slows one down.
         cost: ``seconds`` relative to share 0.
         relative_l2: of the images against those of share 0, which have the same noise.
         frechet: distance over pooled pixels to the reference images; None without any.
@@ -117,8 +116,9 @@ def sweep(
                 [(len(watch.seconds) - past) // batches for watch, past in zip(watches, before, strict=True)],
             )
         )
-    seconds = [watch.median() / min(batch, len(labels)) for watch in watches]
-    costs = [sum(n * s for n, s in zip(evaluations, seconds, strict=True)) for _, evaluations in runs]
+    costs = [
+        sum(n * watch.fastest() for n, watch in zip(evaluations, watches, strict=True)) for _, evaluations in runs
+    ]
     points = tuple(
         Point(
             fraction=share[0],
@@ -145,7 +145,7 @@ def sweep(
 
 @dataclass
 class Watch:
-    """Times every evaluation of one denoiser."""
+    """Times every evaluation of one denoiser, per image."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -155,14 +155,14 @@ class Watch:
         def timed(x: np.ndarray, t: np.ndarray) -> np.ndarray:
             started = time.perf_counter()
             out = denoiser(x, t)
-            self.seconds.append(time.perf_counter() - started)
+            self.seconds.append((time.perf_counter() - started) / len(x))
             return out
 
         return timed
 
-    def median(self) -> float:
-        """Seconds of one evaluation; 0 where there was none."""
-        return median(self.seconds) if self.seconds else 0.0
+    def fastest(self) -> float:
+        """Seconds of one evaluation of one image; 0 where there was none."""
+        return min(self.seconds, default=0.0)
 
 
 def plot(result: Sweep, path: Path) -> None:
