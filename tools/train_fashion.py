@@ -164,9 +164,6 @@ def initialise(model: nn.Module) -> nn.Module:
             module.forward = straight_through.__get__(module)
         elif isinstance(module, nn.RMSNorm) and "adaLN_modulation" in name:
             nn.init.zeros_(module.weight)
-        elif isinstance(module, nn.LayerNorm) and name.endswith(("q_norm", "k_norm")):
-            # A constant part of q and k lets rotary attention depend on distance, and so find the edges, from the start.
-            nn.init.normal_(module.bias)
     for name, parameter in model.named_parameters():
         if "t_embedder" in name and name.endswith("weight"):
             nn.init.normal_(parameter, std=0.02)
