@@ -33,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dexport.exporter.recipes import find_recipe
 from dexport.graphs.terdit import TernaryLinear, ternarise
 from dexport.plugins.ternary_matmul.packing import pack
+from dexport.runtime.pipeline import TILES
 
 PACKAGE = "dataset-fashion-mnist"
 FOLDER = "usr/share/datasets/fashion-mnist"
@@ -69,6 +70,8 @@ def train(args: argparse.Namespace) -> None:
     average = {name: value.clone() for name, value in model.state_dict().items()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     images, labels, digest = load_fashion(args.data)
+    tiles = int(recipe.sampling.decoder.partition(TILES)[2] or 1)
+    images = thumbnails(images, tiles)
     null_label = recipe.config["num_classes"]
     objective = Objective()
     network = torch.compile(model) if args.compile else model
@@ -124,7 +127,9 @@ def train(args: argparse.Namespace) -> None:
         "recipe": args.recipe,
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": {"package": PACKAGE, "split": "train", "images": len(images), "sha256": digest},
-        "preparation": "28 px padded to 32 with black, [-1, 1], pixel-unshuffled to (4, 16, 16)",
+        "preparation": "28 px padded to 32 with black, [-1, 1], "
+        + (f"rearranged as {tiles}x{tiles} thumbnails, " if tiles > 1 else "")
+        + "pixel-unshuffled to (4, 16, 16)",
         "objective": "epsilon MSE + variational bound of the learned variance, 1000 linear betas 1e-4..2e-2",
         "steps": args.steps,
         "batch": args.batch,
@@ -205,6 +210,12 @@ class Objective:
         true = pick(self.smallest, t)
         kl = 0.5 * (log_variance - true + ((true - log_variance).exp() - 1) + distance * (-log_variance).exp())
         return mse + kl[t > 0].mean() / math.log(2), mse.item()
+
+
+def thumbnails(latents: Tensor, tiles: int) -> Tensor:
+    """The pictures as sheets of tiles x tiles thumbnails: what a decoder with tiles undoes."""
+    pixels = F.pixel_shuffle(latents, 2).unflatten(3, (-1, tiles)).unflatten(2, (-1, tiles))
+    return F.pixel_unshuffle(pixels.permute(0, 1, 3, 2, 5, 4).reshape(-1, 1, SIDE, SIDE), 2).contiguous()
 
 
 def pick(table: Tensor, t: Tensor) -> Tensor:

@@ -111,22 +111,30 @@ class PixelShuffle:
     """No network: the channels of a cell are a square of pixels, (B, C*f*f, h, w) -> (B, C, h*f, w*f), clipped.
 
     The order of channels is that of ``torch.nn.PixelShuffle``.
+
+    Args:
+        tiles: the shuffled picture is a sheet of tiles x tiles thumbnails. Tile (i, j) holds the pixels at offset
+            (i, j) of every square of tiles x tiles pixels, and goes back there.
     """
 
-    def __init__(self, factor: int) -> None:
-        if factor < 1:
-            raise UsageError(f"pixels cannot be shuffled by a factor of {factor}", hint="give 1 or more")
+    def __init__(self, factor: int, tiles: int = 1) -> None:
+        if factor < 1 or tiles < 1:
+            raise UsageError(f"pixels cannot be shuffled by a factor of {min(factor, tiles)}", hint="give 1 or more")
         self.factor = factor
+        self.tiles = tiles
 
     def __call__(self, latents: np.ndarray) -> np.ndarray:
-        """Raises UsageError where the channels are no multiple of the factor's square."""
+        """Raises UsageError where the channels are no multiple of the factor's square, or the tiles do not fit."""
         _check_latents(latents)
         batch, channels, height, width = latents.shape
-        f = self.factor
+        f, tiles = self.factor, self.tiles
         if channels % (f * f):
             raise UsageError(f"{channels} channels are no multiple of {f * f}, as a pixel shuffle by {f} needs")
-        cells = latents.reshape(batch, channels // (f * f), f, f, height, width).transpose(0, 1, 4, 2, 5, 3)
-        images = cells.reshape(batch, channels // (f * f), height * f, width * f)
+        if height * f % tiles or width * f % tiles:
+            raise UsageError(f"{height * f}x{width * f} pixels are no sheet of {tiles}x{tiles} equal tiles")
+        cells = latents.reshape(batch, -1, f, f, height, width).transpose(0, 1, 4, 2, 5, 3)
+        sheet = cells.reshape(batch, -1, tiles, height * f // tiles, tiles, width * f // tiles)
+        images = sheet.transpose(0, 1, 3, 2, 5, 4).reshape(batch, -1, height * f, width * f)
         return np.clip(images, -1, 1).astype(np.float32)
 
 

@@ -32,7 +32,7 @@ FEEDS: Mapping[str, Feed] = {"log_snr": feed_log_snr, "sigma": feed_sigma}
 """By the input that tells them from the DiT lineage."""
 SAME_SCHEDULE = ({"ddpm", "ddim"},)
 """Samplers that may stand in for each other."""
-PIXEL_SHUFFLE = "pixel-shuffle-"
+PIXEL_SHUFFLE, TILES = "pixel-shuffle-", "-tiles-"
 
 
 class NamedSession(Protocol):
@@ -189,7 +189,8 @@ class Pipeline:
         if kind == "none":
             return _clipped
         if kind.startswith(PIXEL_SHUFFLE):
-            return PixelShuffle(int(kind.removeprefix(PIXEL_SHUFFLE)))
+            factor, _, tiles = kind.removeprefix(PIXEL_SHUFFLE).partition(TILES)
+            return PixelShuffle(int(factor), int(tiles or 1))
         inside = [bundle.parts[DECODER] for bundle in (self.bundle, *self._parts) if DECODER in bundle.parts]
         if session is None and given is None and not inside:
             raise UsageError(

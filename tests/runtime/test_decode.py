@@ -128,12 +128,23 @@ def test_pixel_shuffle_is_that_of_torch(batch: int, channels: int, factor: int, 
     np.testing.assert_array_equal(PixelShuffle(factor)(z), expected)
 
 
+@given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 4), st.tuples(st.integers(1, 3), st.integers(1, 3)))
+def test_tiles_are_thumbnails(channels: int, factor: int, tiles: int, size: tuple[int, int]) -> None:
+    height, width = (side * tiles * factor for side in size)
+    image = np.random.default_rng(0).uniform(-1, 1, (1, channels, height, width)).astype(np.float32)
+    rows = [np.concatenate([image[..., i::tiles, j::tiles] for j in range(tiles)], axis=3) for i in range(tiles)]
+    latents = F.pixel_unshuffle(torch.from_numpy(np.concatenate(rows, axis=2)), factor).numpy()
+    np.testing.assert_array_equal(PixelShuffle(factor, tiles)(latents), image)
+
+
 def test_pixel_shuffle_clips_and_refuses() -> None:
     assert PixelShuffle(1)(np.full((1, 1, 1, 1), 7.0)).item() == 1
     with pytest.raises(UsageError, match="6 channels are no multiple of 4"):
         PixelShuffle(2)(np.zeros((1, 6, 2, 2)))
     with pytest.raises(UsageError, match="factor of 0"):
         PixelShuffle(0)
+    with pytest.raises(UsageError, match="4x6 pixels are no sheet of 4x4"):
+        PixelShuffle(2, 4)(np.zeros((1, 4, 2, 3)))
 
 
 def test_bytes_are_rounded_half_to_even_and_clipped() -> None:

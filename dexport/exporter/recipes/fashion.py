@@ -12,7 +12,7 @@ from typing import Any
 
 from dexport.exporter.recipes import dico, diffit, dit, lit, terdit
 from dexport.exporter.recipes.denoiser import LINEAR_DDPM, require_null_label
-from dexport.exporter.recipes.recipe import Guidance, Recipe
+from dexport.exporter.recipes.recipe import Guidance, Recipe, Sampling
 
 SIDE = 16
 
@@ -20,7 +20,12 @@ CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 SAMPLING = replace(LINEAR_DDPM, steps=50, latent_scale=1.0, decoder="pixel-shuffle-2", class_names=CLASSES)
 
 
-def variant(name: str, like: Recipe, **config: Any) -> Recipe:
+THUMBNAILS = replace(SAMPLING, decoder="pixel-shuffle-2-tiles-4")
+"""TerDiT knows positions only by rotary distances, which say nothing to tokens that are all noise: a small one draws
+its garments shifted. So each of its 16 patches is a thumbnail of the whole picture, and a shift is one of pixels."""
+
+
+def variant(name: str, like: Recipe, sampling: Sampling = SAMPLING, **config: Any) -> Recipe:
     """A small relative of the recipe ``like``."""
     if like.size_argument is not None:
         config[like.size_argument] = SIDE
@@ -31,7 +36,7 @@ def variant(name: str, like: Recipe, **config: Any) -> Recipe:
         config={"num_classes": len(CLASSES), **config},
         latent=(SIDE, SIDE),
         pixels_per_latent=2,
-        sampling=SAMPLING,
+        sampling=sampling,
         guidance=Guidance("first four channels", 2.0, require_null_label),
         checkpoints=(f"{name}.safetensors",),
         hub="checkpoints/ of the dexport repository",
@@ -45,5 +50,7 @@ RECIPES = (
     variant("dit-fashion-s", dit.RECIPES[0], patch_size=2, hidden_size=96, depth=6, num_heads=3),
     variant("diffit-fashion", diffit.RECIPES[0], patch_size=2, hidden_size=128, depth=6, num_heads=4),
     variant("lit-fashion", lit.RECIPES[0], patch_size=2, hidden_size=128, depth=6, num_heads=2),
-    variant("terdit-fashion", terdit.RECIPES[0], patch_size=2, dim=128, n_layers=7, n_heads=4, multiple_of=64),
+    variant(
+        "terdit-fashion", terdit.RECIPES[0], THUMBNAILS, patch_size=4, dim=160, n_layers=6, n_heads=4, multiple_of=64
+    ),
 )

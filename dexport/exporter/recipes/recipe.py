@@ -102,7 +102,8 @@ class Sampling:
         sampler: name in ``dexport.runtime.samplers.SAMPLERS``.
         steps: how many the system takes by default.
         latent_scale: latents are divided by this before they are decoded.
-        decoder: recipe that turns latents into images, ``pixel-shuffle-N``, or ``none`` in pixel space.
+        decoder: recipe that turns latents into images, ``pixel-shuffle-N`` or ``pixel-shuffle-N-tiles-M``
+            (:class:`dexport.runtime.decode.PixelShuffle`), or ``none`` in pixel space.
         class_names: for labels on pictures; empty where there are too many.
     """
 
