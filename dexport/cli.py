@@ -124,7 +124,13 @@ def info_command(name: str, as_json: bool) -> None:
     type=click.Choice(["weight", "w8a8"]),
     help="Quantise linear layers and convolutions: weights only, or activations too.",
 )
-@click.option("--calibration-images", type=int, default=32, show_default=True, help="Sampled to find ranges for w8a8.")
+@click.option(
+    "--precision-map",
+    metavar="FILE",
+    help="JSON of layers (or glob patterns) and their schemes: float, int8, w8a8, int4, ternary. "
+    "Or the manifest.json of a bundle.",
+)
+@click.option("--calibration-images", type=int, default=32, show_default=True, help="Sampled to calibrate on.")
 @click.option("--calibration-seed", default=0, show_default=True, help="Seed of their noise.")
 @click.option("--opset", default=23, show_default=True, help="ONNX opset.")
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine as well.")
@@ -152,7 +158,8 @@ def info_command(name: str, as_json: bool) -> None:
 @click.option(
     "--ternary/--no-ternary",
     default=None,
-    help="Store ternary layers in a few bits per value. [default: where a recipe has them; it loses nothing]",
+    help="Store ternary layers in a few bits per value; round those of other recipes to ternary, which loses a lot. "
+    "[default: where a recipe has them; it loses nothing]",
 )
 @click.option(
     "--ternary-carrier",

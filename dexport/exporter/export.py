@@ -18,7 +18,7 @@ from dexport.exporter.custom_ops import CustomOp, custom_ops
 from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
-from dexport.exporter.quantize.plan import Int8
+from dexport.exporter.quantize.plan import Plan
 from dexport.exporter.quantize.ternary import StoreTernary, TernaryStorage
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import StepLog
@@ -36,7 +36,7 @@ class Exported:
         precisions: node name -> float type it computes in.
         custom_ops: ops that the graph keeps as nodes with a function body.
         onnx_bytes: size of the file with its weights.
-        quantised: module path -> INT8 scheme of its layer.
+        quantised: module path -> what was done to its layer.
     """
 
     ops_traced: dict[str, int]
@@ -58,13 +58,13 @@ def export_onnx(
     log: StepLog,
     plugin_target: str | None = None,
     ternary: TernaryStorage | None = None,
-    int8: Int8 | None = None,
+    plan: Plan | None = None,
 ) -> Exported:
     """Write ``path`` and ``model.onnx.data`` beside it.
 
     Args:
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        int8: what to quantise, after the conversion to ``precision``.
+        plan: what to quantise, after the conversion to ``precision``.
         plugin_target: GPU whose plugin kernels are to be recorded, when the engine will embed them.
         ternary: how ternary layers are stored; dense without.
 
@@ -82,10 +82,7 @@ def export_onnx(
         _check_modules(model, "island", islands.modules)
         if precision != "fp32":
             model = ToLowPrecision(precision, islands)(model).model
-        quantised = {}
-        if int8 is not None:
-            _check_modules(model, "exclusion", int8.exclude)
-            quantised = int8.apply(model)
+        quantised = {} if plan is None else plan.apply(model)
         ops = custom_ops(model, plugin_target)
         AttachFunctions()(model)
         _describe(model, variant)

@@ -11,6 +11,7 @@ from dexport.bundle import Bundle
 from dexport.exporter.engine import EngineChoice, EngineReport
 from dexport.exporter.export import Exported
 from dexport.exporter.machine import package_versions
+from dexport.exporter.quantize.plan import SMOOTHED
 from dexport.exporter.recipes.recipe import Islands, TensorSpec
 from dexport.exporter.steps import Step
 from dexport.exporter.variant import Variant
@@ -54,7 +55,7 @@ def compose(
     verdict: Verdict | None,
     steps: list[Step],
     parts: Mapping[str, Bundle],
-    calibration: Mapping[str, Any] | None = None,
+    quantisation: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The manifest, but for the schema version and the file hashes, which the bundle adds."""
     signature = variant.signature
@@ -72,10 +73,11 @@ def compose(
         "opset": opset,
         "precision": {
             "name": precision,
-            "islands": None if precision == "fp32" else asdict(islands),
+            "islands": None if precision == "fp32" and not exported.quantised else asdict(islands),
             "nodes": exported.precisions,
-            "int8": exported.quantised,
-            "calibration": calibration and dict(calibration),
+            "layers": {},
+            "smoothed": [path for path, done in exported.quantised.items() if done == SMOOTHED],
+            **quantisation,
         },
         "io": {"inputs": tensor_specs(signature.inputs), "outputs": tensor_specs(signature.outputs)},
         "batch": {"min": profile.batch_min, "opt": profile.batch_opt, "max": profile.batch_max},

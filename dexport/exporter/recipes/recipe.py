@@ -126,7 +126,15 @@ def value_of(setting: Setting, config: Mapping[str, Any]) -> int:
     return config[setting] if isinstance(setting, str) else setting
 
 
-DEFAULT_GATES: Mapping[str, float] = {"fp32": 5e-6, "fp16": 3e-3, "bf16": 3e-2, "int8": 2e-2, "w8a8": 5e-2}
+DEFAULT_GATES: Mapping[str, float] = {
+    "fp32": 5e-6,
+    "fp16": 3e-3,
+    "bf16": 3e-2,
+    "int8": 2e-2,
+    "w8a8": 5e-2,
+    "int4": 2e-1,
+    "ternary": 1.0,
+}
 """INT8: about twice what the trained small models show (8e-3..1.2e-2 for weights, 1.7e-2..2.1e-2 for W8A8)."""
 
 
