@@ -130,6 +130,12 @@ def info_command(name: str, as_json: bool) -> None:
     help="JSON of layers (or glob patterns) and their schemes: float, int8, w8a8, int4, ternary. "
     "Or the manifest.json of a bundle.",
 )
+@click.option(
+    "--budget",
+    metavar="snr>=DB,size<=SHARE",
+    help="Choose the scheme of each layer: the smallest file of this SNR (dB, after 20 steps), or the best SNR within "
+    "this share of the float file (or size<=NMB).",
+)
 @click.option("--calibration-images", type=int, default=32, show_default=True, help="Sampled to calibrate on.")
 @click.option("--calibration-seed", default=0, show_default=True, help="Seed of their noise.")
 @click.option("--opset", default=23, show_default=True, help="ONNX opset.")

@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from dexport.bundle import DECODER, ENGINES, PARTS, REPORTS, Bundle, Draft
 from dexport.errors import DexportError, UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
 from dexport.exporter.describe import count_parameters
 from dexport.exporter.engine import EngineChoice, EngineRequest, build_engine, choose_engine
-from dexport.exporter.export import Exported, export_onnx
+from dexport.exporter.export import Exported, convert, export_onnx
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes.precision import DATA_MOVEMENT
@@ -23,9 +25,7 @@ from dexport.exporter.quantize.request import (
     Asked,
     Workplace,
     check_asked,
-    describe_request,
-    make_plan,
-    plan_reports,
+    prepare,
     request_of,
 )
 from dexport.exporter.quantize.schemes import gate_of
@@ -33,7 +33,7 @@ from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_stora
 from dexport.exporter.recipes import all_recipes, find_recipe
 from dexport.exporter.recipes.recipe import Recipe, value_of
 from dexport.exporter.steps import Listener, Silent, StepLog
-from dexport.exporter.trace import DEFAULT_OPSET
+from dexport.exporter.trace import DEFAULT_OPSET, trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 from dexport.profiles import Profile, load_profile
@@ -53,6 +53,7 @@ class BuildOptions:
         islands: module patterns kept in float32 on top of the recipe's; INT8 leaves them alone too.
         int8: ``weight`` or ``w8a8``; what it leaves alone computes in ``precision``.
         precision_map: a file, or glob patterns of layers -> scheme; see :mod:`dexport.exporter.quantize.schemes`.
+        budget: ``snr>=DB``, ``size<=SHARE`` or ``size<=NMB``, or both: schemes are chosen layer by layer to meet it.
         calibration_images, calibration_seed: trajectories that quantisation is calibrated on.
         engine: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; used when ``trt`` is set.
         init_from: checkpoint of another model to inherit from, as far as the recipe allows.
@@ -78,6 +79,7 @@ class BuildOptions:
     islands: tuple[str, ...] = ()
     int8: str | None = None
     precision_map: str | Path | Mapping[str, str] | None = None
+    budget: str | None = None
     calibration_images: int = DEFAULT_IMAGES
     calibration_seed: int = 0
     opset: int = DEFAULT_OPSET
@@ -150,7 +152,15 @@ def build(
     with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options, ternary)) as draft:
         with log.step("open weights"):
             weights = _open_weights(variant, options)
-        plan = None if request is None else make_plan(request, variant, weights, place, log)
+        quantisation = None
+        if request is not None:
+
+            def graph() -> ir.Model:
+                traced = trace(variant, weights, opset=options.opset)
+                return convert(traced, precision=options.precision, islands=islands, ternary=ternary)
+
+            size = BYTES_PER_WEIGHT[options.precision]
+            quantisation = prepare(request, variant, weights, place, graph, size, log)
         exported = export_onnx(
             variant,
             weights,
@@ -160,12 +170,14 @@ def build(
             opset=options.opset,
             plugin_target=choice.targets[0] if choice and plugins else None,
             ternary=ternary,
-            plan=plan,
+            plan=None if quantisation is None else quantisation.plan,
             log=log,
         )
-        for name, text in ({} if plan is None else plan_reports(plan, asked.calibration, exported.quantised)).items():
-            draft.write_text(f"{REPORTS}/{name}", text)
-        gate = gate_of({} if request is None else request.schemes.values(), options.precision)
+        gate = options.precision
+        if quantisation is not None:
+            gate = gate_of(quantisation.plan.schemes.values(), options.precision)
+            for name, text in quantisation.reports(exported.quantised).items():
+                draft.write_text(f"{REPORTS}/{name}", text)
         engine = _build_engine(draft, variant, exported, choice, profile, plugins, log) if choice else None
         verdict = _verify(draft, variant, weights, options, profile, gate, verify, log) if options.parity else None
         parts = {}
@@ -186,7 +198,7 @@ def build(
                     verdict=verdict,
                     steps=log.finished,
                     parts={name: part.bundle for name, part in parts.items()},
-                    quantisation={"gate": gate, **({} if request is None else describe_request(request))},
+                    quantisation={"gate": gate, **(quantisation.describe() if quantisation else {})},
                 )
             )
     place.remove()
@@ -277,6 +289,7 @@ def decoder_options(draft: Draft, decoder: Variant, options: BuildOptions) -> Bu
         ternary_carrier=AUTO,
         int8=None,
         precision_map=None,
+        budget=None,
         calibration_images=DEFAULT_IMAGES,
         calibration_seed=0,
         with_decoder=False,

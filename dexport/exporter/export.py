@@ -76,12 +76,7 @@ def export_onnx(
         model = trace(variant, weights, opset=opset)
         traced = passes.op_histogram(model)
     with log.step("passes"), _own_errors():
-        if ternary is not None:
-            StoreTernary(ternary)(model)
-        model = passes.clean()(model).model
-        _check_modules(model, "island", islands.modules)
-        if precision != "fp32":
-            model = ToLowPrecision(precision, islands)(model).model
+        model = convert(model, precision=precision, islands=islands, ternary=ternary)
         quantised = {} if plan is None else plan.apply(model)
         ops = custom_ops(model, plugin_target)
         AttachFunctions()(model)
@@ -98,6 +93,15 @@ def export_onnx(
         sum(path.with_name(file).stat().st_size for file in (path.name, MODEL_DATA)),
         quantised,
     )
+
+
+def convert(model: ir.Model, *, precision: str, islands: Islands, ternary: TernaryStorage | None) -> ir.Model:
+    """A traced graph in the build's precision, before anything is quantised."""
+    if ternary is not None:
+        StoreTernary(ternary)(model)
+    model = passes.clean()(model).model
+    _check_modules(model, "island", islands.modules)
+    return model if precision == "fp32" else ToLowPrecision(precision, islands)(model).model
 
 
 @contextlib.contextmanager
