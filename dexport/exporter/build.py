@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dexport.bundle import DECODER, ENGINES, PARTS, REPORTS, Bundle, Draft
+from dexport.bundle import DECODER, ENGINES, PARTS, REPORTS, Bundle, Draft, load_bundle, writing_to
 from dexport.errors import DexportError, UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
@@ -65,6 +65,7 @@ class BuildOptions:
         profile: name or path.
         parity: whether to compare with PyTorch; without, the bundle says that it was not verified.
         with_decoder: put the decoder of a denoiser's latents into its bundle, from ``decoder_checkpoint``.
+        decoder_bundle: a decoder's bundle that is copied instead.
     """
 
     output: Path
@@ -93,6 +94,7 @@ class BuildOptions:
     parity: bool = True
     with_decoder: bool = False
     decoder_checkpoint: str | None = None
+    decoder_bundle: Path | None = None
     force: bool = False
 
 
@@ -183,6 +185,11 @@ def build(
         parts = {}
         if decoder is not None:
             parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, options), verify, listener)
+        elif options.decoder_bundle is not None:
+            copy = draft.path / PARTS / DECODER
+            with writing_to(draft.path):
+                shutil.copytree(options.decoder_bundle, copy)
+            parts[DECODER] = BuildResult(load_bundle(copy), None)
         with log.step("hash"):
             bundle = draft.commit(
                 compose(
@@ -294,6 +301,7 @@ def decoder_options(draft: Draft, decoder: Variant, options: BuildOptions) -> Bu
         calibration_seed=0,
         with_decoder=False,
         decoder_checkpoint=None,
+        decoder_bundle=None,
         force=False,
     )
 

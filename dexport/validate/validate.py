@@ -8,10 +8,11 @@ from typing import Any
 
 from dexport.bundle import DECODER, Bundle
 from dexport.errors import UsageError
+from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.runtime.pipeline import Pipeline
 from dexport.validate.parity import ParityReport, check_parity, open_graph
-from dexport.validate.reference import torch_session, variant_of, weights_of
+from dexport.validate.reference import torch_session
 from dexport.validate.trajectory import DEFAULT_SNR, TrajectoryReport, check_trajectory
 
 LEVELS = ("forward", "trajectory")

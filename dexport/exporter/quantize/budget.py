@@ -11,9 +11,10 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from dexport.errors import GateError, UsageError
-from dexport.exporter.quantize.assign import Options, most_exact, smallest, total_error, total_size
+from dexport.exporter.quantize.assign import Options, TradeOff, total_error, total_size
 from dexport.exporter.quantize.calibrate import OnProgress
 
 EXAMPLES = 'for example "snr>=25", "size<=0.3", "size<=2.5MB", or "snr>=25,size<=0.3"'
@@ -104,6 +105,10 @@ class Search:
     on_progress: OnProgress
     trials: list[Trial] = field(default_factory=list)
 
+    @cached_property
+    def trade_off(self) -> TradeOff:
+        return TradeOff(self.options)
+
     def meet(self, budget: Budget, float_bytes: int) -> tuple[dict[str, str], Trial]:
         """The assignment that meets a budget, and what it measures.
 
@@ -133,7 +138,7 @@ class Search:
         below, above = (-math.inf, -math.inf), (math.inf, math.inf)
         target = snr_db
         for _ in range(SOLUTIONS):
-            schemes = smallest(self.options, 10 ** (-target / 10))
+            schemes = self.trade_off.smallest(10 ** (-target / 10))
             assert schemes is not None, "floating point has no error"
             trial = next((trial for known, trial in tried if known == schemes), None)
             if trial is None and len(tried) >= TRIALS and math.isfinite(above[0]):
@@ -152,9 +157,9 @@ class Search:
 
     def _within(self, limit: float, budget: Budget) -> dict[str, str]:
         """The most exact assignment whose file fits; sizes of layers are estimates, which the real graph corrects."""
-        allowed = limit
+        allowed, base = limit, self._base()
         for _ in range(CORRECTIONS):
-            schemes = most_exact(self.options, allowed - self._base())
+            schemes = self.trade_off.most_exact(allowed - base)
             if schemes is None:
                 break
             excess = self.size_of(schemes) - limit

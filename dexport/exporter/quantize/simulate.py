@@ -63,8 +63,8 @@ class Simulation:
                     weight.data = self._stored(weight.data, path, scheme)
             yield
         finally:
-            for path, weight in kept.items():
-                self._weight(path).data = weight
+            for path, data in kept.items():
+                self._weight(path).data = data
 
     def snr_db(self, schemes: Mapping[str, str]) -> float:
         """SNR of the final latents against those of the weights as they are, from the same noise: the lower of two
