@@ -26,6 +26,17 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
+OPTIONS: dict[str, Any] = {
+    "settings": NARROW,
+    "guidance": "fused",
+    "precision": "fp16",
+    "islands": ("blocks.0.mlp",),
+    "opset": 24,
+    "profile": "ci",
+    "parity": False,
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with guidance inside, half precision and an island, and the checkpoint that it was built from."""
@@ -33,16 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     variant = resolve(find_recipe("dit-fashion"), NARROW)
     source = RandomSource(variant.meta_module(), 5)
     save_file({name: source._read(name) for name in source.shapes}, folder / "weights.safetensors")
-    options: dict[str, Any] = {"guidance": "fused", "precision": "fp16", "islands": ("blocks.0.mlp",), "opset": 24}
-    dexport.build(
-        "dit-fashion",
-        folder / "plain",
-        settings=NARROW,
-        checkpoint=str(folder / "weights.safetensors"),
-        profile="ci",
-        parity=False,
-        **options,
-    )
+    dexport.build("dit-fashion", folder / "plain", checkpoint=str(folder / "weights.safetensors"), **OPTIONS)
     return folder
 
 
@@ -65,20 +67,10 @@ def test_everything_but_the_weights_stays(folder: Path, tmp_path: Path) -> None:
         "blocks.0.attn.proj",
     }
     assert after["sizes"]["onnx"] < before["sizes"]["onnx"]
-
-
-def test_it_is_the_bundle_that_build_makes(folder: Path, tmp_path: Path) -> None:
-    checkpoint = folder / "weights.safetensors"
-    settings = [f"--set={name}={value}" for name, value in NARROW.items()]
-    build = ("dit-fashion", *settings, "--checkpoint", checkpoint, "--profile", "ci", "--no-parity")
-    assert invoke("build", *build, "-o", tmp_path / "plain").exit_code == 0
-    options = ("--int8", "w8a8", "--calibration-images", 4, "--calibration-seed", 3)
-    assert invoke("build", *build, *options, "-o", tmp_path / "a").exit_code == 0
-    done = invoke("quantize", tmp_path / "plain", *options, "--no-parity", "-o", tmp_path / "b")
-    assert done.exit_code == 0, done.output
-    a, b = (load_bundle(tmp_path / name).manifest for name in "ab")
-    assert a["precision"] == b["precision"]
-    assert a["files"]["model.onnx.data"] == b["files"]["model.onnx.data"]
+    checkpoint = str(folder / "weights.safetensors")
+    dexport.build("dit-fashion", tmp_path / "built", checkpoint=checkpoint, int8="weight", **OPTIONS)
+    built = load_bundle(tmp_path / "built").manifest
+    assert (built["precision"], built["files"]) == (after["precision"], after["files"])
 
 
 def test_a_moved_checkpoint_is_found_and_another_one_refused(folder: Path, tmp_path: Path) -> None:
@@ -114,11 +106,10 @@ def test_an_engine_is_built_again(plain: Path, tmp_path: Path) -> None:
 def test_ternary_layers_stay_as_they_were_stored(tmp_path: Path) -> None:
     tiny = {"dim": 64, "n_layers": 1, "n_heads": 2, "multiple_of": 32}
     options = {"settings": tiny, "profile": "ci", "parity": False}
-    dexport.build("terdit-fashion", tmp_path / "packed", ternary_carrier="packed", **options)
-    dexport.build("terdit-fashion", tmp_path / "dense", ternary=False, **options)
-    _, packed = options_of(load_bundle(tmp_path / "packed"), tmp_path / "out", precision_map={"final_layer": "int8"})
-    assert (packed.ternary, packed.ternary_carrier) == (None, "packed")
-    _, dense = options_of(load_bundle(tmp_path / "dense"), tmp_path / "out", int8="weight")
+    packed = dexport.build("terdit-fashion", tmp_path / "packed", ternary_carrier="packed", **options).bundle
+    _, chosen = options_of(packed, tmp_path / "out", precision_map={"final_layer": "int8"})
+    assert (chosen.ternary, chosen.ternary_carrier) == (None, "packed")
+    _, dense = options_of(changed(packed, ternary=None), tmp_path / "out", int8="weight")
     assert dense.ternary is False
     done = invoke("quantize", tmp_path / "packed", "--int8", "weight", "-o", tmp_path / "out")
     assert done.exit_code == 2

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,14 +98,16 @@ def test_the_choice_is_that_of_brute_force(drawn: list, max_size: int, exponent:
 
 
 def test_a_long_front_is_thinned_without_losing_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = [[(4000 + 97 * n, 1e-9), (1000 + 13 * n, 1e-4 * (n + 1)), (500 + 7 * n, 1e-2 / (n + 1))] for n in range(12)]
+    rng = np.random.default_rng(0)
+    kinds = [(4000, 1e-9), (1000, 1e-5), (500, 1e-3), (250, 1e-2)]
+    drawn = [[(size * rng.uniform(1, 3), error * rng.lognormal()) for size, error in kinds] for _ in range(12)]
     exact = TradeOff(named(drawn))
-    monkeypatch.setattr(assign, "LARGEST_FRONT", 500)
+    monkeypatch.setattr(assign, "LARGEST_FRONT", 60)
     thinned = TradeOff(named(drawn))
-    assert len(thinned.sizes) <= 500 < len(exact.sizes)
+    assert len(thinned.sizes) <= 60 < len(exact.sizes)
     for max_error in (1e-3, 1e-2):
         sizes = [total_size(named(drawn), front.smallest(max_error) or {}) for front in (exact, thinned)]
-        assert sizes[0] <= sizes[1] <= sizes[0] * 1.01
+        assert sizes[0] <= sizes[1] <= sizes[0] * 1.2
 
 
 def test_an_infinite_error_is_never_chosen() -> None:
