@@ -26,8 +26,8 @@ DEFAULT_SNR: dict[str, float] = {
     "bf16": 10.0,
     "int8": 20.0,
     "w8a8": 10.0,
-    "int4": 5.0,
-    "ternary": 0.0,
+    "int4": 10.0,
+    "ternary": 5.0,
 }
 """Smallest signal-to-noise ratio in dB of the final latents."""
 
