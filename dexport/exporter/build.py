@@ -21,13 +21,7 @@ from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes.precision import DATA_MOVEMENT
 from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES
-from dexport.exporter.quantize.request import (
-    Asked,
-    Workplace,
-    check_asked,
-    prepare,
-    request_of,
-)
+from dexport.exporter.quantize.request import Asked, Workplace, check_asked, prepare, request_of
 from dexport.exporter.quantize.schemes import gate_of
 from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_storage
 from dexport.exporter.recipes import all_recipes, find_recipe
@@ -208,7 +202,8 @@ def build(
                     quantisation={"gate": gate, **(quantisation.describe() if quantisation else {})},
                 )
             )
-    place.remove()
+    if request is not None:
+        place.remove()
     return BuildResult(bundle, verdict, {name: part.verdict for name, part in parts.items()})
 
 

@@ -57,7 +57,10 @@ def compose(
     parts: Mapping[str, Bundle],
     quantisation: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The manifest, but for the schema version and the file hashes, which the bundle adds."""
+    """The manifest, but for the schema version and the file hashes, which the bundle adds.
+
+    ``quantisation`` has the gate of the network, and what :meth:`Quantisation.describe` says where there is any.
+    """
     signature = variant.signature
     return {
         "name": variant.recipe.name,
@@ -76,6 +79,9 @@ def compose(
             "islands": None if precision == "fp32" and not exported.quantised else asdict(islands),
             "nodes": exported.precisions,
             "layers": {},
+            "carriers": {},
+            "calibration": None,
+            "budget": None,
             "smoothed": [path for path, done in exported.quantised.items() if done == SMOOTHED],
             **quantisation,
         },

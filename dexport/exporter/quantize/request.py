@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import onnx_ir as ir
 from dexport.errors import UsageError
 from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.engine import EngineChoice
+from dexport.exporter.module_path import inside
 from dexport.exporter.quantize.assign import Option
 from dexport.exporter.quantize.budget import Budget, Search, parse_budget
 from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES, Calibration, calibrate, calibration_key
@@ -22,6 +22,7 @@ from dexport.exporter.quantize.layers import NetworkLayer, network_layers
 from dexport.exporter.quantize.plan import Plan
 from dexport.exporter.quantize.precision_map import PrecisionMap, read_map, resolve_map
 from dexport.exporter.quantize.report import calibration_report, rounding_report
+from dexport.exporter.quantize.rounded import RoundedWeights
 from dexport.exporter.quantize.rounding import round_weights
 from dexport.exporter.quantize.schemes import FLOAT, INT4, INT8, LOW_BITS, TERNARY, UNIFORM, W8A8
 from dexport.exporter.quantize.sensitivity import Sensitivity, measure_sensitivity
@@ -149,6 +150,7 @@ def request_of(
             raise UsageError(f"{recipe.name} has no ternary layers to carry", hint="add --ternary, or leave it out")
         return None
     layers = network_layers(variant, ternary=storage is None)
+    _check_exclusions(variant)
     exclude = (*recipe.quantize_exclude, *islands)
     if asked.precision_map is not None:
         given = asked.precision_map
@@ -177,6 +179,16 @@ def request_of(
     request = Request(layers, schemes, carriers, asked.calibration, budget)
     _check_possible(recipe, request, opset)
     return request
+
+
+def _check_exclusions(variant: Variant) -> None:
+    paths = [path for path, _ in variant.meta_module().named_modules()]
+    for pattern in variant.recipe.quantize_exclude:
+        if not any(inside(path, pattern) for path in paths):
+            raise UsageError(
+                f"{variant.recipe.name}: the exclusion {pattern!r} matches no module",
+                hint=f"correct quantize_exclude of the recipe; modules are called like {', '.join(paths[1:5])}",
+            )
 
 
 def _sensitive(
@@ -209,7 +221,7 @@ class Workplace:
         """When the bundle is there."""
         self.statistics.unlink(missing_ok=True)
         self.sensitivity.unlink(missing_ok=True)
-        shutil.rmtree(self.rounded, ignore_errors=True)
+        RoundedWeights(self.rounded).remove()
 
 
 @dataclass(frozen=True)

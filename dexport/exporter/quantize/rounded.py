@@ -24,6 +24,8 @@ from dexport.exporter.quantize.gptq import (
 )
 from dexport.exporter.quantize.schemes import INT4, TERNARY
 
+KEY = "key.json"
+"""Says which build the weights are of."""
 ROUND = {INT4: (round_int4, nearest_int4), TERNARY: (round_ternary, nearest_ternary)}
 
 
@@ -69,8 +71,28 @@ class RoundedWeights:
             nearest_error=np.array(errors[1]),
         )
 
+    def claim(self, key: str) -> None:
+        """Make the folder of a build, empty unless it holds what an earlier run of the same one left.
+
+        Raises:
+            InputError: a folder of that name that is not ours.
+        """
+        record = self.folder / KEY
+        if self.folder.exists() and not record.is_file():
+            raise InputError(
+                f"{self.folder} is in the way: rounded weights are to be kept there",
+                hint="move it, or choose another -o",
+            )
+        with writing_to(self.folder.parent):
+            if record.is_file() and record.read_text(encoding="utf-8") != key:
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            record.write_text(key, encoding="utf-8")
+
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, if it is one of ours."""
+        if (self.folder / KEY).is_file():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, path: str, scheme: str) -> Path:
         return self.folder / f"{path}.{scheme}.npz"

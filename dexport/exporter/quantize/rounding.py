@@ -6,7 +6,6 @@ Hessians do. What is done is kept beside the bundle: a killed run goes on where 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dexport.bundle import writing_to
 from dexport.errors import InputError
 from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.quantize.calibrate import (
@@ -55,7 +53,7 @@ def round_weights(
         InputError: activations that are not finite.
     """
     store = RoundedWeights(folder)
-    _claim(folder, calibration_key(variant, weights, settings, ()))
+    store.claim(calibration_key(variant, weights, settings, ()))
     missing = [path for path in wanted if not all(store.has(path, scheme) for scheme in wanted[path])]
     if not missing:
         return store
@@ -76,18 +74,6 @@ def round_weights(
                 store.save(path, scheme, weight, hessians.pop(path) if scheme == wanted[path][-1] else hessians[path])
         file.unlink()
     return store
-
-
-def _claim(folder: Path, key: str) -> None:
-    """Make the folder of a build, empty unless it holds what an earlier run of the same one left."""
-    record = folder / "key.json"
-    if folder.exists() and not (record.is_file() and record.read_text(encoding="utf-8") == key):
-        if not all(file.suffix in (".npz", ".part", ".json") for file in folder.iterdir()):
-            raise InputError(f"{folder} holds other files than rounded weights", hint=f"move it: mv {folder} ...")
-        shutil.rmtree(folder)
-    with writing_to(folder.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(key, encoding="utf-8")
 
 
 def _groups(paths: Sequence[str], layers: NetworkLayers) -> Iterator[list[str]]:

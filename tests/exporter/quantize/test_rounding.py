@@ -106,7 +106,7 @@ def test_what_is_there_is_used_again_but_not_for_another_build(whole: RoundedWei
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "rounded").mkdir()
     (tmp_path / "rounded/thesis.txt").write_text("")
-    with pytest.raises(InputError, match=r"holds other files"):
+    with pytest.raises(InputError, match=r"rounded is in the way"):
         run(tmp_path / "rounded")
     assert (tmp_path / "rounded/thesis.txt").exists()
 
