@@ -129,7 +129,7 @@ class Search:
         raise GateError(
             f"--budget {budget.text!r} cannot be met: {budget.snr_db:g} dB takes {_shown(trial.size, float_bytes)}, "
             f"and {_shown(closest.size, float_bytes)} give {closest.snr_db:.1f} dB",
-            hint=f'--budget "snr>={math.floor(closest.snr_db)}", or --budget "size<={trial.size / MB + 0.01:.2f}MB"',
+            hint=f'--budget "snr>={max(math.floor(closest.snr_db), 1)}", or --budget "size<={_megabytes(trial)}"',
         )
 
     def _at_least(self, snr_db: float) -> tuple[dict[str, str], Trial]:
@@ -173,7 +173,7 @@ class Search:
         raise GateError(
             f"--budget {budget.text!r} cannot be met: the smallest file has {trial.size / MB:.2f} MB "
             f"({trial.snr_db:.1f} dB)",
-            hint=f'--budget "size<={trial.size / MB + 0.01:.2f}MB"',
+            hint=f'--budget "size<={_megabytes(trial)}"',
         )
 
     def _base(self) -> float:
@@ -199,6 +199,11 @@ def _next_target(snr_db: float, below: tuple[float, float], above: tuple[float, 
         return high - (high_db - snr_db if math.isfinite(high_db) else STEP_DB)
     share = (snr_db + MARGIN_DB - low_db) / (high_db - low_db) if math.isfinite(high_db - low_db) else 0.5
     return low + min(max(share, 0.1), 0.9) * (high - low)
+
+
+def _megabytes(trial: Trial) -> str:
+    """A limit that this file fits into."""
+    return f"{math.ceil(trial.size / MB * 100) / 100:.2f}MB"
 
 
 def _shown(size: int, float_bytes: int) -> str:

@@ -164,11 +164,11 @@ def request_of(
         schemes = resolve_map({"*": TERNARY}, layers, islands)
     else:
         schemes = resolve_map({"*": TERNARY if rounds else UNIFORM[asked.int8 or ""]}, layers, exclude)
-        if all(scheme == FLOAT for scheme in schemes.values()):
-            raise UsageError(
-                f"nothing to quantise: every layer is excluded by {', '.join(exclude)}",
-                hint="leave out --int8 or --ternary, or name layers in a --precision-map",
-            )
+    if all(scheme == FLOAT for scheme in schemes.values()):
+        raise UsageError(
+            f"nothing to quantise: every layer is excluded by {', '.join(exclude)}",
+            hint="leave out --int8, --ternary or --budget, or name layers in a --precision-map",
+        )
     if rounds:
         schemes |= _sensitive(schemes, layers, islands)
     carriers = {

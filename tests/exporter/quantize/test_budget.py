@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dexport
+from dexport.cli import main
 from dexport.errors import GateError, InputError, UsageError
 from dexport.exporter.checkpoint import RandomSource
 from dexport.exporter.quantize import assign
@@ -230,6 +232,8 @@ def test_a_build_meets_its_budget_and_says_so(tmp_path: Path) -> None:
     schemes = manifest["precision"]["layers"]
     assert {schemes[path] for path in schemes if path.startswith("t_embedder")} == {"float"}
     assert set(schemes.values()) - {"float"}
+    shown = CliRunner().invoke(main, ["info", str(tmp_path / "out")]).output
+    assert f"budget snr>=25: {budget['snr_db']:.1f} dB after 20 steps" in shown
     report = json.loads((tmp_path / "out/reports/sensitivity.json").read_text())
     assert report["budget"] == budget
     assert report["squared relative error"].keys() == {path for path in schemes if not path.startswith("t_embedder")}
