@@ -19,6 +19,51 @@ BUILDING = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingfac
 Number = TypeVar("Number", int, float)
 
 
+QUANTISATION = (
+    click.option(
+        "--int8",
+        type=click.Choice(["weight", "w8a8"]),
+        help="Quantise linear layers and convolutions: weights only, or activations too.",
+    ),
+    click.option(
+        "--precision-map",
+        metavar="FILE",
+        help="JSON of layers (or glob patterns) and their schemes: float, int8, w8a8, int4, ternary. "
+        "Or the manifest.json of a bundle.",
+    ),
+    click.option(
+        "--budget",
+        metavar="snr>=DB,size<=SHARE",
+        help="Choose the scheme of each layer: the smallest file of this SNR (dB, after 20 steps), or the best SNR "
+        "within this share of the float file (or size<=NMB).",
+    ),
+    click.option("--calibration-images", type=int, default=32, show_default=True, help="Sampled to calibrate on."),
+    click.option("--calibration-seed", default=0, show_default=True, help="Seed of their noise."),
+    click.option(
+        "--ternary/--no-ternary",
+        default=None,
+        help="Store ternary layers in a few bits per value; round those of other recipes to ternary, which loses "
+        "a lot. [default: where a recipe has them; it loses nothing]",
+    ),
+    click.option(
+        "--ternary-carrier",
+        type=click.Choice(["auto", "packed", "int4", "int8", "nbits2", "nbits4"]),
+        default="auto",
+        show_default=True,
+        help="How: packed is the smallest, int4 is for TensorRT, nbits for ONNX Runtime only. "
+        "auto: int4 for an engine, else the fastest exact one measured in ONNX Runtime, or packed where it rounds.",
+    ),
+)
+"""Options of every command that quantises."""
+
+
+def quantisation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of :data:`QUANTISATION`."""
+    for option in reversed(QUANTISATION):
+        command = option(command)
+    return command
+
+
 class Group(click.Group):
     """Prints a DexportError as a message with its fix, and exits with its code."""
 
@@ -119,13 +164,7 @@ def info_command(name: str, as_json: bool) -> None:
     metavar="PATTERN",
     help="Keep a module in float32, such as 'final_layer' or 'blocks.2*'. Repeatable.",
 )
-@click.option(
-    "--int8",
-    type=click.Choice(["weight", "w8a8"]),
-    help="Quantise linear layers and convolutions: weights only, or activations too.",
-)
-@click.option("--calibration-images", type=int, default=32, show_default=True, help="Sampled to find ranges for w8a8.")
-@click.option("--calibration-seed", default=0, show_default=True, help="Seed of their noise.")
+@quantisation_options
 @click.option("--opset", default=23, show_default=True, help="ONNX opset.")
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine as well.")
 @click.option(
@@ -148,19 +187,6 @@ def info_command(name: str, as_json: bool) -> None:
     default="auto",
     show_default=True,
     help="Plugin kernels in tensorrt engines (TensorRT-RTX has none); the ONNX file has function bodies either way.",
-)
-@click.option(
-    "--ternary/--no-ternary",
-    default=None,
-    help="Store ternary layers in a few bits per value. [default: where a recipe has them; it loses nothing]",
-)
-@click.option(
-    "--ternary-carrier",
-    type=click.Choice(["auto", "packed", "int4", "int8", "nbits2", "nbits4"]),
-    default="auto",
-    show_default=True,
-    help="How: packed is the smallest, int4 is for TensorRT, nbits for ONNX Runtime only. "
-    "auto: int4 for an engine, else the fastest measured in ONNX Runtime.",
 )
 @click.option(
     "--profile",
@@ -212,6 +238,35 @@ def build_command(
             listener=progress,
             **options,
         )
+    _print_json(result.bundle.manifest) if as_json else print_result(result)
+    sys.exit(exit_code(result))
+
+
+@main.command("quantize")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
+@quantisation_options
+@click.option("--checkpoint", metavar="FILE", help="Where the weights of the build are now, if they were moved.")
+@click.option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one.")
+@click.option("--profile", metavar="FILE", help="The profile, where the bundle was built with a file.")
+@click.option("--parity/--no-parity", default=True, show_default=True, help="Compare with PyTorch and gate.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
+def quantize_command(bundle: Path, output: Path, recipe: str | None, as_json: bool, **options: Any) -> None:
+    """Build BUNDLE again with quantised weights: same recipe, size, guidance, precision and engine.
+
+    It takes the checkpoint that BUNDLE was built from, and checks that it is that one.
+    """
+    from dexport.console import Progress, print_result
+    from dexport.exporter.build import exit_code
+    from dexport.exporter.recipes import find_recipe
+    from dexport.validate.build import quantise_and_validate
+
+    if options["ternary_carrier"] == "auto":
+        del options["ternary_carrier"]
+    with Progress() as progress:
+        found = find_recipe(recipe) if recipe else None
+        result = quantise_and_validate(bundle, output, recipe=found, listener=progress, **options)
     _print_json(result.bundle.manifest) if as_json else print_result(result)
     sys.exit(exit_code(result))
 

@@ -144,6 +144,7 @@ def _print_bundle(bundle: Bundle) -> None:
             "outputs": _signature(m["io"]["outputs"]),
             "batch": "{min} to {max}, tuned for {opt}".format(**m["batch"]),
             "precision": f"{precision['name']} ({', '.join(f'{n} nodes {d}' for d, n in kinds.items())})",
+            "layers": _layers_line(precision),
             "guidance": m["guidance"],
             "sampling": _sampling_line(m.get("sampling")),
             "parts": ", ".join(m.get("parts", ())) or "none",
@@ -238,6 +239,8 @@ def print_result(result: BuildResult) -> None:
             print_parity(verdict, part)  # type: ignore[arg-type]
     if manifest["status"] == "not verified":
         out.print("parity: [yellow]not run[/] (--no-parity)")
+    if any(scheme != "float" for scheme in manifest.get("precision", {}).get("layers", {}).values()):
+        out.print(f"layers: {_layers_line(manifest['precision'])}{_lost(manifest)}")
     for name, bundle in {"": result.bundle, **result.bundle.parts}.items():
         if bundle.manifest.get("engine"):
             out.print(f"engine{name and f' of {name}'}: {_engine_line(bundle.manifest['engine'])}")
@@ -332,6 +335,26 @@ def _engine_line(engine: Mapping[str, Any]) -> str:
         f"{engine['plan_bytes'] / MB:,.1f} MB, types of {engine['checked_nodes']} nodes asserted; "
         f"[yellow]built, not executed[/] ({engine['reason']})"
     )
+
+
+def _layers_line(precision: Mapping[str, Any]) -> str:
+    """How many layers have which scheme, and what a budget came to."""
+    counts: dict[str, int] = {}
+    for scheme in precision.get("layers", {}).values():
+        counts[scheme] = counts.get(scheme, 0) + 1
+    line = ", ".join(f"{count} {scheme}" for scheme, count in sorted(counts.items())) or "not quantised"
+    budget = precision.get("budget")
+    if budget:
+        snr = "exact" if budget["snr_db"] is None else f"{budget['snr_db']:.1f} dB after {budget['steps']} steps"
+        share = budget["bytes"] / budget["float_bytes"]
+        line += f"; budget {budget['asked']}: {snr}, {budget['bytes'] / MB:.2f} MB, {share:.2f} of the float file"
+    return line
+
+
+def _lost(manifest: Mapping[str, Any]) -> str:
+    """What quantisation cost, as parity measured it; nobody should have to look it up."""
+    found = [value for value in manifest["parity"].get("worst_relative_l2", {}).values() if value is not None]
+    return f"\n[yellow]lost[/]: predictions move by {max(found):.1%} (relative L2)" if found else ""
 
 
 def _sampling_line(facts: Mapping[str, Any] | None) -> str:

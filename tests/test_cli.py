@@ -37,6 +37,15 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 
 # A new option is a deliberate change: README, CHANGELOG, and this literal.
+QUANTISATION = [
+    "--int8 weight|w8a8",
+    "--precision-map text",
+    "--budget text",
+    "--calibration-images integer = 32",
+    "--calibration-seed integer = 0",
+    "--ternary/--no-ternary",
+    "--ternary-carrier auto|packed|int4|int8|nbits2|nbits4 = auto",
+]
 FROZEN = {
     "recipes": ["--json"],
     "info": ["NAME", "--json"],
@@ -54,20 +63,27 @@ FROZEN = {
         "--fp16 -> precision=fp16",
         "--bf16 -> precision=bf16",
         "--island text ...",
-        "--int8 weight|w8a8",
-        "--calibration-images integer = 32",
-        "--calibration-seed integer = 0",
+        *QUANTISATION,
         "--opset integer = 23",
         "--trt",
         "--engine auto|tensorrt|tensorrt-rtx = auto",
         "--target text ...",
         "--plugins auto|on|off = auto",
-        "--ternary/--no-ternary",
-        "--ternary-carrier auto|packed|int4|int8|nbits2|nbits4 = auto",
         "--profile text = latency",
         "--stitch text",
         "--with-decoder",
         "--decoder-checkpoint text",
+        "--parity/--no-parity = True",
+        "--force",
+        "--json",
+    ],
+    "quantize": [
+        "BUNDLE",
+        "-o/--output path required",
+        *QUANTISATION,
+        "--checkpoint text",
+        "--recipe text",
+        "--profile text",
         "--parity/--no-parity = True",
         "--force",
         "--json",

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import DECODER, ENGINES, PARTS, REPORTS, Bundle, Draft
+import onnx_ir as ir
+
+from dexport.bundle import DECODER, ENGINES, PARTS, REPORTS, Bundle, Draft, load_bundle, writing_to
 from dexport.errors import DexportError, UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
 from dexport.exporter.describe import count_parameters
 from dexport.exporter.engine import EngineChoice, EngineRequest, build_engine, choose_engine
-from dexport.exporter.export import Exported, export_onnx
+from dexport.exporter.export import Exported, convert, export_onnx
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes.precision import DATA_MOVEMENT
-from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES, Calibration, calibrate
-from dexport.exporter.quantize.plan import GATES, SCHEMES, Int8
-from dexport.exporter.quantize.report import calibration_report
+from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES
+from dexport.exporter.quantize.request import Asked, Workplace, check_asked, prepare, request_of
+from dexport.exporter.quantize.schemes import gate_of
 from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_storage
 from dexport.exporter.recipes import all_recipes, find_recipe
-from dexport.exporter.recipes.recipe import Islands, Recipe, value_of
+from dexport.exporter.recipes.recipe import Recipe, value_of
 from dexport.exporter.steps import Listener, Silent, StepLog
-from dexport.exporter.trace import DEFAULT_OPSET
+from dexport.exporter.trace import DEFAULT_OPSET, trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 from dexport.profiles import Profile, load_profile
@@ -45,16 +46,20 @@ class BuildOptions:
         image_size: the same in image pixels, for square inputs.
         islands: module patterns kept in float32 on top of the recipe's; INT8 leaves them alone too.
         int8: ``weight`` or ``w8a8``; what it leaves alone computes in ``precision``.
-        calibration_images, calibration_seed: trajectories that the ranges of ``w8a8`` are taken from.
+        precision_map: a file, or glob patterns of layers -> scheme; see :mod:`dexport.exporter.quantize.schemes`.
+        budget: ``snr>=DB``, ``size<=SHARE`` or ``size<=NMB``, or both: schemes are chosen layer by layer to meet it.
+        calibration_images, calibration_seed: trajectories that quantisation is calibrated on.
         engine: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; used when ``trt`` is set.
         init_from: checkpoint of another model to inherit from, as far as the recipe allows.
         plugins: ``auto``, ``on`` or ``off``; only TensorRT engines can have plugins.
-        ternary: store ternary layers packed; None for where a recipe has them, because that loses nothing.
+        ternary: store ternary layers packed, and round those of any other recipe to ternary; None for the former only,
+            because that loses nothing.
         ternary_carrier: ``auto`` or a name of :data:`dexport.exporter.quantize.carriers.CARRIERS`.
         targets: compute capabilities; empty for the GPU here, or the profile's.
         profile: name or path.
         parity: whether to compare with PyTorch; without, the bundle says that it was not verified.
         with_decoder: put the decoder of a denoiser's latents into its bundle, from ``decoder_checkpoint``.
+        decoder_bundle: a decoder's bundle that is copied instead.
     """
 
     output: Path
@@ -68,6 +73,8 @@ class BuildOptions:
     precision: str = "fp32"
     islands: tuple[str, ...] = ()
     int8: str | None = None
+    precision_map: str | Path | Mapping[str, str] | None = None
+    budget: str | None = None
     calibration_images: int = DEFAULT_IMAGES
     calibration_seed: int = 0
     opset: int = DEFAULT_OPSET
@@ -81,6 +88,7 @@ class BuildOptions:
     parity: bool = True
     with_decoder: bool = False
     decoder_checkpoint: str | None = None
+    decoder_bundle: Path | None = None
     force: bool = False
 
 
@@ -133,16 +141,22 @@ def build(
             f"packed ternary weights need opset {FUNCTIONS_OPSET}",
             hint=f"--opset {FUNCTIONS_OPSET}, or --no-ternary",
         )
-    if ternary is not None and options.int8 is not None:
-        raise UsageError(
-            f"{variant.recipe.name}'s weights are ternary, which takes fewer bits than INT8",
-            hint="leave out --int8, or store them dense with --no-ternary",
-        )
+    islands = replace(variant.recipe.islands, modules=(*variant.recipe.islands.modules, *options.islands))
+    asked = _asked(options)
+    request = request_of(variant, asked, ternary, islands.modules, choice, plugins, options.opset)
+    place = Workplace(options.output)
     with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options, ternary)) as draft:
         with log.step("open weights"):
             weights = _open_weights(variant, options)
-        islands = replace(variant.recipe.islands, modules=(*variant.recipe.islands.modules, *options.islands))
-        int8 = _int8(variant, weights, options, islands, log) if options.int8 else None
+        quantisation = None
+        if request is not None:
+
+            def graph() -> ir.Model:
+                traced = trace(variant, weights, opset=options.opset)
+                return convert(traced, precision=options.precision, islands=islands, ternary=ternary)
+
+            size = BYTES_PER_WEIGHT[options.precision]
+            quantisation = prepare(request, variant, weights, place, graph, size, log)
         exported = export_onnx(
             variant,
             weights,
@@ -152,17 +166,24 @@ def build(
             opset=options.opset,
             plugin_target=choice.targets[0] if choice and plugins else None,
             ternary=ternary,
-            int8=int8,
+            plan=None if quantisation is None else quantisation.plan,
             log=log,
         )
-        if int8 is not None and int8.statistics:
-            report = calibration_report(_calibration(options), int8.exclude, int8.statistics, exported.quantised)
-            draft.write_text(f"{REPORTS}/calibration.json", json.dumps(report, indent=1) + "\n")
+        gate = options.precision
+        if quantisation is not None:
+            gate = gate_of(quantisation.plan.schemes.values(), options.precision)
+            for name, text in quantisation.reports(exported.quantised).items():
+                draft.write_text(f"{REPORTS}/{name}", text)
         engine = _build_engine(draft, variant, exported, choice, profile, plugins, log) if choice else None
-        verdict = _verify(draft, variant, weights, options, profile, verify, log) if options.parity else None
+        verdict = _verify(draft, variant, weights, options, profile, gate, verify, log) if options.parity else None
         parts = {}
         if decoder is not None:
             parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, options), verify, listener)
+        elif options.decoder_bundle is not None:
+            copy = draft.path / PARTS / DECODER
+            with writing_to(draft.path):
+                shutil.copytree(options.decoder_bundle, copy)
+            parts[DECODER] = BuildResult(load_bundle(copy), None)
         with log.step("hash"):
             bundle = draft.commit(
                 compose(
@@ -178,10 +199,11 @@ def build(
                     verdict=verdict,
                     steps=log.finished,
                     parts={name: part.bundle for name, part in parts.items()},
-                    calibration=asdict(_calibration(options)) if options.int8 == "w8a8" else None,
+                    quantisation={"gate": gate, **(quantisation.describe() if quantisation else {})},
                 )
             )
-    _partial_calibration(options.output).unlink(missing_ok=True)
+    if request is not None:
+        place.remove()
     return BuildResult(bundle, verdict, {name: part.verdict for name, part in parts.items()})
 
 
@@ -194,16 +216,7 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     if options.precision not in BYTES_PER_WEIGHT:
         raise UsageError(f"no precision {options.precision!r}", hint=f"choose from {', '.join(BYTES_PER_WEIGHT)}")
-    if options.int8 not in (None, *SCHEMES):
-        raise UsageError(f"no INT8 scheme {options.int8!r}", hint=f"choose from {', '.join(SCHEMES)}")
-    if options.int8 == "w8a8":
-        _calibration(options)
-        if recipe.sampling is None:
-            raise UsageError(
-                f"{recipe.name} is no denoiser: there is no trajectory to calibrate on", hint="--int8 weight"
-            )
-    elif (options.calibration_images, options.calibration_seed) != (DEFAULT_IMAGES, 0):
-        raise UsageError("--calibration-images and --calibration-seed need --int8 w8a8", hint="add --int8 w8a8")
+    check_asked(recipe, _asked(options))
     if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
         raise UsageError(f"opset {options.opset} is not supported", hint=f"{OLDEST_OPSET} to {NEWEST_OPSET}")
     if (options.engine != "auto" or options.targets) and not options.trt:
@@ -215,7 +228,7 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
         )
     if options.init_from is not None and options.checkpoint is not None:
         raise UsageError("--checkpoint and --init-from exclude each other", hint="give one of the two")
-    if options.islands and options.precision == "fp32" and options.int8 is None:
+    if options.islands and options.precision == "fp32" and not _asked(options).quantises:
         raise UsageError("--island needs --fp16, --bf16 or --int8: everything is float32 already", hint="add --fp16")
     latent = options.latent
     if options.image_size is not None:
@@ -277,10 +290,13 @@ def decoder_options(draft: Draft, decoder: Variant, options: BuildOptions) -> Bu
         ternary=None,
         ternary_carrier=AUTO,
         int8=None,
+        precision_map=None,
+        budget=None,
         calibration_images=DEFAULT_IMAGES,
         calibration_seed=0,
         with_decoder=False,
         decoder_checkpoint=None,
+        decoder_bundle=None,
         force=False,
     )
 
@@ -292,26 +308,8 @@ def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:
     return inherit_weights(options.init_from, variant.meta_module(), variant.recipe.not_inherited, options.seed)
 
 
-def _int8(variant: Variant, weights: WeightSource, options: BuildOptions, islands: Islands, log: StepLog) -> Int8:
-    assert options.int8 is not None
-    exclude = tuple(dict.fromkeys((*variant.recipe.quantize_exclude, *islands.modules)))
-    if options.int8 == "weight":
-        return Int8(options.int8, exclude)
-    settings = _calibration(options)
-    with log.step("calibrate"):
-        statistics = calibrate(
-            variant, weights, settings, exclude, _partial_calibration(options.output), log.listener.advance
-        )
-    return Int8(options.int8, exclude, statistics, settings.method)
-
-
-def _calibration(options: BuildOptions) -> Calibration:
-    return Calibration(options.calibration_images, options.calibration_seed)
-
-
-def _partial_calibration(output: Path) -> Path:
-    """Beside the bundle, where it outlives a build that was killed."""
-    return output.with_name(f"{output.name}.calibration.npz")
+def _asked(options: BuildOptions) -> Asked:
+    return Asked(**{field.name: getattr(options, field.name) for field in fields(Asked)})
 
 
 def _bytes_needed(variant: Variant, options: BuildOptions, ternary: TernaryStorage | None) -> int:
@@ -369,11 +367,11 @@ def _verify(
     weights: WeightSource,
     options: BuildOptions,
     profile: Profile,
+    gate: str,
     verify: Verifier,
     log: StepLog,
 ) -> Verdict:
     with log.step("parity"):
-        gate = GATES[options.int8] if options.int8 else options.precision
         tell = log.listener.advance
         case = Case(variant, weights, draft.model_path, options.precision, profile.batch_max, gate, tell)
         verdict, reports = verify(case)

@@ -18,7 +18,7 @@ from dexport.exporter.custom_ops import CustomOp, custom_ops
 from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
-from dexport.exporter.quantize.plan import Int8
+from dexport.exporter.quantize.plan import Plan
 from dexport.exporter.quantize.ternary import StoreTernary, TernaryStorage
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import StepLog
@@ -36,7 +36,7 @@ class Exported:
         precisions: node name -> float type it computes in.
         custom_ops: ops that the graph keeps as nodes with a function body.
         onnx_bytes: size of the file with its weights.
-        quantised: module path -> INT8 scheme of its layer.
+        quantised: module path -> what was done to its layer.
     """
 
     ops_traced: dict[str, int]
@@ -58,13 +58,13 @@ def export_onnx(
     log: StepLog,
     plugin_target: str | None = None,
     ternary: TernaryStorage | None = None,
-    int8: Int8 | None = None,
+    plan: Plan | None = None,
 ) -> Exported:
     """Write ``path`` and ``model.onnx.data`` beside it.
 
     Args:
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        int8: what to quantise, after the conversion to ``precision``.
+        plan: what to quantise, after the conversion to ``precision``.
         plugin_target: GPU whose plugin kernels are to be recorded, when the engine will embed them.
         ternary: how ternary layers are stored; dense without.
 
@@ -76,16 +76,8 @@ def export_onnx(
         model = trace(variant, weights, opset=opset)
         traced = passes.op_histogram(model)
     with log.step("passes"), _own_errors():
-        if ternary is not None:
-            StoreTernary(ternary)(model)
-        model = passes.clean()(model).model
-        _check_modules(model, "island", islands.modules)
-        if precision != "fp32":
-            model = ToLowPrecision(precision, islands)(model).model
-        quantised = {}
-        if int8 is not None:
-            _check_modules(model, "exclusion", int8.exclude)
-            quantised = int8.apply(model)
+        model = convert(model, precision=precision, islands=islands, ternary=ternary)
+        quantised = {} if plan is None else plan.apply(model)
         ops = custom_ops(model, plugin_target)
         AttachFunctions()(model)
         _describe(model, variant)
@@ -101,6 +93,15 @@ def export_onnx(
         sum(path.with_name(file).stat().st_size for file in (path.name, MODEL_DATA)),
         quantised,
     )
+
+
+def convert(model: ir.Model, *, precision: str, islands: Islands, ternary: TernaryStorage | None) -> ir.Model:
+    """A traced graph in the build's precision, before anything is quantised."""
+    if ternary is not None:
+        StoreTernary(ternary)(model)
+    model = passes.clean()(model).model
+    _check_modules(model, "island", islands.modules)
+    return model if precision == "fp32" else ToLowPrecision(precision, islands)(model).model
 
 
 @contextlib.contextmanager

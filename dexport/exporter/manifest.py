@@ -11,6 +11,7 @@ from dexport.bundle import Bundle
 from dexport.exporter.engine import EngineChoice, EngineReport
 from dexport.exporter.export import Exported
 from dexport.exporter.machine import package_versions
+from dexport.exporter.quantize.plan import SMOOTHED
 from dexport.exporter.recipes.recipe import Islands, TensorSpec
 from dexport.exporter.steps import Step
 from dexport.exporter.variant import Variant
@@ -54,9 +55,12 @@ def compose(
     verdict: Verdict | None,
     steps: list[Step],
     parts: Mapping[str, Bundle],
-    calibration: Mapping[str, Any] | None = None,
+    quantisation: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The manifest, but for the schema version and the file hashes, which the bundle adds."""
+    """The manifest, but for the schema version and the file hashes, which the bundle adds.
+
+    ``quantisation`` has the gate of the network, and what :meth:`Quantisation.describe` says where there is any.
+    """
     signature = variant.signature
     return {
         "name": variant.recipe.name,
@@ -72,10 +76,14 @@ def compose(
         "opset": opset,
         "precision": {
             "name": precision,
-            "islands": None if precision == "fp32" else asdict(islands),
+            "islands": None if precision == "fp32" and not exported.quantised else asdict(islands),
             "nodes": exported.precisions,
-            "int8": exported.quantised,
-            "calibration": calibration and dict(calibration),
+            "layers": {},
+            "carriers": {},
+            "calibration": None,
+            "budget": None,
+            "smoothed": [path for path, done in exported.quantised.items() if done == SMOOTHED],
+            **quantisation,
         },
         "io": {"inputs": tensor_specs(signature.inputs), "outputs": tensor_specs(signature.outputs)},
         "batch": {"min": profile.batch_min, "opt": profile.batch_opt, "max": profile.batch_max},

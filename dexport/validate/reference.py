@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
 
-from dexport.bundle import Bundle, sha256_of
-from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import WeightSource, load_into, open_weights
-from dexport.exporter.inherit import inherit_weights
+from dexport.bundle import Bundle
+from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.manifest import tensor_specs
-from dexport.exporter.recipes import find_recipe
+from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import Recipe, Signature
 from dexport.exporter.variant import Variant
 from dexport.runtime.inputs import port_of
@@ -63,30 +57,3 @@ def reference_of(bundle: Bundle, checkpoint: str | None = None, recipe: Recipe |
     """
     variant = variant_of(bundle.manifest, recipe)
     return torch_session(variant, weights_of(bundle.manifest["weights"], variant, checkpoint))
-
-
-def variant_of(manifest: Mapping[str, Any], recipe: Recipe | None = None) -> Variant:
-    """The variant that a manifest describes."""
-    height, width = manifest["latent"]
-    recipe = recipe or find_recipe(manifest["recipe"]["name"])
-    return Variant(recipe, manifest["config"], (height, width), fused=manifest["guidance"] != "none")
-
-
-def weights_of(origin: Mapping[str, Any], variant: Variant, checkpoint: str | None = None) -> WeightSource:
-    """The weights that a manifest names; a file must have the hash that it had."""
-    module, seed = variant.meta_module(), origin["seed"] or 0
-    if origin["kind"] == "random":
-        return open_weights(None, module, seed=seed, adapt=variant.recipe.adapt)
-    path = Path(checkpoint or origin["path"])
-    if not path.is_file():
-        raise UsageError(
-            f"the bundle was built from {origin['path']}, which is not there", hint="give its place with --checkpoint"
-        )
-    if sha256_of(path) != origin["sha256"]:
-        raise InputError(
-            f"{path} is not the checkpoint that the bundle was built from: its sha256 differs",
-            hint="give the right one with --checkpoint",
-        )
-    if origin["kind"] == "inherited":
-        return inherit_weights(str(path), module, variant.recipe.not_inherited, seed)
-    return open_weights(path, module, adapt=variant.recipe.adapt)

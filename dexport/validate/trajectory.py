@@ -20,7 +20,15 @@ from dexport.validate.likeness import psnr, ssim
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.parity import finite_or_null
 
-DEFAULT_SNR: dict[str, float] = {"fp32": 60.0, "fp16": 25.0, "bf16": 10.0, "int8": 20.0, "w8a8": 10.0}
+DEFAULT_SNR: dict[str, float] = {
+    "fp32": 60.0,
+    "fp16": 25.0,
+    "bf16": 10.0,
+    "int8": 20.0,
+    "w8a8": 10.0,
+    "int4": 10.0,
+    "ternary": 5.0,
+}
 """Smallest signal-to-noise ratio in dB of the final latents."""
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from dexport.bundle import DECODER, Bundle
 from dexport.errors import UsageError
-from dexport.exporter.quantize.plan import GATES
+from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.runtime.pipeline import Pipeline
 from dexport.validate.parity import ParityReport, check_parity, open_graph
-from dexport.validate.reference import torch_session, variant_of, weights_of
+from dexport.validate.reference import torch_session
 from dexport.validate.trajectory import DEFAULT_SNR, TrajectoryReport, check_trajectory
 
 LEVELS = ("forward", "trajectory")
@@ -128,12 +128,9 @@ def kind_of(part: Bundle) -> str:
 
 
 def gate_of(part: Bundle) -> str:
-    """The name of the gate of a network: that of its INT8 scheme, or its precision."""
+    """The name of the gate of a network: that of its least exact scheme, or its precision."""
     precision = part.manifest["precision"]
-    schemes = set(precision.get("int8", {}).values())
-    if not schemes:
-        return precision["name"]
-    return GATES["weight"] if schemes == {"weight"} else GATES["w8a8"]
+    return precision.get("gate", precision["name"])
 
 
 def _networks(bundle: Bundle) -> dict[str, Bundle]:

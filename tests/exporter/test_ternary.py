@@ -275,8 +275,6 @@ def test_choice(
 @pytest.mark.parametrize(
     ("recipe", "asked", "carrier", "engine", "message"),
     [
-        ("dit-s-2", True, "auto", None, "dit-s-2 has no ternary layers"),
-        ("dit-s-2", None, "int8", None, "dit-s-2 has no ternary layers"),
         ("terdit-600m", False, "int8", None, "exclude each other"),
         ("terdit-600m", None, "int5", None, "there is no ternary carrier 'int5'"),
         ("terdit-600m", None, "nbits4", RTX, "tensorrt-rtx cannot read the ternary carrier nbits4"),

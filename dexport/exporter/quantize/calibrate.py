@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dexport.bundle import writing_to
 from dexport.errors import InputError, UsageError
 from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.manifest import sampling
-from dexport.exporter.module_path import inside
+from dexport.exporter.quantize.layers import stays_convolution
 from dexport.exporter.quantize.observer import METHODS, LayerStatistics, Statistics, TensorStatistics
 from dexport.exporter.variant import Variant
 from dexport.runtime.guidance import UNGUIDED, Session, feed_class_conditional, find_rule, guided
@@ -72,39 +72,51 @@ def calibrate(
     variant: Variant,
     weights: WeightSource,
     settings: Calibration,
-    exclude: Collection[str],
+    layers: Collection[str],
     partial: Path,
     on_progress: OnProgress,
 ) -> Statistics:
-    """Sample with the PyTorch model and observe its linear layers and dense convolutions.
+    """Sample with the PyTorch model and observe some of its layers.
 
     Args:
-        exclude: glob patterns of modules that are not observed.
+        layers: module paths of linear layers and dense convolutions.
         partial: where the statistics so far are kept after each batch; a run that finds those of the same build and
             settings goes on from there. The caller removes it.
 
     Raises:
         InputError: activations that are not finite.
     """
-    facts = sampling(variant)
-    assert facts is not None, "only denoisers are calibrated"
     module = load_into(weights, variant.meta_module()).eval()
-    layers = _observed(module, exclude)
-    statistics = {path: LayerStatistics(_weight_absmax(layer)) for path, layer in layers.items()}
-    key = _key(variant, weights, settings, exclude)
-    batches = [range(n, min(n + settings.batch, settings.images)) for n in range(0, settings.images, settings.batch)]
+    observed = {path: layer for path, layer in module.named_modules() if path in layers}
+    statistics = {path: LayerStatistics(_weight_absmax(layer)) for path, layer in observed.items()}
+    key = calibration_key(variant, weights, settings, layers)
     done = _resume(partial, key, statistics)
     session = TorchSession(module, variant)
+    with watching(observed, lambda path, layer, x, out: _observe(statistics[path], layer, x, out, session.time)):
+        for finished in sample_batches(variant, session, settings, done, on_progress):
+            _save(partial, key, finished, statistics)
+    return statistics
+
+
+def sample_batches(
+    variant: Variant, session: TorchSession, settings: Calibration, done: int, on_progress: OnProgress
+) -> Iterator[int]:
+    """Sample the images of a calibration; yields how many batches are finished after each.
+
+    Args:
+        done: batches that an earlier run finished: they are left out.
+    """
+    facts = sampling(variant)
+    assert facts is not None, "only denoisers are calibrated"
+    batches = [range(n, min(n + settings.batch, settings.images)) for n in range(0, settings.images, settings.batch)]
     sampler = make_sampler(facts["sampler"], settings.steps)
     shape = variant.signature.inputs[0].dims(1)[1:]
-    with _observing(layers, statistics, session):
-        for number, images in enumerate(batches[done:], start=done):
-            on_progress(number, len(batches), f"images {images.start} to {images.stop - 1}")
-            denoiser = _denoiser(variant, facts, session, [_label(n, settings.images, facts) for n in images])
-            sample(sampler, denoiser, Noise(settings.seed, images), (len(images), *shape))
-            _save(partial, key, number + 1, statistics)
+    for number, images in enumerate(batches[done:], start=done):
+        on_progress(number, len(batches), f"images {images.start} to {images.stop - 1}")
+        denoiser = denoiser_of(variant, session, [_label(n, settings.images, facts) for n in images])
+        sample(sampler, denoiser, Noise(settings.seed, images), (len(images), *shape))
+        yield number + 1
     on_progress(len(batches), len(batches), "")
-    return {path: layer for path, layer in statistics.items() if layer.input.ranges}
 
 
 class TorchSession:
@@ -123,36 +135,23 @@ class TorchSession:
         return {"out": out.numpy()}
 
 
-def _observed(module: nn.Module, exclude: Collection[str]) -> dict[str, nn.Linear | nn.Conv2d]:
-    """What :func:`~dexport.exporter.quantize.layers.quantisable_layers` finds in the graph."""
-    return {
-        path: layer
-        for path, layer in module.named_modules()
-        if (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1))
-        and not any(inside(path, pattern) for pattern in exclude)
-    }
-
-
-def _weight_absmax(layer: nn.Linear | nn.Conv2d) -> np.ndarray:
-    weight = layer.weight.detach()
+def _weight_absmax(layer: nn.Module) -> np.ndarray:
+    weight = layer.weight.detach()  # type: ignore[operator]
     return weight.abs().amax([axis for axis in range(weight.ndim) if axis != 1]).float().numpy()
 
 
+OnLayer = Callable[[str, nn.Module, Tensor, Tensor], None]
+"""Told about a call of a layer: its path, the layer, its input and its output."""
+
+
 @contextlib.contextmanager
-def _observing(
-    layers: dict[str, nn.Linear | nn.Conv2d], statistics: Statistics, session: TorchSession
-) -> Iterator[None]:
-    """Hooks on every layer, while the block runs."""
+def watching(layers: Mapping[str, nn.Module], on_layer: OnLayer) -> Iterator[None]:
+    """Call back for every forward pass of the layers while the block runs. An InputError gets the layer's name."""
 
-    def watch(path: str, layer: nn.Linear | nn.Conv2d) -> Callable[..., None]:
-        seen = statistics[path]
-
+    def watch(path: str, layer: nn.Module) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             try:
-                seen.input.observe(inputs[0].numpy(), _channel_axis(layer), session.time)
-                if is_spatial(layer.weight.shape):
-                    bias = 0 if layer.bias is None else layer.bias.reshape(-1, 1, 1)
-                    seen.output.observe((output - bias).numpy(), _channel_axis(layer), session.time)
+                on_layer(path, layer, inputs[0], output)
             except InputError as error:
                 raise InputError(
                     f"calibration: {path}: {error}", hint="the model diverges while it samples: check the checkpoint"
@@ -168,16 +167,22 @@ def _observing(
             handle.remove()
 
 
-def is_spatial(shape: Sequence[int]) -> bool:
-    """Whether this is the weight of a convolution larger than 1x1."""
-    return len(shape) > 2 and any(size > 1 for size in shape[2:])
+def _observe(seen: LayerStatistics, layer: nn.Module, x: Tensor, output: Tensor, time: float) -> None:
+    seen.input.observe(x.numpy(), channel_axis(layer), time)
+    if stays_convolution(layer):
+        bias = 0 if layer.bias is None else layer.bias.reshape(-1, 1, 1)  # type: ignore[operator]
+        seen.output.observe((output - bias).numpy(), channel_axis(layer), time)
 
 
-def _channel_axis(layer: nn.Module) -> int:
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of a layer's input and output that counts channels."""
     return 1 if isinstance(layer, nn.Conv2d) else -1
 
 
-def _denoiser(variant: Variant, facts: dict[str, Any], session: Session, labels: Sequence[int]) -> Denoiser:
+def denoiser_of(variant: Variant, session: Session, labels: Sequence[int]) -> Denoiser:
+    """The plain network inside its system's own guidance."""
+    facts = sampling(variant)
+    assert facts is not None
     names = [spec.name for spec in variant.signature.inputs]
     feed = next((FEEDS[name] for name in names if name in FEEDS), feed_class_conditional)
     if facts["null_label"] is None:
@@ -192,8 +197,8 @@ def _label(number: int, images: int, facts: dict[str, Any]) -> int:
     return number * classes // images if images < classes else number % classes
 
 
-def _key(variant: Variant, weights: WeightSource, settings: Calibration, exclude: Collection[str]) -> str:
-    """What statistics depend on."""
+def calibration_key(variant: Variant, weights: WeightSource, settings: Calibration, layers: Collection[str]) -> str:
+    """What a calibration depends on."""
     origin = weights.origin
     return json.dumps(
         [
@@ -202,7 +207,7 @@ def _key(variant: Variant, weights: WeightSource, settings: Calibration, exclude
             variant.latent,
             [origin.kind, origin.sha256, origin.seed],
             asdict(settings),
-            sorted(exclude),
+            sorted(layers),
         ]
     )
 

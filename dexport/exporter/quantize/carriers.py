@@ -97,7 +97,7 @@ def store_int4(graph: ir.Graph, layer: Layer) -> None:
             f"{layer.name} has {columns} columns, no multiple of {INT4_BLOCKS[-1]}, the smallest block of INT4 weights",
             hint="choose --ternary-carrier int8, or --no-ternary",
         )
-    weight = _stored(graph, layer, _int4, ir.DataType.INT4, (rows, columns))
+    weight = _stored(graph, layer, int4_bytes, ir.DataType.INT4, (rows, columns))
     inputs = [weight, _ones(graph, (rows, columns // block))]
     values = _insert(graph, layer.transpose, "DequantizeLinear", inputs, {"axis": 1, "block_size": block})
     layer.transpose.replace_input_with(0, values)
@@ -123,21 +123,11 @@ def store_nbits(graph: ir.Graph, layer: Layer, bits: int) -> None:
     per_byte = 8 // bits
 
     def blocked(values: Tensor) -> Tensor:
-        zero_point = 1 << bits - 1
-        codes = torch.full((rows, blocks * NBITS_BLOCK), zero_point, dtype=torch.uint8)
-        codes[:, :columns] = (values + zero_point).to(torch.uint8)
-        parts = codes.view(rows, blocks, -1, per_byte).unbind(3)
-        return _joined(parts, bits)
+        return nbits_bytes(values, bits, NBITS_BLOCK)
 
     weight = _stored(graph, layer, blocked, ir.DataType.UINT8, (rows, blocks, NBITS_BLOCK // per_byte))
     inputs = [layer.matmul.inputs[0], weight, _ones(graph, (rows, blocks))]
-    attributes = {
-        "K": columns,
-        "N": rows,
-        "bits": bits,
-        "block_size": NBITS_BLOCK,
-        "accuracy_level": FLOAT32_ACTIVATIONS,
-    }
+    attributes = nbits_attributes(rows, columns, bits, NBITS_BLOCK)
     _replace(graph, layer.matmul, "MatMulNBits", inputs, attributes, domain=ONNXRUNTIME_DOMAIN)
     _drop(graph, layer.transpose)
 
@@ -187,9 +177,24 @@ def _stored(
     return add_initializer(graph, lazily(source, checked, dtype=dtype, shape=shape, name=name))
 
 
-def _int4(values: Tensor) -> Tensor:
-    """Two's complement, two to a byte, the first in the low half: uint8 (out * in / 2,)."""
-    return _joined((values & 15).to(torch.uint8).view(-1, 2).unbind(1), 4)
+def int4_bytes(values: Tensor) -> Tensor:
+    """Two's complement, two to a byte, the first in the low half: int8 (out, in) -> uint8 (bytes,)."""
+    codes = (values & 15).to(torch.uint8).flatten()
+    return _joined(torch.nn.functional.pad(codes, (0, len(codes) % 2)).view(-1, 2).unbind(1), 4)
+
+
+def nbits_bytes(values: Tensor, bits: int, block: int) -> Tensor:
+    """What MatMulNBits reads: int8 (out, in) -> uint8 (out, blocks, bytes), the last block filled up with zeros."""
+    rows, columns = values.shape
+    blocks, zero_point = -(-columns // block), 1 << bits - 1
+    codes = torch.full((rows, blocks * block), zero_point, dtype=torch.uint8)
+    codes[:, :columns] = (values + zero_point).to(torch.uint8)
+    return _joined(codes.view(rows, blocks, -1, 8 // bits).unbind(3), bits)
+
+
+def nbits_attributes(rows: int, columns: int, bits: int, block: int) -> dict[str, int]:
+    """Attributes of a MatMulNBits node that keeps its activations in float32."""
+    return {"K": columns, "N": rows, "bits": bits, "block_size": block, "accuracy_level": FLOAT32_ACTIVATIONS}
 
 
 def _joined(parts: Sequence[Tensor], bits: int) -> Tensor:

@@ -1,64 +1,80 @@
-"""What ``--int8`` asks for, and its application to a graph."""
+"""What a build quantises, and its application to a graph."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import onnx_ir as ir
 import torch
 
-from dexport.errors import InputError, UsageError
+from dexport.errors import InputError
+from dexport.exporter.passes.lazy import static_shape
 from dexport.exporter.passes.pointwise_conv import PointwiseConvToMatMul
 from dexport.exporter.quantize.activations import quantise_input, quantise_output
-from dexport.exporter.quantize.layers import Layer, quantisable_layers
+from dexport.exporter.quantize.layers import Layer, graph_layers
+from dexport.exporter.quantize.low_bits import LowBits, carrier_of, store_low_bits
 from dexport.exporter.quantize.observer import Statistics
+from dexport.exporter.quantize.rounded import RoundedWeights
+from dexport.exporter.quantize.schemes import FLOAT, INT8, LOW_BITS, W8A8
 from dexport.exporter.quantize.smooth import fold_into_modulation, migration, smooth_threshold
 from dexport.exporter.quantize.weights import quantise_weight
 
-SCHEMES = ("weight", "w8a8")
-GATES = {"weight": "int8", "w8a8": "w8a8"}
-"""Scheme -> its key among a recipe's gates."""
 SMOOTHED = "w8a8 smoothed"
 """A W8A8 layer whose spread between channels SmoothQuant moved into the weights."""
 
 
 @dataclass(frozen=True)
-class Int8:
+class Plan:
     """How a graph is quantised.
 
     Attributes:
-        scheme: ``weight``, or ``w8a8`` for activations too.
-        exclude: glob patterns of modules that stay in floating point.
-        statistics: of a calibration, for ``w8a8``.
+        schemes: module path -> scheme, for every layer.
+        statistics: of a calibration, for the layers in W8A8.
         method: how thresholds are chosen from them.
+        rounded: the weights of the layers in INT4 and ternary.
+        carriers: how these two are stored.
     """
 
-    scheme: str
-    exclude: tuple[str, ...]
+    schemes: Mapping[str, str]
     statistics: Statistics = field(default_factory=dict)
     method: str = "mse"
+    rounded: RoundedWeights | None = None
+    carriers: Mapping[str, str] = field(default_factory=dict)
 
     def apply(self, model: ir.Model) -> dict[str, str]:
-        """Quantise the graph in place; returns the scheme of every layer that was, ``w8a8 smoothed`` for some.
+        """Quantise the graph in place; returns what was done to each layer: its scheme, or ``w8a8 smoothed``.
 
         Raises:
-            UsageError: no layer is left to quantise.
-            InputError: the statistics are of other layers than the graph has.
+            InputError: the schemes or the statistics are of other layers than the graph has.
         """
         PointwiseConvToMatMul()(model)
-        layers = quantisable_layers(model, self.exclude)
-        if not layers:
-            raise UsageError(
-                f"nothing to quantise: every layer is excluded by {', '.join(self.exclude)}", hint="leave out --int8"
-            )
-        if self.scheme == "w8a8":
-            self._check_layers(layers)
-        return {layer.path: self._quantise(model.graph, layer) for layer in layers}
+        layers = graph_layers(model)
+        wanted = {path: scheme for path, scheme in self.schemes.items() if scheme != FLOAT}
+        _check_layers("the precision map", wanted, layers)
+        _check_layers("the calibration", self.statistics, layers)
+        _check_layers("the graph", [path for path in wanted if wanted[path] == W8A8], self.statistics)
+        return {path: self._quantise(model.graph, layers[path], scheme) for path, scheme in wanted.items()}
 
-    def _quantise(self, graph: ir.Graph, layer: Layer) -> str:
-        if self.scheme == "weight":
+    def _quantise(self, graph: ir.Graph, layer: Layer, scheme: str) -> str:
+        if scheme == INT8:
             quantise_weight(graph, layer)
-            return self.scheme
+            return scheme
+        if scheme in LOW_BITS:
+            self._store_low_bits(graph, layer, scheme)
+            return scheme
+        return self._quantise_both(graph, layer)
+
+    def _store_low_bits(self, graph: ir.Graph, layer: Layer, scheme: str) -> None:
+        assert self.rounded is not None and layer.weight.const_value is not None
+        shape = static_shape(layer.weight.const_value)
+        rows, columns = shape[layer.output_axis], shape[layer.input_axis]
+        weight = LowBits(layer, scheme, rows, columns, partial(self.rounded.load, layer.path, scheme))
+        store_low_bits(graph, weight, carrier_of(rows, self.carriers[scheme]))
+
+    def _quantise_both(self, graph: ir.Graph, layer: Layer) -> str:
+        """Weight and activations."""
         seen = self.statistics[layer.path]
         s = migration(seen)
         if fold_into_modulation(graph, layer, s):
@@ -69,14 +85,13 @@ class Int8:
         quantise_input(graph, layer, seen.input.threshold(self.method))
         if layer.node.op_type == "Conv":
             quantise_output(graph, layer, seen.output.threshold(self.method))
-        return self.scheme
+        return W8A8
 
-    def _check_layers(self, layers: list[Layer]) -> None:
-        graph = {layer.path for layer in layers}
-        problems = [("unknown", self.statistics.keys() - graph), ("missing", graph - self.statistics.keys())]
-        found = [f"{title} {', '.join(sorted(paths))}" for title, paths in problems if paths]
-        if found:
-            raise InputError(
-                "the calibration is not of this graph's layers: " + "; ".join(found),
-                hint="calibrate this variant, with the same exclusions",
-            )
+
+def _check_layers(what: str, has: Collection[str], known: Collection[str]) -> None:
+    unknown = sorted(set(has) - set(known))
+    if unknown:
+        raise InputError(
+            f"{what} has layers that are not known elsewhere: {', '.join(unknown)}",
+            hint="calibrate this variant, with the same precision map",
+        )

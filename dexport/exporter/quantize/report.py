@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from dexport.exporter.quantize.calibrate import Calibration
 from dexport.exporter.quantize.observer import METHODS, LayerStatistics, Statistics, TensorStatistics
 from dexport.exporter.quantize.plan import SMOOTHED
+from dexport.exporter.quantize.rounded import RoundedWeights
+from dexport.exporter.quantize.schemes import LOW_BITS
 from dexport.exporter.quantize.smooth import migration, smooth_threshold
 
 
-def calibration_report(
-    settings: Calibration, exclude: Collection[str], statistics: Statistics, schemes: Mapping[str, str]
-) -> dict[str, Any]:
+def calibration_report(settings: Calibration, statistics: Statistics, schemes: Mapping[str, str]) -> dict[str, Any]:
     """The settings, and for every layer its scheme, its thresholds by each method and its range at each time.
 
     ``smoothed threshold`` is that of the input after SmoothQuant; all else is of the input before.
@@ -24,9 +24,19 @@ def calibration_report(
     """
     return {
         "settings": asdict(settings),
-        "exclude": sorted(exclude),
         "layers": {path: _layer(seen, schemes[path], settings.method) for path, seen in statistics.items()},
     }
+
+
+def rounding_report(settings: Calibration, rounded: RoundedWeights, schemes: Mapping[str, str]) -> dict[str, Any]:
+    """For every layer in INT4 or ternary the relative L2 error of its output on the calibration; ``nearest`` is that of
+    rounding every value to its nearest code."""
+    layers = {
+        path: {"scheme": scheme, **rounded.errors(path, scheme)}
+        for path, scheme in schemes.items()
+        if scheme in LOW_BITS
+    }
+    return {"settings": asdict(settings), "layers": layers}
 
 
 def _layer(seen: LayerStatistics, scheme: str, method: str) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _only_reader(value: ir.Value | None, op_type: str) -> ir.Node | None:
 def choose_storage(
     variant: Variant, asked: bool | None, carrier: str, engine: EngineChoice | None, plugins: bool
 ) -> TernaryStorage | None:
-    """How to store the ternary layers, None for dense weights.
+    """How to store the layers that are ternary by construction; None for dense weights, or where there are none.
 
     Args:
         asked: ``--ternary`` or ``--no-ternary``; None for where there are ternary layers, as it is exact.
@@ -96,16 +96,14 @@ def choose_storage(
         plugins: whether that engine takes plugins.
 
     Raises:
-        UsageError: nothing to store, or a carrier that the engine cannot read.
+        UsageError: a carrier that the engine cannot read, or none but a carrier.
     """
     layers = ternary_layers(variant)
-    if not layers and (asked or carrier != AUTO):
-        raise UsageError(f"{variant.recipe.name} has no ternary layers", hint="leave --ternary out")
     if asked is False and carrier != AUTO:
         raise UsageError("--ternary-carrier and --no-ternary exclude each other", hint="give one of the two")
     if not layers or asked is False:
         return None
-    chosen, reason = _choose_carrier(carrier, engine, plugins)
+    chosen, reason = choose_carrier(carrier, engine, plugins, FASTEST_IN_ONNXRUNTIME)
     return TernaryStorage(chosen, tuple(layers), sum(layers.values()), reason)
 
 
@@ -115,11 +113,12 @@ def ternary_layers(variant: Variant) -> dict[str, int]:
     return {f"{path}.weight": layer.weight.numel() for path, layer in modules if isinstance(layer, TernaryLinear)}
 
 
-def _choose_carrier(name: str, engine: EngineChoice | None, plugins: bool) -> tuple[Carrier, str]:
+def choose_carrier(name: str, engine: EngineChoice | None, plugins: bool, auto: str) -> tuple[Carrier, str]:
+    """A carrier and half a sentence why; ``auto`` is what ``auto`` means where no engine is built."""
     if name == AUTO and engine is not None:
         return CARRIERS["int4"], f"{engine.flavour} keeps INT4 weights in the engine"
     if name == AUTO:
-        return CARRIERS[FASTEST_IN_ONNXRUNTIME], "the fastest exact one measured in ONNX Runtime on a CPU"
+        return CARRIERS[auto], "the fastest exact one measured in ONNX Runtime on a CPU"
     if name not in CARRIERS:
         raise UsageError(f"there is no ternary carrier {name!r}", hint=f"choose from auto, {', '.join(CARRIERS)}")
     carrier = CARRIERS[name]

@@ -127,8 +127,17 @@ def value_of(setting: Setting, config: Mapping[str, Any]) -> int:
     return config[setting] if isinstance(setting, str) else setting
 
 
-DEFAULT_GATES: Mapping[str, float] = {"fp32": 5e-6, "fp16": 3e-3, "bf16": 3e-2, "int8": 2e-2, "w8a8": 5e-2}
-"""INT8: about twice what the trained small models show (8e-3..1.2e-2 for weights, 1.7e-2..2.1e-2 for W8A8)."""
+DEFAULT_GATES: Mapping[str, float] = {
+    "fp32": 5e-6,
+    "fp16": 3e-3,
+    "bf16": 3e-2,
+    "int8": 2e-2,
+    "w8a8": 5e-2,
+    "int4": 7e-2,
+    "ternary": 5e-1,
+}
+"""Quantised: about twice what the trained small models show (8e-3..1.2e-2 for INT8 weights, 1.7e-2..2.1e-2 for W8A8,
+1.1e-2..3.7e-2 for INT4, 7e-2..2.5e-1 for ternary)."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +161,10 @@ class Recipe:
         ops: custom ops that the graph uses.
         not_inherited: glob patterns of modules that ``--init-from`` does not take from another model's checkpoint;
             empty where that makes no sense.
-        islands, gates: float32 islands, and the largest relative L2 error per precision; ``int8`` and ``w8a8`` are
-            those of INT8 weights and of INT8 weights and activations, whatever the rest computes in.
-        quantize_exclude: glob patterns of modules that INT8 leaves alone, besides the islands: those that little is
-            computed in and much depends on.
+        islands, gates: float32 islands, and the largest relative L2 error per precision; ``int8``, ``w8a8``, ``int4``
+            and ``ternary`` are those of the least exact scheme of a layer, whatever the rest computes in.
+        quantize_exclude: glob patterns of modules that quantisation leaves alone, besides the islands: those that
+            little is computed in and much depends on.
     """
 
     name: str

@@ -13,7 +13,7 @@ from dexport.errors import InputError
 from dexport.exporter.passes.precision import precision_map
 from dexport.exporter.quantize.activations import INPUT, quantise_value
 from dexport.exporter.quantize.observer import LayerStatistics, TensorStatistics
-from dexport.exporter.quantize.plan import Int8
+from dexport.exporter.quantize.plan import Plan
 from tests.exporter.passes.model import Weight, initializer, model, node, ops, run, value
 
 RNG = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def test_a_linear_layer_reads_and_multiplies_int8() -> None:
     built = model([x], [out], [node("MatMul", [x, w], out, module="fc")], [w])
     feed = RNG.standard_normal((32, 16), dtype=np.float32)
     before = run(built, {"x": feed})[0]
-    assert Int8("w8a8", (), {"fc": statistics(feed)}).apply(built) == {"fc": "w8a8"}
+    assert Plan({"fc": "w8a8"}, {"fc": statistics(feed)}).apply(built) == {"fc": "w8a8"}
     assert ops(built) == ["DequantizeLinear", "QuantizeLinear", "DequantizeLinear", "MatMul"]
     assert precision_map(built) == {
         "fc/DequantizeLinear": "float32",
@@ -74,7 +74,7 @@ def test_a_convolution_writes_int8_before_its_bias(bias: np.ndarray | None) -> N
     built, feed = convolution(bias)
     before = run(built, {"x": feed})[0]
     unbiased = before - (0 if bias is None else bias.reshape(-1, 1, 1))
-    Int8("w8a8", (), {"c": statistics(feed, unbiased)}).apply(built)
+    Plan({"c": "w8a8"}, {"c": statistics(feed, unbiased)}).apply(built)
     added = [] if bias is None else ["Add"]
     assert ops(built)[2:] == ["DequantizeLinear", "Conv", "QuantizeLinear", "DequantizeLinear", *added]
     assert len({n.name for n in built.graph}) == len(ops(built))
@@ -84,8 +84,8 @@ def test_a_convolution_writes_int8_before_its_bias(bias: np.ndarray | None) -> N
 
 def test_a_calibration_of_other_layers_is_refused() -> None:
     built, feed = convolution(None)
-    with pytest.raises(InputError, match=r"unknown a, b; missing c"):
-        Int8("w8a8", (), {"b": statistics(feed), "a": statistics(feed)}).apply(built)
+    with pytest.raises(InputError, match=r"layers that are not known elsewhere: a, b"):
+        Plan({"c": "w8a8"}, {"b": statistics(feed), "a": statistics(feed)}).apply(built)
 
 
 def test_a_silent_input_has_a_scale() -> None:

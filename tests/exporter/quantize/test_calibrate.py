@@ -23,7 +23,6 @@ from dexport.exporter.variant import resolve
 from tests.bundles import NARROW
 
 VARIANT = resolve(find_recipe("dit-fashion"), NARROW)
-EXCLUDE = VARIANT.recipe.quantize_exclude
 SETTINGS = Calibration(images=4, steps=3, batch=2)
 LAYERS = ["blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]
 
@@ -33,7 +32,7 @@ def weights(seed: int = 0) -> RandomSource:
 
 
 def run(path: Path, on_progress=lambda *_: None, settings: Calibration = SETTINGS, source=None) -> Statistics:
-    return calibrate(VARIANT, source or weights(), settings, EXCLUDE, path, on_progress)
+    return calibrate(VARIANT, source or weights(), settings, LAYERS, path, on_progress)
 
 
 def arrays(statistics: Statistics) -> dict[str, np.ndarray]:
@@ -121,7 +120,7 @@ def test_bad_settings_are_refused(field: str, value: object) -> None:
     ("options", "message"),
     [
         ({"int8": "w8a8", "calibration_images": 3}, "3 calibration images are too few"),
-        ({"int8": "weight", "calibration_seed": 1}, "need --int8 w8a8"),
+        ({"int8": "weight", "calibration_seed": 1}, "need a calibration"),
         ({"int8": "w4"}, "no INT8 scheme 'w4'"),
     ],
 )
@@ -151,9 +150,10 @@ def test_a_w8a8_build_runs_integer_kernels(recipe: str, settings: dict, parity: 
     assert manifest["status"] == ("passed" if parity else "not verified")
     assert not (tmp_path / "out.calibration.npz").exists()
     assert manifest["precision"]["calibration"]["images"] == 4
-    schemes = manifest["precision"]["int8"]
+    schemes = {path: scheme for path, scheme in manifest["precision"]["layers"].items() if scheme != "float"}
+    assert set(schemes.values()) == {"w8a8"}
     report = json.loads((tmp_path / "out/reports/calibration.json").read_text())
-    smoothed = {path for path, scheme in schemes.items() if scheme == "w8a8 smoothed"}
+    smoothed = set(manifest["precision"]["smoothed"])
     assert smoothed == ({"blocks.0.attn.qkv", "blocks.0.mlp.fc1"} if recipe == "dit-fashion" else set())
     assert {path for path, layer in report["layers"].items() if "smoothed threshold" in layer} == smoothed
     assert report["layers"].keys() == schemes.keys()

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from dexport.exporter.quantize.observer import LayerStatistics
-from dexport.exporter.quantize.plan import Int8
+from dexport.exporter.quantize.plan import Plan
 from dexport.exporter.quantize.smooth import migration, smooth_threshold
 from tests.exporter.passes.model import Weight, initializer, model, node, ops, run, value
 
@@ -64,17 +64,17 @@ def test_channels_that_are_always_zero_stay() -> None:
 
 def test_it_folds_into_the_modulation_and_lowers_the_error() -> None:
     built = modulated()
-    assert Int8("w8a8", (), {"fc": seen()}).apply(built) == {"fc": "w8a8 smoothed"}
+    assert Plan({"fc": "w8a8"}, {"fc": seen()}).apply(built) == {"fc": "w8a8 smoothed"}
     assert ops(built).count("Mul") == 3
     assert {n.name for n in built.graph} >= {"fc/scale", "fc/shift"}
     plain = modulated(read_twice=True)
-    Int8("w8a8", (), {"fc": seen()}).apply(plain)
+    Plan({"fc": "w8a8"}, {"fc": seen()}).apply(plain)
     assert error(built) < 0.7 * error(plain)
 
 
 def test_a_modulation_with_other_readers_stays() -> None:
     built = modulated(read_twice=True)
-    assert Int8("w8a8", (), {"fc": seen()}).apply(built) == {"fc": "w8a8"}
+    assert Plan({"fc": "w8a8"}, {"fc": seen()}).apply(built) == {"fc": "w8a8"}
     assert ops(built).count("Mul") == 1
 
 

@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dexport.errors import UsageError
 from dexport.exporter.passes.lazy import as_torch
 from dexport.exporter.passes.pointwise_conv import PointwiseConvToMatMul
-from dexport.exporter.quantize.layers import quantisable_layers
-from dexport.exporter.quantize.plan import Int8
+from dexport.exporter.quantize.layers import graph_layers
+from dexport.exporter.quantize.plan import Plan
 from dexport.exporter.quantize.weights import SMALLEST_SCALE, channel_scale, quantise
 from tests.exporter.passes.model import Weight, initializer, model, node, ops, run, value
 
@@ -36,7 +35,7 @@ def test_a_weight_becomes_int8_with_a_scale_per_output_channel(op: str, name: st
     built = linear(weight, op, **({"transB": 1} if op == "Gemm" else {}))
     before = run(built, {"x": X})[0]
     weight.reads = 0
-    assert Int8("weight", ()).apply(built) == {"blocks.0.fc": "weight"}
+    assert Plan({"blocks.0.fc": "int8"}).apply(built) == {"blocks.0.fc": "int8"}
     assert weight.reads == 0
     assert ops(built) == ["DequantizeLinear", op]
     stored = built.graph.initializers
@@ -51,15 +50,16 @@ def test_a_weight_becomes_int8_with_a_scale_per_output_channel(op: str, name: st
 
 def test_what_is_excluded_or_not_a_modules_own_stays() -> None:
     array = RNG.standard_normal((8, 4), dtype=np.float32)
-    assert quantisable_layers(linear(Weight("table", array)), ()) == []
-    with pytest.raises(UsageError, match=r"excluded by blocks"):
-        Int8("weight", ("blocks*",)).apply(linear(Weight("blocks.0.fc.weight.T", array)))
+    assert graph_layers(linear(Weight("table", array))) == {}
+    built = linear(Weight("blocks.0.fc.weight.T", array))
+    assert Plan({"blocks.0.fc": "float"}).apply(built) == {}
+    assert ops(built) == ["MatMul"]
 
 
 def test_codes_are_rounded_to_the_stored_half_precision_scales() -> None:
     array = RNG.standard_normal((8, 4)).astype(np.float16)
     built = linear(Weight("blocks.0.fc.weight.T", array), dtype=ir.DataType.FLOAT16)
-    Int8("weight", ()).apply(built)
+    Plan({"blocks.0.fc": "int8"}).apply(built)
     codes, scale = (as_torch(v.const_value).float() for v in built.graph.initializers.values())
     assert built.graph.initializers["blocks.0.fc.weight.T/scale"].dtype == ir.DataType.FLOAT16
     assert ((codes * scale - torch.from_numpy(array).float()).abs() <= scale * 0.56).all()

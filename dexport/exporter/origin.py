@@ -1,0 +1,42 @@
+"""What a bundle was built from, as its manifest says: the variant, and the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dexport.bundle import sha256_of
+from dexport.errors import InputError, UsageError
+from dexport.exporter.checkpoint import WeightSource, open_weights
+from dexport.exporter.inherit import inherit_weights
+from dexport.exporter.recipes import find_recipe
+from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.variant import Variant
+
+
+def variant_of(manifest: Mapping[str, Any], recipe: Recipe | None = None) -> Variant:
+    """The variant that a manifest describes."""
+    height, width = manifest["latent"]
+    recipe = recipe or find_recipe(manifest["recipe"]["name"])
+    return Variant(recipe, manifest["config"], (height, width), fused=manifest["guidance"] != "none")
+
+
+def weights_of(origin: Mapping[str, Any], variant: Variant, checkpoint: str | None = None) -> WeightSource:
+    """The weights that a manifest names; a file must have the hash that it had."""
+    module, seed = variant.meta_module(), origin["seed"] or 0
+    if origin["kind"] == "random":
+        return open_weights(None, module, seed=seed, adapt=variant.recipe.adapt)
+    path = Path(checkpoint or origin["path"])
+    if not path.is_file():
+        raise UsageError(
+            f"the bundle was built from {origin['path']}, which is not there", hint="give its place with --checkpoint"
+        )
+    if sha256_of(path) != origin["sha256"]:
+        raise InputError(
+            f"{path} is not the checkpoint that the bundle was built from: its sha256 differs",
+            hint="give the right one with --checkpoint",
+        )
+    if origin["kind"] == "inherited":
+        return inherit_weights(str(path), module, variant.recipe.not_inherited, seed)
+    return open_weights(path, module, adapt=variant.recipe.adapt)

@@ -1,0 +1,119 @@
+"""The PyTorch network with weights as a plan would store them, and how far its predictions and latents move.
+
+Activations stay in floating point: what is measured is what the weights lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from torch import Tensor, nn
+
+from dexport.exporter.checkpoint import WeightSource, load_into
+from dexport.exporter.manifest import sampling
+from dexport.exporter.quantize.calibrate import TorchSession, denoiser_of
+from dexport.exporter.quantize.rounded import RoundedWeights
+from dexport.exporter.quantize.schemes import FLOAT, INT8
+from dexport.exporter.quantize.weights import channel_scale, quantise
+from dexport.exporter.variant import Variant
+from dexport.runtime.noise import Noise
+from dexport.runtime.samplers import make_sampler, sample
+
+STEPS = 20
+SEEDS = (0, 1)
+"""Noise of the trajectories whose final latents are compared: that of ``dexport validate``, and another."""
+IMAGES = 2
+"""Of each seed, and of the states at which single predictions are compared."""
+STATES = 4
+"""Evenly spread over the trajectory."""
+
+
+class Simulation:
+    """A network whose weights can be exchanged for a while.
+
+    Args:
+        rounded: where the weights in INT4 and ternary are.
+    """
+
+    def __init__(self, variant: Variant, weights: WeightSource, rounded: RoundedWeights) -> None:
+        facts = sampling(variant)
+        assert facts is not None, "only denoisers are sampled"
+        self._variant = variant
+        self._module = load_into(weights, variant.meta_module()).eval()
+        self._session = TorchSession(self._module, variant)
+        self._rounded = rounded
+        self._sampler = make_sampler(facts["sampler"], STEPS)
+        self._shape = (IMAGES, *variant.signature.inputs[0].dims(1)[1:])
+        classes = facts["classes"] or 1
+        self._labels = {seed: [(seed * IMAGES + n) % classes for n in range(IMAGES)] for seed in SEEDS}
+        self._wanted: dict[int, np.ndarray] = {}
+
+    @contextlib.contextmanager
+    def storing(self, schemes: Mapping[str, str]) -> Iterator[None]:
+        """Run the block with the weights of these layers as they would be stored."""
+        kept: dict[str, Tensor] = {}
+        try:
+            for path, scheme in schemes.items():
+                if scheme != FLOAT:
+                    weight = self._weight(path)
+                    kept[path] = weight.data
+                    weight.data = self._stored(weight.data, path, scheme)
+            yield
+        finally:
+            for path, data in kept.items():
+                self._weight(path).data = data
+
+    def snr_db(self, schemes: Mapping[str, str]) -> float:
+        """SNR of the final latents against those of the weights as they are, from the same noise: the lower of two
+        seeds'. As :mod:`dexport.validate.trajectory` defines it."""
+        if not self._wanted:
+            self._wanted = {seed: self._latents(seed) for seed in SEEDS}
+        with self.storing(schemes):
+            return min(_snr_db(self._wanted[seed], self._latents(seed)) for seed in SEEDS)
+
+    def states(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(x, t) that the network meets on the way."""
+        met: list[tuple[np.ndarray, np.ndarray]] = []
+        denoiser = denoiser_of(self._variant, self._session, self._labels[SEEDS[0]])
+
+        def recorded(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+            met.append((x, t))
+            return denoiser(x, t)
+
+        sample(self._sampler, recorded, Noise(SEEDS[0], range(IMAGES)), self._shape)
+        return [met[index] for index in np.linspace(0, len(met) - 1, STATES).round().astype(int)]
+
+    def predictions(self, states: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """What the guided network predicts at each state, without the variance."""
+        denoiser = denoiser_of(self._variant, self._session, self._labels[SEEDS[0]])
+        return [denoiser(x, t)[:, : x.shape[1]] for x, t in states]
+
+    def _latents(self, seed: int) -> np.ndarray:
+        denoiser = denoiser_of(self._variant, self._session, self._labels[seed])
+        return sample(self._sampler, denoiser, Noise(seed, range(IMAGES)), self._shape)
+
+    def _weight(self, path: str) -> nn.Parameter:
+        weight = self._module.get_submodule(path).weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def _stored(self, weight: Tensor, path: str, scheme: str) -> Tensor:
+        if scheme != INT8:
+            return self._rounded.load(path, scheme).weight().reshape(weight.shape)
+        scale = channel_scale(weight, 0).reshape(-1, *(1 for _ in weight.shape[1:]))
+        return quantise(weight, scale) * scale
+
+
+def relative_error(wanted: np.ndarray, got: np.ndarray) -> float:
+    """Squared: the energy of the difference over that of what is wanted; infinite where values are not finite."""
+    difference = np.square(got.astype(np.float64) - wanted).sum()
+    energy = np.square(wanted.astype(np.float64)).sum()
+    return float(difference / energy) if np.isfinite(difference) and energy > 0 else math.inf
+
+
+def _snr_db(wanted: np.ndarray, got: np.ndarray) -> float:
+    error = relative_error(wanted, got)
+    return math.inf if error == 0 else -10 * math.log10(error) if math.isfinite(error) else -math.inf

@@ -1,0 +1,105 @@
+"""``dexport quantize``: build an existing bundle again, from what its manifest records, with quantised weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dexport.bundle import DECODER, PARTS, Bundle
+from dexport.errors import InputError, UsageError
+from dexport.exporter.build import BuildOptions
+from dexport.exporter.origin import variant_of, weights_of
+from dexport.exporter.quantize.ternary import ternary_layers
+from dexport.exporter.recipes.recipe import Recipe
+from dexport.profiles import builtin_profiles
+
+
+def options_of(
+    bundle: Bundle,
+    output: Path,
+    *,
+    checkpoint: str | None = None,
+    recipe: Recipe | None = None,
+    profile: str | None = None,
+    **choices: Any,
+) -> tuple[Recipe, BuildOptions]:
+    """The recipe and the options that a bundle was built with, and what is to be different.
+
+    Args:
+        bundle: a bundle whose hashes have been checked.
+        checkpoint: where the weights are now, if not where they were.
+        recipe: for a bundle that was built from a recipe of one's own.
+        profile: for a bundle that was built with a profile of one's own.
+        choices: fields of :class:`BuildOptions` about quantisation, and ``parity`` and ``force``.
+
+    Raises:
+        UsageError: a stitched bundle, nothing to do, or a checkpoint, a recipe or a profile that is not there.
+        InputError: the checkpoint is not the one that the bundle was built from, or the manifest is incomplete.
+    """
+    if bundle.stitch:
+        raise UsageError(
+            f"{bundle.path} holds {len(bundle.stitch)} denoisers, and each is quantised by itself",
+            hint=f"dexport quantize {bundle.stitch[0][0].path} -o PART ..., then dexport build --stitch PART:SHARE,...",
+        )
+    if not any(choices.get(name) is not None for name in ("int8", "ternary", "precision_map", "budget")):
+        raise UsageError("nothing says how to quantise", hint="give --int8, --ternary, --precision-map or --budget")
+    try:
+        return _options(bundle, output, checkpoint, recipe, profile, choices)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{bundle.path}: the manifest lacks what a build needs: {error}", hint="build the bundle again"
+        ) from error
+
+
+def _options(
+    bundle: Bundle,
+    output: Path,
+    checkpoint: str | None,
+    recipe: Recipe | None,
+    profile: str | None,
+    choices: Mapping[str, Any],
+) -> tuple[Recipe, BuildOptions]:
+    m = bundle.manifest
+    variant = variant_of(m, recipe)
+    recipe, origin = variant.recipe, m["weights"]
+    weights_of(origin, variant, checkpoint)  # the right file, or an error
+    path = None if origin["kind"] == "random" else checkpoint or origin["path"]
+    inherited = origin["kind"] == "inherited"
+    islands = (m["precision"]["islands"] or {"modules": ()})["modules"]
+    recorded: dict[str, Any] = {
+        "checkpoint": None if inherited else path,
+        "init_from": path if inherited else None,
+        "seed": origin["seed"] or 0,
+        "settings": dict(m["config"]),
+        "latent": variant.latent,
+        "guidance": "fused" if variant.fused else "none",
+        "precision": m["precision"]["name"],
+        "islands": tuple(module for module in islands if module not in recipe.islands.modules),
+        "opset": m["opset"],
+        "profile": profile or _profile_of(bundle),
+        "decoder_bundle": bundle.path / PARTS / DECODER if DECODER in bundle.parts else None,
+    }
+    if m["ternary"] is not None:
+        recorded["ternary_carrier"] = m["ternary"]["carrier"]
+    elif ternary_layers(variant):
+        recorded["ternary"] = False
+    if m["engine"] is not None:
+        recorded |= {
+            "trt": True,
+            "engine": m["engine"]["flavour"],
+            "targets": tuple(m["engine"]["targets"]),
+            "plugins": "on" if any(op["ptx_sha256"] for op in m["custom_ops"]) else "off",
+        }
+    given = {name: value for name, value in choices.items() if value is not None}
+    return recipe, BuildOptions(output=output, **{**recorded, **given})
+
+
+def _profile_of(bundle: Bundle) -> str:
+    name = bundle.manifest["profile"]
+    if name not in builtin_profiles():
+        raise UsageError(
+            f"{bundle.path} was built with the profile {name!r}, which is a file of your own",
+            hint="give it with --profile FILE.toml",
+        )
+    return name

@@ -1,0 +1,160 @@
+"""``dexport quantize``: the same build again, with other weights in its file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+import dexport
+from dexport.bundle import DECODER, Bundle, load_bundle
+from dexport.cli import main
+from dexport.errors import InputError, UsageError
+from dexport.exporter.checkpoint import RandomSource
+from dexport.exporter.recipes import find_recipe
+from dexport.exporter.requantise import options_of
+from dexport.exporter.variant import resolve
+from tests.bundles import NARROW
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+OPTIONS: dict[str, Any] = {
+    "settings": NARROW,
+    "guidance": "fused",
+    "precision": "fp16",
+    "islands": ("blocks.0.mlp",),
+    "opset": 24,
+    "profile": "ci",
+    "parity": False,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with guidance inside, half precision and an island, and the checkpoint that it was built from."""
+    folder = tmp_path_factory.mktemp("requantise")
+    variant = resolve(find_recipe("dit-fashion"), NARROW)
+    source = RandomSource(variant.meta_module(), 5)
+    save_file({name: source._read(name) for name in source.shapes}, folder / "weights.safetensors")
+    dexport.build("dit-fashion", folder / "plain", checkpoint=str(folder / "weights.safetensors"), **OPTIONS)
+    return folder
+
+
+def changed(bundle: Bundle, **changes: Any) -> Bundle:
+    return replace(bundle, manifest={**bundle.manifest, **changes})
+
+
+def test_everything_but_the_weights_stays(folder: Path, tmp_path: Path) -> None:
+    done = invoke("quantize", folder / "plain", "-o", tmp_path / "out", "--int8", "weight", "--no-parity", "--json")
+    assert done.exit_code == 0, done.output
+    before, after = load_bundle(folder / "plain").manifest, load_bundle(tmp_path / "out").manifest
+    assert json.loads(done.stdout)["files"] == after["files"]
+    same = ("config", "latent", "guidance", "sampling", "weights", "opset", "io", "batch", "profile", "recipe")
+    assert {name: before[name] for name in same} == {name: after[name] for name in same}
+    assert after["precision"]["name"] == "fp16"
+    assert after["precision"]["islands"] == before["precision"]["islands"]
+    schemes = after["precision"]["layers"]
+    assert {path for path, scheme in schemes.items() if scheme == "int8"} == {
+        "blocks.0.attn.qkv",
+        "blocks.0.attn.proj",
+    }
+    assert after["sizes"]["onnx"] < before["sizes"]["onnx"]
+    checkpoint = str(folder / "weights.safetensors")
+    dexport.build("dit-fashion", tmp_path / "built", checkpoint=checkpoint, int8="weight", **OPTIONS)
+    built = load_bundle(tmp_path / "built").manifest
+    assert (built["precision"], built["files"]) == (after["precision"], after["files"])
+
+
+def test_a_moved_checkpoint_is_found_and_another_one_refused(folder: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(folder / "plain")
+    origin = bundle.manifest["weights"]
+    moved = changed(bundle, weights={**origin, "path": str(tmp_path / "gone.safetensors")})
+    with pytest.raises(UsageError, match=r"gone.safetensors, which is not there") as caught:
+        options_of(moved, tmp_path / "out", int8="weight")
+    assert "--checkpoint" in caught.value.hint
+    found, options = options_of(moved, tmp_path / "out", int8="weight", checkpoint=origin["path"])
+    assert (found.name, options.checkpoint, options.int8) == ("dit-fashion", origin["path"], "weight")
+    other = changed(bundle, weights={**origin, "sha256": "0" * 64})
+    with pytest.raises(InputError, match=r"its sha256 differs"):
+        options_of(other, tmp_path / "out", int8="weight")
+
+
+def test_random_and_inherited_weights_come_again(folder: Path, plain: Path, tmp_path: Path) -> None:
+    _, options = options_of(load_bundle(plain), tmp_path / "out", ternary=True)
+    assert (options.checkpoint, options.seed, options.ternary) == (None, 0, True)
+    bundle = load_bundle(folder / "plain")
+    lit = {"name": "lit-fashion", "family": "LiT", "source": ""}
+    origin = {**bundle.manifest["weights"], "kind": "inherited", "seed": 4}
+    _, options = options_of(changed(bundle, recipe=lit, weights=origin), tmp_path / "out", int8="weight")
+    assert (options.checkpoint, options.init_from, options.seed) == (None, origin["path"], 4)
+
+
+def test_an_engine_is_built_again(plain: Path, tmp_path: Path) -> None:
+    engine = {"flavour": "tensorrt-rtx", "targets": ["sm89", "sm120"]}
+    _, options = options_of(changed(load_bundle(plain), engine=engine), tmp_path / "out", int8="weight")
+    assert (options.trt, options.engine, options.targets) == (True, "tensorrt-rtx", ("sm89", "sm120"))
+
+
+def test_ternary_layers_stay_as_they_were_stored(tmp_path: Path) -> None:
+    tiny = {"dim": 64, "n_layers": 1, "n_heads": 2, "multiple_of": 32}
+    options = {"settings": tiny, "profile": "ci", "parity": False}
+    packed = dexport.build("terdit-fashion", tmp_path / "packed", ternary_carrier="packed", **options).bundle
+    _, chosen = options_of(packed, tmp_path / "out", precision_map={"final_layer": "int8"})
+    assert (chosen.ternary, chosen.ternary_carrier) == (None, "packed")
+    _, dense = options_of(changed(packed, ternary=None), tmp_path / "out", int8="weight")
+    assert dense.ternary is False
+    done = invoke("quantize", tmp_path / "packed", "--int8", "weight", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "--no-ternary" in done.stderr
+
+
+def test_the_decoder_is_copied(plain: Path, other: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(plain)
+    (tmp_path / "with/parts").mkdir(parents=True)
+    (tmp_path / "with/parts" / DECODER).symlink_to(other)
+    held = replace(changed(bundle, parts=[DECODER]), path=tmp_path / "with")
+    recipe, options = options_of(held, tmp_path / "out", int8="weight", parity=False)
+    assert options.decoder_bundle == tmp_path / "with/parts" / DECODER
+    from dexport.exporter.build import build
+    from dexport.validate.build import forward_parity
+
+    build(recipe, options, forward_parity)
+    copied = load_bundle(tmp_path / "out").parts[DECODER]
+    assert copied.manifest["files"] == load_bundle(other).manifest["files"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "choices", "message"),
+    [
+        ({}, {}, r"nothing says how to quantise"),
+        ({"profile": "mine"}, {"int8": "weight"}, r"the profile 'mine', which is a file of your own"),
+        ({"recipe": {"name": "dit-mine"}}, {"int8": "weight"}, r"no recipe named 'dit-mine'"),
+    ],
+)
+def test_what_is_missing_is_told(
+    plain: Path, tmp_path: Path, changes: dict[str, Any], choices: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        options_of(changed(load_bundle(plain), **changes), tmp_path / "out", **choices)
+
+
+def test_an_incomplete_manifest_is_bad_input(plain: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(plain)
+    shorter = {name: value for name, value in bundle.manifest.items() if name != "opset"}
+    with pytest.raises(InputError, match=r"the manifest lacks what a build needs: 'opset'"):
+        options_of(replace(bundle, manifest=shorter), tmp_path / "out", int8="weight")
+
+
+def test_a_stitched_bundle_is_quantised_part_by_part(stitched: Path, tmp_path: Path) -> None:
+    done = invoke("quantize", stitched, "--int8", "weight", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "holds 2 denoisers" in done.stderr
+    assert not any(tmp_path.iterdir())
