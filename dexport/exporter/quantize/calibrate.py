@@ -86,25 +86,37 @@ def calibrate(
     Raises:
         InputError: activations that are not finite.
     """
-    facts = sampling(variant)
-    assert facts is not None, "only denoisers are calibrated"
     module = load_into(weights, variant.meta_module()).eval()
     layers = _observed(module, exclude)
     statistics = {path: LayerStatistics(_weight_absmax(layer)) for path, layer in layers.items()}
     key = _key(variant, weights, settings, exclude)
-    batches = [range(n, min(n + settings.batch, settings.images)) for n in range(0, settings.images, settings.batch)]
     done = _resume(partial, key, statistics)
     session = TorchSession(module, variant)
+    with _observing(layers, statistics, session):
+        for finished in sample_batches(variant, session, settings, done, on_progress):
+            _save(partial, key, finished, statistics)
+    return {path: layer for path, layer in statistics.items() if layer.input.ranges}
+
+
+def sample_batches(
+    variant: Variant, session: Session, settings: Calibration, done: int, on_progress: OnProgress
+) -> Iterator[int]:
+    """Sample the images of a calibration; yields how many batches are finished after each.
+
+    Args:
+        done: batches that an earlier run finished: they are left out.
+    """
+    facts = sampling(variant)
+    assert facts is not None, "only denoisers are calibrated"
+    batches = [range(n, min(n + settings.batch, settings.images)) for n in range(0, settings.images, settings.batch)]
     sampler = make_sampler(facts["sampler"], settings.steps)
     shape = variant.signature.inputs[0].dims(1)[1:]
-    with _observing(layers, statistics, session):
-        for number, images in enumerate(batches[done:], start=done):
-            on_progress(number, len(batches), f"images {images.start} to {images.stop - 1}")
-            denoiser = _denoiser(variant, facts, session, [_label(n, settings.images, facts) for n in images])
-            sample(sampler, denoiser, Noise(settings.seed, images), (len(images), *shape))
-            _save(partial, key, number + 1, statistics)
+    for number, images in enumerate(batches[done:], start=done):
+        on_progress(number, len(batches), f"images {images.start} to {images.stop - 1}")
+        denoiser = _denoiser(variant, facts, session, [_label(n, settings.images, facts) for n in images])
+        sample(sampler, denoiser, Noise(settings.seed, images), (len(images), *shape))
+        yield number + 1
     on_progress(len(batches), len(batches), "")
-    return {path: layer for path, layer in statistics.items() if layer.input.ranges}
 
 
 class TorchSession:
