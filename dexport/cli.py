@@ -113,6 +113,12 @@ def info_command(name: str, as_json: bool) -> None:
 @click.option("--fp16", "precision", flag_value="fp16", help="Compute in float16 around float32 islands.")
 @click.option("--bf16", "precision", flag_value="bf16", help="Compute in bfloat16 around float32 islands.")
 @click.option(
+    "--precision",
+    "precision_name",
+    type=click.Choice(["fp32", "fp16", "bf16", "auto"]),
+    help="The same by name. auto: float16 but for modules that it cannot hold, found by sampling with PyTorch.",
+)
+@click.option(
     "--island",
     "islands",
     multiple=True,
@@ -187,6 +193,8 @@ def build_command(
     settings: tuple[str, ...],
     latent: str | None,
     targets: tuple[str, ...],
+    precision: str,
+    precision_name: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -201,6 +209,10 @@ def build_command(
 
     if (recipe is None) == (stitch is None):
         raise UsageError("give a recipe, or --stitch", hint="`dexport recipes` lists what can be built")
+    if precision_name is not None and precision not in ("fp32", precision_name):
+        raise UsageError(
+            f"--{precision} and --precision {precision_name} exclude each other", hint="give one of the two"
+        )
     with Progress() as progress:
         result = build_and_validate(
             recipe,
@@ -209,6 +221,7 @@ def build_command(
             settings=parse_settings(settings),
             latent=_parse_latent(latent),
             targets=_split(targets),
+            precision=precision_name or precision,
             listener=progress,
             **options,
         )
@@ -320,6 +333,9 @@ def diff_command(
         raise UsageError("-o needs --fix: nothing else is written", hint="add --fix")
     if fix and other is not None:
         raise UsageError("--fix is for one bundle", hint=f"dexport diff {other} --fix")
+    target = output or bundle.with_name(f"{bundle.name}-fixed")
+    if fix and target.exists():
+        raise UsageError(f"{target} exists already", hint="choose another folder with -o")
     loaded, chosen = load_bundle(bundle), find_recipe(recipe) if recipe else None
     with Progress() as progress:
         progress.start("diff")
@@ -333,9 +349,10 @@ def diff_command(
         )
     _print_json(result.to_json()) if as_json else print_diff(result)
     if fix:
-        islands, target = fixing_islands(result), output or bundle.with_name(f"{bundle.name}-fixed")
         with Progress() as progress:
-            rebuilt = rebuild(loaded, islands, target, checkpoint=checkpoint, recipe=chosen, listener=progress)
+            rebuilt = rebuild(
+                loaded, fixing_islands(result), target, checkpoint=checkpoint, recipe=chosen, listener=progress
+            )
         if not as_json:
             print_result(rebuilt)
     sys.exit(0 if result.passed else GateError.exit_code)

@@ -236,6 +236,8 @@ def print_result(result: BuildResult) -> None:
     manifest, path = result.bundle.manifest, result.bundle.path
     if manifest["weights"]["random"]:
         out.print(f"[yellow]RANDOM weights[/] (seed {manifest['weights']['seed']}): this is not a trained model")
+    for part, bundle in {"": result.bundle, **result.bundle.parts}.items():
+        _print_ranges(part, bundle.manifest.get("precision", {}).get("ranges"))
     for part, verdict in {"": result.verdict, **result.parts}.items():
         if verdict is not None:
             print_parity(verdict, part)  # type: ignore[arg-type]
@@ -248,6 +250,21 @@ def print_result(result: BuildResult) -> None:
     for name in (MODEL, ENGINES, REPORTS, PARTS):
         if (path / name).exists():
             out.print(f"  {path / name}")
+
+
+def _print_ranges(part: str, ranges: Mapping[str, Any] | None) -> None:
+    """What ``--precision auto`` kept in float32, and why."""
+    if ranges is None:
+        return
+    of = part and f" of {part}"
+    if not ranges["kept"]:
+        out.print(f"precision{of}: float16 holds everything ({ranges['inputs']})")
+        return
+    table = Table("kept in float32", "largest", "subnormal", "why", title=f"precision{of}: {ranges['inputs']}")
+    for path, seen in ranges["kept"].items():
+        why = "; ".join(f"{reason} {figure:.2g}" for reason, figure in seen["reasons"].items())
+        table.add_row(path or "outside of modules", f"{seen['largest']:.4g}", f"{seen['subnormal']:.0%}", why)
+    out.print(table)
 
 
 def print_parity(report: ParityReport, part: str = "") -> None:

@@ -23,6 +23,7 @@ from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES, Calibration, cal
 from dexport.exporter.quantize.plan import GATES, SCHEMES, Int8
 from dexport.exporter.quantize.report import calibration_report
 from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_storage
+from dexport.exporter.ranges import Ranges, find_ranges
 from dexport.exporter.recipes import all_recipes, find_recipe
 from dexport.exporter.recipes.recipe import Islands, Recipe, value_of
 from dexport.exporter.steps import Listener, Silent, StepLog
@@ -31,7 +32,8 @@ from dexport.exporter.variant import Variant, resolve
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 from dexport.profiles import Profile, load_profile
 
-BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
+AUTO_PRECISION = "auto"
+BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2, AUTO_PRECISION: 4}
 OLDEST_OPSET = 20
 NEWEST_OPSET = 24
 
@@ -44,6 +46,7 @@ class BuildOptions:
         latent: (height, width) of the spatial input, None for the recipe's.
         image_size: the same in image pixels, for square inputs.
         islands: module patterns kept in float32 on top of the recipe's; INT8 leaves them alone too.
+        precision: ``fp32``, ``fp16``, ``bf16``, or ``auto``: float16 but for what it cannot hold.
         int8: ``weight`` or ``w8a8``; what it leaves alone computes in ``precision``.
         calibration_images, calibration_seed: trajectories that the ranges of ``w8a8`` are taken from.
         engine: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; used when ``trt`` is set.
@@ -141,6 +144,10 @@ def build(
     with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options, ternary)) as draft:
         with log.step("open weights"):
             weights = _open_weights(variant, options)
+        asked, ranges = options, None
+        if options.precision == AUTO_PRECISION:
+            options, ranges = _decide_precision(variant, weights, options, log)
+            draft.write_text(f"{REPORTS}/ranges.json", json.dumps(ranges.to_json(), indent=1) + "\n")
         islands = replace(variant.recipe.islands, modules=(*variant.recipe.islands.modules, *options.islands))
         int8 = _int8(variant, weights, options, islands, log) if options.int8 else None
         exported = export_onnx(
@@ -162,7 +169,7 @@ def build(
         verdict = _verify(draft, variant, weights, options, profile, verify, log) if options.parity else None
         parts = {}
         if decoder is not None:
-            parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, options), verify, listener)
+            parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, asked), verify, listener)
         with log.step("hash"):
             bundle = draft.commit(
                 compose(
@@ -178,6 +185,7 @@ def build(
                     verdict=verdict,
                     steps=log.finished,
                     parts={name: part.bundle for name, part in parts.items()},
+                    ranges=None if ranges is None else ranges.summary(options.islands),
                     calibration=asdict(_calibration(options)) if options.int8 == "w8a8" else None,
                 )
             )
@@ -290,6 +298,16 @@ def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:
         module, adapt = variant.meta_module(), variant.recipe.adapt
         return open_weights(options.checkpoint, module, seed=options.seed, adapt=adapt)
     return inherit_weights(options.init_from, variant.meta_module(), variant.recipe.not_inherited, options.seed)
+
+
+def _decide_precision(
+    variant: Variant, weights: WeightSource, options: BuildOptions, log: StepLog
+) -> tuple[BuildOptions, Ranges]:
+    """float16, with an island around everything that it cannot hold."""
+    with log.step("ranges"):
+        ranges = find_ranges(variant, weights, log.listener.advance)
+    kept = ranges.islands(replace(variant.recipe.islands, modules=(*variant.recipe.islands.modules, *options.islands)))
+    return replace(options, precision="fp16", islands=(*options.islands, *kept)), ranges
 
 
 def _int8(variant: Variant, weights: WeightSource, options: BuildOptions, islands: Islands, log: StepLog) -> Int8:

@@ -54,6 +54,7 @@ def compose(
     verdict: Verdict | None,
     steps: list[Step],
     parts: Mapping[str, Bundle],
+    ranges: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest, but for the schema version and the file hashes, which the bundle adds."""
@@ -76,6 +77,7 @@ def compose(
             "nodes": exported.precisions,
             "int8": exported.quantised,
             "calibration": calibration and dict(calibration),
+            "ranges": ranges and dict(ranges),
         },
         "io": {"inputs": tensor_specs(signature.inputs), "outputs": tensor_specs(signature.outputs)},
         "batch": {"min": profile.batch_min, "opt": profile.batch_opt, "max": profile.batch_max},
