@@ -13,7 +13,7 @@ What rounding explains of an own error is that of the reference graph converted 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -187,12 +187,16 @@ def _chunks(nodes: Sequence[ir.Node], blocks: Mapping[str, str], boundary: Mappi
 
     for node in nodes:
         leaves_block = current and blocks[str(current[-1].name)] != blocks[str(node.name)]
-        if leaves_block and sum(value.const_value.nbytes for value in read if value.const_value) > CHUNK_BYTES:
+        if leaves_block and _bytes(read) > CHUNK_BYTES:
             close()
         current.append(node)
         read |= {value for value in node.inputs if value is not None and value.is_initializer()}
     close()
     return tuple(chunks)
+
+
+def _bytes(weights: Collection[ir.Value]) -> int:
+    return sum(weight.const_value.nbytes for weight in weights if weight.const_value is not None)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from dexport.validate.search import Mend, OpError, Outcome, Search
 from dexport.validate.validate import gate_of
 
 EXAMPLE, TRAJECTORY = "example", "trajectory"
-INPUTS = {EXAMPLE: "example rows", TRAJECTORY: "states of a trajectory"}
 EXPORT, ALTERED, PRECISION, INEXACT, GATHERED = "export", "altered", "precision", "inexact", "gathered"
 
 
@@ -120,7 +119,6 @@ def diff(
     gate = gate_of(judged)
     gates = {**DEFAULT_GATES, **variant.recipe.gates}
     on_progress(0, 1, "PyTorch")
-    # Two bundles need no checkpoint, unless PyTorch makes the inputs.
     taps: Arrays = {}
     outputs: Arrays = {}
     opened: AbstractContextManager[Comparison]
@@ -149,8 +147,7 @@ def diff(
         reference=comparison.name,
         gate=gate,
         allowed=gates[gate],
-        inputs=f"{len(next(iter(inputs.values())))} "
-        + ("states of a trajectory" if states == TRAJECTORY else "examples"),
+        inputs=f"{len(next(iter(inputs.values())))} rows of {states} inputs",
         blocks=outcome.blocks,
         outputs=outcome.outputs,
         pytorch=outcome.pytorch,
