@@ -135,7 +135,9 @@ def diff(
     with opened as comparison:
         search = Search(comparison, inputs, gates[gate], gates["fp32"], taps, outputs, on_progress)
         outcome = search.run(comparison.actual, comparison.expected)
-        findings = _findings(comparison, outcome, gates[gate], gates["fp32"])
+        # The gate of the outputs is that of examples: along a trajectory they may be close to zero.
+        limit = gates[gate] if states == EXAMPLE else math.inf
+        findings = _findings(comparison, outcome, limit, gates["fp32"])
         first = findings[0] if findings else None
         if first is not None and first.kind == EXPORT:
             first = _inside_export(first, comparison, variant, weights, inputs, gates["fp32"])
@@ -192,7 +194,7 @@ def _findings(comparison: Comparison, outcome: Outcome, allowed: float, allowed_
             found.append(Finding(kind, path, operations[0], tuple(differing)))
     if not found and not outcome.exact:
         found.append(Finding(EXPORT, outcome.blocks[-1].path))
-    if not found and not outcome.outputs <= allowed:
+    if not found and (math.isnan(outcome.outputs) or outcome.outputs > allowed):
         found.append(Finding(GATHERED, max(outcome.blocks, key=lambda error: error.own).path))
     return found
 
