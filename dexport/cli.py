@@ -158,6 +158,12 @@ def info_command(name: str, as_json: bool) -> None:
 @click.option("--fp16", "precision", flag_value="fp16", help="Compute in float16 around float32 islands.")
 @click.option("--bf16", "precision", flag_value="bf16", help="Compute in bfloat16 around float32 islands.")
 @click.option(
+    "--precision",
+    "precision_name",
+    type=click.Choice(["fp32", "fp16", "bf16", "auto"]),
+    help="The same by name. auto: float16 but for modules that it cannot hold, found by sampling with PyTorch.",
+)
+@click.option(
     "--island",
     "islands",
     multiple=True,
@@ -213,6 +219,8 @@ def build_command(
     settings: tuple[str, ...],
     latent: str | None,
     targets: tuple[str, ...],
+    precision: str,
+    precision_name: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -227,6 +235,10 @@ def build_command(
 
     if (recipe is None) == (stitch is None):
         raise UsageError("give a recipe, or --stitch", hint="`dexport recipes` lists what can be built")
+    if precision_name is not None and precision not in ("fp32", precision_name):
+        raise UsageError(
+            f"--{precision} and --precision {precision_name} exclude each other", hint="give one of the two"
+        )
     with Progress() as progress:
         result = build_and_validate(
             recipe,
@@ -235,6 +247,7 @@ def build_command(
             settings=parse_settings(settings),
             latent=_parse_latent(latent),
             targets=_split(targets),
+            precision=precision_name or precision,
             listener=progress,
             **options,
         )
@@ -331,6 +344,72 @@ def validate_command(
         with writing_to(output.parent):
             output.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     _print_json(result.to_json()) if as_json else print_validation(result)
+    sys.exit(0 if result.passed else GateError.exit_code)
+
+
+@main.command("diff")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("other", type=click.Path(path_type=Path), required=False)
+@click.option("--checkpoint", metavar="FILE", help="Where the weights of the build are now, if they were moved.")
+@click.option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one.")
+@click.option(
+    "--states",
+    type=click.Choice(["example", "trajectory"]),
+    default="example",
+    show_default=True,
+    help="Inputs: the recipe's examples, or states of a short sampling run with PyTorch.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the inputs.")
+@click.option("--fix", is_flag=True, help="Where rounding or overflow is at fault, build again with the islands found.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of that bundle. [default: BUNDLE-fixed]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+def diff_command(
+    bundle: Path,
+    other: Path | None,
+    checkpoint: str | None,
+    recipe: str | None,
+    fix: bool,
+    output: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find the first block that computes something wrong, and the operation in it.
+
+    BUNDLE is compared with PyTorch; or OTHER, a bundle of the same network, with BUNDLE. Exit with 1 where something is
+    found.
+    """
+    from dexport.bundle import load_bundle
+    from dexport.console import Progress, print_diff, print_result
+    from dexport.exporter.recipes import find_recipe
+    from dexport.validate.diff import diff
+    from dexport.validate.fix import fixing_islands, rebuild
+
+    if output is not None and not fix:
+        raise UsageError("-o needs --fix: nothing else is written", hint="add --fix")
+    if fix and other is not None:
+        raise UsageError("--fix is for one bundle", hint=f"dexport diff {other} --fix")
+    target = output or bundle.with_name(f"{bundle.name}-fixed")
+    if fix and target.exists():
+        raise UsageError(f"{target} exists already", hint="choose another folder with -o")
+    loaded, chosen = load_bundle(bundle), find_recipe(recipe) if recipe else None
+    with Progress() as progress:
+        progress.start("diff")
+        result = diff(
+            loaded,
+            load_bundle(other) if other else None,
+            checkpoint=checkpoint,
+            recipe=chosen,
+            on_progress=progress.advance,
+            **options,
+        )
+    _print_json(result.to_json()) if as_json else print_diff(result)
+    if fix:
+        with Progress() as progress:
+            rebuilt = rebuild(
+                loaded, fixing_islands(result), target, checkpoint=checkpoint, recipe=chosen, listener=progress
+            )
+        if not as_json:
+            print_result(rebuilt)
     sys.exit(0 if result.passed else GateError.exit_code)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.exporter.build import BuildResult
     from dexport.exporter.steps import Step
     from dexport.runtime.generate import Generated
+    from dexport.validate.diff import Diff, Finding
     from dexport.validate.fid import FidReport, SetFacts
     from dexport.validate.parity import ParityReport
     from dexport.validate.sweep import Sweep
@@ -40,6 +41,8 @@ out = _console(stderr=False)
 err = _console(stderr=True)
 ROWS = 12
 """Steps of a trajectory that a table shows."""
+DIFFERENCES = 6
+"""Differences of a block that are shown."""
 GB = 1e9
 MB = 1e6
 
@@ -234,6 +237,8 @@ def print_result(result: BuildResult) -> None:
     manifest, path = result.bundle.manifest, result.bundle.path
     if manifest["weights"]["random"]:
         out.print(f"[yellow]RANDOM weights[/] (seed {manifest['weights']['seed']}): this is not a trained model")
+    for part, bundle in {"": result.bundle, **result.bundle.parts}.items():
+        _print_ranges(part, bundle.manifest.get("precision", {}).get("ranges"))
     for part, verdict in {"": result.verdict, **result.parts}.items():
         if verdict is not None:
             print_parity(verdict, part)  # type: ignore[arg-type]
@@ -248,6 +253,21 @@ def print_result(result: BuildResult) -> None:
     for name in (MODEL, ENGINES, REPORTS, PARTS):
         if (path / name).exists():
             out.print(f"  {path / name}")
+
+
+def _print_ranges(part: str, ranges: Mapping[str, Any] | None) -> None:
+    """What ``--precision auto`` kept in float32, and why."""
+    if ranges is None:
+        return
+    of = part and f" of {part}"
+    if not ranges["kept"]:
+        out.print(f"precision{of}: float16 holds everything ({ranges['inputs']})")
+        return
+    table = Table("kept in float32", "largest", "subnormal", "why", title=f"precision{of}: {ranges['inputs']}")
+    for path, seen in ranges["kept"].items():
+        why = "; ".join(f"{reason} {figure:.2g}" for reason, figure in seen["reasons"].items())
+        table.add_row(path or "outside of modules", f"{seen['largest']:.4g}", f"{seen['subnormal']:.0%}", why)
+    out.print(table)
 
 
 def print_parity(report: ParityReport, part: str = "") -> None:
@@ -290,6 +310,68 @@ def print_trajectory(report: TrajectoryReport) -> None:
     out.print(f"worst evaluation: relative L2 {worst.metrics.relative_l2:.2e} at t = {worst.t:g}")
     if report.psnr_db:
         out.print(f"pictures: PSNR at least {min(report.psnr_db):.1f} dB, SSIM at least {min(report.ssim):.5f}")
+
+
+def print_diff(result: Diff) -> None:
+    """What ``dexport diff`` found: the blocks, then what is wrong first, then what would mend it."""
+    title = f"{result.bundle} against {result.reference}, {result.inputs}; gate {result.gate} {result.allowed:g}"
+    table = Table("block", "own error", "explained", "unexplained", "propagated", "result", title=escape(title))
+    for block in result.blocks:
+        verdict = "pass" if block.passed else "FAIL" if block.finite else "FAIL: NaN or Inf"
+        errors = (block.own, block.expected, block.unexplained, block.propagated)
+        table.add_row(block.path or "outside of blocks", *map(_figure, errors), _colored(verdict))
+    out.print(table)
+    out.print(f"outputs: relative L2 {_figure(result.outputs)}")
+    if result.pytorch:
+        worst = max(result.pytorch.values())
+        out.print(
+            f"PyTorch: within {worst:.1e} of the reference at {len(result.pytorch)} of {len(result.blocks)} blocks"
+        )
+    for note in result.notes:
+        out.print(f"not compared: {note}", soft_wrap=True)
+    if result.finding is None:
+        out.print(f"{result.bundle}: {_colored('passed')}, nothing found")
+        return
+    _print_finding(result.finding)
+    if result.others:
+        out.print("also bad: " + ", ".join(path or "outside of blocks" for path in result.others), soft_wrap=True)
+    if result.mend is not None:
+        mend = result.mend
+        options = " ".join(f"--island '{pattern}'" for pattern in mend.islands)
+        before, after = (_figure(max(errors.values())) for errors in (mend.before, mend.after))
+        out.print(
+            f"{'fix' if mend.enough else 'not enough'}: {escape(options)}: own error {before} -> "
+            f"{after}, outputs {_figure(mend.output_before)} -> {_figure(mend.output_after)} (tried out)",
+            soft_wrap=True,
+        )
+
+
+KINDS = {
+    "export": "the export itself departs from PyTorch",
+    "altered": "the file computes something else than recipe and checkpoint",
+    "precision": "rounding or overflow",
+    "inexact": "too far from the reference",
+    "gathered": "no block is to blame: the errors of all add up; the largest is here",
+}
+
+
+def _print_finding(finding: Finding) -> None:
+    out.print(f"[red]first bad block[/]: {finding.block or 'outside of blocks'}: {KINDS[finding.kind]}")
+    op = finding.op
+    if op is not None:
+        out.print(
+            f"  operation {op.node} ({op.op_type}, stored as {op.dtype}): own error {_figure(op.own)}; largest value "
+            f"{op.largest_actual:.4g}, reference {op.largest:.4g}; {op.not_finite} of {op.size} values NaN or Inf",
+            soft_wrap=True,
+        )
+    for difference in finding.differences[:DIFFERENCES]:
+        out.print(f"  {difference.node}: {escape(difference.text)}", soft_wrap=True)
+    if len(finding.differences) > DIFFERENCES:
+        out.print(f"  and {len(finding.differences) - DIFFERENCES} more differences")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
 
 
 def print_kernels(summaries: Sequence[Mapping[str, Any]]) -> None:

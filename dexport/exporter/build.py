@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,15 +25,17 @@ from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES
 from dexport.exporter.quantize.request import Asked, Workplace, check_asked, prepare, request_of
 from dexport.exporter.quantize.schemes import gate_of
 from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_storage
+from dexport.exporter.ranges import Ranges, find_ranges
 from dexport.exporter.recipes import all_recipes, find_recipe
-from dexport.exporter.recipes.recipe import Recipe, value_of
+from dexport.exporter.recipes.recipe import Islands, Recipe, value_of
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.trace import DEFAULT_OPSET, trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 from dexport.profiles import Profile, load_profile
 
-BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
+AUTO_PRECISION = "auto"
+BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2, AUTO_PRECISION: 4}
 OLDEST_OPSET = 20
 NEWEST_OPSET = 24
 
@@ -45,6 +48,7 @@ class BuildOptions:
         latent: (height, width) of the spatial input, None for the recipe's.
         image_size: the same in image pixels, for square inputs.
         islands: module patterns kept in float32 on top of the recipe's; INT8 leaves them alone too.
+        precision: ``fp32``, ``fp16``, ``bf16``, or ``auto``: float16 but for what it cannot hold.
         int8: ``weight`` or ``w8a8``; what it leaves alone computes in ``precision``.
         precision_map: a file, or glob patterns of layers -> scheme; see :mod:`dexport.exporter.quantize.schemes`.
         budget: ``snr>=DB``, ``size<=SHARE`` or ``size<=NMB``, or both: schemes are chosen layer by layer to meet it.
@@ -141,13 +145,19 @@ def build(
             f"packed ternary weights need opset {FUNCTIONS_OPSET}",
             hint=f"--opset {FUNCTIONS_OPSET}, or --no-ternary",
         )
-    islands = replace(variant.recipe.islands, modules=(*variant.recipe.islands.modules, *options.islands))
+    islands = _islands(variant, options)
     asked = _asked(options)
     request = request_of(variant, asked, ternary, islands.modules, choice, plugins, options.opset)
     place = Workplace(options.output)
     with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options, ternary)) as draft:
         with log.step("open weights"):
             weights = _open_weights(variant, options)
+        given, ranges = options, None
+        if options.precision == AUTO_PRECISION:
+            options, ranges = _decide_precision(variant, weights, options, log)
+            draft.write_text(f"{REPORTS}/ranges.json", json.dumps(ranges.to_json(), indent=1) + "\n")
+            islands = _islands(variant, options)
+            request = request_of(variant, asked, ternary, islands.modules, choice, plugins, options.opset)
         quantisation = None
         if request is not None:
 
@@ -178,7 +188,7 @@ def build(
         verdict = _verify(draft, variant, weights, options, profile, gate, verify, log) if options.parity else None
         parts = {}
         if decoder is not None:
-            parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, options), verify, listener)
+            parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, given), verify, listener)
         elif options.decoder_bundle is not None:
             copy = draft.path / PARTS / DECODER
             with writing_to(draft.path):
@@ -200,6 +210,7 @@ def build(
                     steps=log.finished,
                     parts={name: part.bundle for name, part in parts.items()},
                     quantisation={"gate": gate, **(quantisation.describe() if quantisation else {})},
+                    ranges=None if ranges is None else ranges.summary(options.islands),
                 )
             )
     if request is not None:
@@ -310,6 +321,22 @@ def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:
 
 def _asked(options: BuildOptions) -> Asked:
     return Asked(**{field.name: getattr(options, field.name) for field in fields(Asked)})
+
+
+def _islands(variant: Variant, options: BuildOptions) -> Islands:
+    """What stays in float32: the recipe's modules and the user's."""
+    islands = variant.recipe.islands
+    return replace(islands, modules=(*islands.modules, *options.islands))
+
+
+def _decide_precision(
+    variant: Variant, weights: WeightSource, options: BuildOptions, log: StepLog
+) -> tuple[BuildOptions, Ranges]:
+    """float16, with an island around everything that it cannot hold."""
+    with log.step("ranges"):
+        ranges = find_ranges(variant, weights, log.listener.advance)
+    kept = ranges.islands(_islands(variant, options))
+    return replace(options, precision="fp16", islands=(*options.islands, *kept)), ranges
 
 
 def _bytes_needed(variant: Variant, options: BuildOptions, ternary: TernaryStorage | None) -> int:

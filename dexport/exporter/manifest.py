@@ -56,6 +56,7 @@ def compose(
     steps: list[Step],
     parts: Mapping[str, Bundle],
     quantisation: Mapping[str, Any],
+    ranges: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest, but for the schema version and the file hashes, which the bundle adds.
 
@@ -83,6 +84,7 @@ def compose(
             "calibration": None,
             "budget": None,
             "smoothed": [path for path, done in exported.quantised.items() if done == SMOOTHED],
+            "ranges": ranges and dict(ranges),
             **quantisation,
         },
         "io": {"inputs": tensor_specs(signature.inputs), "outputs": tensor_specs(signature.outputs)},

@@ -9,8 +9,8 @@ from typing import Any
 
 from dexport.bundle import load_bundle
 from dexport.exporter.build import BuildOptions, BuildResult, Case, build
+from dexport.exporter.rebuild import options_of
 from dexport.exporter.recipes.recipe import Recipe
-from dexport.exporter.requantise import options_of
 from dexport.exporter.steps import Listener
 from dexport.exporter.stitch import build_stitched, parse_stitch
 from dexport.validate.parity import ParityReport, check_parity
@@ -40,7 +40,7 @@ def quantise_and_validate(
     bundle: str | Path, output: str | Path, *, listener: Listener | None = None, **options: Any
 ) -> BuildResult:
     """Build an existing bundle again with quantised weights and gate it; ``options`` are those of
-    :func:`~dexport.exporter.requantise.options_of`."""
+    :func:`~dexport.exporter.rebuild.options_of`."""
     recipe, chosen = options_of(load_bundle(bundle), Path(output), **options)
     return build(recipe, chosen, forward_parity, listener)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -42,6 +44,31 @@ class TorchSession:
 def torch_session(variant: Variant, weights: WeightSource) -> TorchSession:
     """The reference of a variant."""
     return TorchSession(variant.wrap(load_into(weights, variant.meta_module())), variant.signature)
+
+
+def tapped_outputs(
+    variant: Variant, weights: WeightSource, paths: Sequence[str], inputs: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """One evaluation of the reference.
+
+    Returns:
+        What the modules at ``paths`` returned, in the order in which they ended, without those that return no tensor;
+        and the outputs by name.
+    """
+    network = load_into(weights, variant.meta_module())
+    session = TorchSession(variant.wrap(network), variant.signature)
+    outputs: dict[str, np.ndarray] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, torch.Tensor) and output.is_floating_point():
+                outputs[path] = output.numpy()
+
+        return hook
+
+    for path in paths:
+        network.get_submodule(path).register_forward_hook(watch(path))
+    return outputs, session(**inputs)
 
 
 def reference_of(bundle: Bundle, checkpoint: str | None = None, recipe: Recipe | None = None) -> TorchSession:

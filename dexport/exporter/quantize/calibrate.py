@@ -99,7 +99,7 @@ def calibrate(
 
 
 def sample_batches(
-    variant: Variant, session: TorchSession, settings: Calibration, done: int, on_progress: OnProgress
+    variant: Variant, session: Session, settings: Calibration, done: int, on_progress: OnProgress
 ) -> Iterator[int]:
     """Sample the images of a calibration; yields how many batches are finished after each.
 

@@ -1,8 +1,8 @@
-"""``dexport quantize``: build an existing bundle again, from what its manifest records, with quantised weights."""
+"""Build an existing bundle again, from what its manifest records: with quantised weights, or with more islands."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +44,29 @@ def options_of(
         )
     if not any(choices.get(name) is not None for name in ("int8", "ternary", "precision_map", "budget")):
         raise UsageError("nothing says how to quantise", hint="give --int8, --ternary, --precision-map or --budget")
+    given = {name: value for name, value in choices.items() if value is not None}
+    found, recorded = recorded_options(bundle, output, checkpoint, recipe, profile)
+    return found, replace(recorded, **given)
+
+
+def recorded_options(
+    bundle: Bundle,
+    output: Path,
+    checkpoint: str | None = None,
+    recipe: Recipe | None = None,
+    profile: str | None = None,
+) -> tuple[Recipe, BuildOptions]:
+    """The recipe and the options that a bundle was built with, but for its quantisation; see :func:`options_of`."""
     try:
-        return _options(bundle, output, checkpoint, recipe, profile, choices)
+        return _recorded(bundle, output, checkpoint, recipe, profile)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{bundle.path}: the manifest lacks what a build needs: {error}", hint="build the bundle again"
         ) from error
 
 
-def _options(
-    bundle: Bundle,
-    output: Path,
-    checkpoint: str | None,
-    recipe: Recipe | None,
-    profile: str | None,
-    choices: Mapping[str, Any],
+def _recorded(
+    bundle: Bundle, output: Path, checkpoint: str | None, recipe: Recipe | None, profile: str | None
 ) -> tuple[Recipe, BuildOptions]:
     m = bundle.manifest
     variant = variant_of(m, recipe)
@@ -91,8 +99,7 @@ def _options(
             "targets": tuple(m["engine"]["targets"]),
             "plugins": "on" if any(op["ptx_sha256"] for op in m["custom_ops"]) else "off",
         }
-    given = {name: value for name, value in choices.items() if value is not None}
-    return recipe, BuildOptions(output=output, **{**recorded, **given})
+    return recipe, BuildOptions(output=output, **recorded)
 
 
 def _profile_of(bundle: Bundle) -> str:
