@@ -259,7 +259,8 @@ def precision_map(parts: Mapping[str, Bundle]) -> list[dict[str, Any]]:
 
 
 def _row(rows: dict[tuple[str, str], dict[str, Any]], part: str, node: str) -> dict[str, Any]:
-    found = NUMBERED.match(node.partition("/")[0])
+    path, below, _ = node.partition("/")
+    found = NUMBERED.match(path) if below or "." in path else None
     block = found[0] if found else "(root)"
     return rows.setdefault((part, block), {"part": part, "block": block, "nodes": {}, "int8_layers": 0})
 

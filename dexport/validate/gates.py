@@ -12,6 +12,8 @@ from dexport.errors import UsageError
 from dexport.validate.features.evaluator import Evaluator
 
 PASS, FAIL, INCONCLUSIVE = "pass", "FAIL", "inconclusive"
+HOPELESS = 100
+"""Times that an interval reaches beyond a limit: its square is how many times as many images would settle it."""
 UNDER, OVER = "--fail-under", "--fail-over"
 
 
@@ -38,10 +40,10 @@ METRICS: Mapping[str, Metric] = {
     "evaluation_l2": Metric("trajectory", OVER, "relative L2 of an evaluation at PyTorch's states"),
     "psnr": Metric("trajectory", UNDER, "PSNR in dB of the worst picture"),
     "ssim": Metric("trajectory", UNDER, "SSIM of the worst picture"),
-    "fid_delta": Metric("distribution", OVER, "FID of the bundle minus FID of PyTorch"),
-    "kid_delta": Metric("distribution", OVER, "KID of the bundle minus KID of PyTorch"),
-    "frechet_delta": Metric("distribution", OVER, "the same difference of another network's Fréchet distance"),
-    "kernel_delta": Metric("distribution", OVER, "the same difference of another network's kernel distance"),
+    "fid_delta": Metric("distribution", OVER, "FID, bundle minus PyTorch"),
+    "kid_delta": Metric("distribution", OVER, "KID, bundle minus PyTorch"),
+    "frechet_delta": Metric("distribution", OVER, "another network's Fréchet distance, bundle minus PyTorch"),
+    "kernel_delta": Metric("distribution", OVER, "another network's kernel distance, bundle minus PyTorch"),
 }
 OF_INCEPTION = {"fid_delta": "frechet_delta", "kid_delta": "kernel_delta"}
 """Names that the published Inception alone deserves, and what other networks' are called."""
@@ -89,10 +91,10 @@ class Gate:
         reach = (self.high - self.value) if self.value <= self.limit else (self.value - self.low)
         if reach <= room:
             return ""
-        if room == 0:
+        if reach > HOPELESS * room:
             return "the value lies on the limit: more images will not settle it"
-        needed = math.ceil(self.count * (reach / room) ** 2)
-        return f"its interval spans the limit: about {needed:,} images would settle it (--count)"
+        needed = self.count * (reach / room) ** 2
+        return f"its interval spans the limit: about {float(f'{needed:.2g}'):,.0f} images would settle it (--count)"
 
     def _beyond(self, value: float) -> bool:
         return value > self.limit if METRICS[self.metric].option == OVER else value < self.limit

@@ -95,6 +95,8 @@ def _histograms(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for level in ("trajectory", "distribution"):
         for histogram in (report[level] or {}).get("histograms", ()):
+            if level == "trajectory" and report["distribution"] and histogram["title"] == "pixels":
+                continue  # the distribution has more of them
             edges, counts = histogram["edges"], histogram["counts"]
             total, most = sum(counts) or 1, max(counts) or 1
             rows = [

@@ -7,7 +7,6 @@ from typing import Any
 
 DECIBELS = ("snr", "psnr")
 KERNEL = ("kid_delta", "kernel_delta")
-SIGNS = {"better": "better", "same": "", "worse": "WORSE"}
 
 
 def figure(metric: str, value: float | None) -> str:
@@ -52,7 +51,8 @@ def headline(report: Mapping[str, Any]) -> str:
     worse = [change for change in (report["baseline"] or {}).get("changes", ()) if change["verdict"] == "worse"]
     text = f"{passed} of {len(gates)} gates passed"
     if report["baseline"] is not None:
-        text += f", {len(worse)} figures fell behind the baseline" if worse else ", none fell behind the baseline"
+        count = f"{len(worse)} figure{'s' * (len(worse) > 1)}" if worse else "no figure"
+        text += f", {count} fell behind the baseline"
     return text
 
 
