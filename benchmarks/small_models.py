@@ -1,8 +1,8 @@
 """What a precision costs in distance to real images: ``python3 -m benchmarks.small_models --real fashion-test.npz``.
 
 For every trained small model and scheme: the distance of its images to real Fashion-MNIST test images minus that of
-PyTorch's images from the same noise, with a bootstrap interval over pairs. ``tools/fashion_reference.py`` makes the file
-of real images. Bundles, pictures and features are kept in ``--work``: a run that was killed goes on there.
+PyTorch's images from the same noise, with a bootstrap interval over pairs. ``tools/fashion_reference.py`` makes the
+file of real images. Bundles, pictures and features are kept in ``--work``: a run that was killed goes on there.
 
 Half precision runs with every rounding explicit, as `dexport validate` does.
 """
@@ -144,13 +144,16 @@ def table(document: dict[str, Any]) -> str:
     settings = document["settings"]
     some = next(row for rows in document["models"].values() for row in rows.values())
     floor = some["floor"]
+    columns = ("model", "scheme", "delta", "interval", "kernel delta x 1000", "interval")
+    columns += ("PyTorch", "MB", "SNR dB", "worst PSNR dB")
     lines = [
-        f"{some['distance']}, {some['count']} images of every set from the same noise, {settings['steps']} steps, seed "
-        f"{settings['seed']}; {some['real_count']:,} real test images. Floor: {floor['frechet']:.1f} for {floor['count']} real "
-        f"images against {floor['against']:,} others. Delta: the bundle's distance minus PyTorch's, with its 95 % interval.",
+        f"{some['distance']}, {some['count']} images of every set from the same noise, {settings['steps']} steps, "
+        f"seed {settings['seed']}; {some['real_count']:,} real test images. Floor: {floor['frechet']:.1f} for "
+        f"{floor['count']} real images against {floor['against']:,} others. Delta: the bundle's distance minus "
+        "PyTorch's, with its 95 % interval.",
         "",
-        "| model | scheme | delta | interval | kernel delta x 1000 | interval | PyTorch | MB | SNR dB | worst PSNR dB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
     ]
     for model, rows in document["models"].items():
         for scheme, row in rows.items():
