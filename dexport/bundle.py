@@ -39,6 +39,8 @@ PARTS = "parts"
 DECODER = "decoder"
 STITCH = "stitch"
 REPLACED = "replaced"
+UNFINISHED = f".{MANIFEST}.partial"
+"""What a killed change of a manifest leaves behind; no loader minds it."""
 DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -184,6 +186,36 @@ def load_bundle(path: str | Path) -> Bundle:
     return Bundle(folder, manifest)
 
 
+def change_manifest(bundle: Bundle, **fields: Any) -> Bundle:
+    """Replace top-level fields of a manifest on disk; its files stay as they are.
+
+    The new manifest takes the place of the old one in one step: a killed process leaves the bundle as it was.
+
+    Raises:
+        UsageError: a part of another bundle, whose hashes cover this manifest.
+        MachineError: the bundle cannot be written.
+    """
+    check_changeable(bundle)
+    complete = {**bundle.manifest, **fields}
+    with writing_to(bundle.path):
+        draft = bundle.path / UNFINISHED
+        draft.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
+        draft.replace(bundle.path / MANIFEST)
+    return Bundle(bundle.path, complete)
+
+
+def check_changeable(bundle: Bundle) -> None:
+    """Refuse a bundle whose manifest cannot be changed; see :func:`change_manifest`."""
+    folder = bundle.path.absolute()
+    if folder.parent.name == PARTS and (folder.parent.parent / MANIFEST).is_file():
+        raise UsageError(
+            f"{bundle.path} is a part of {folder.parent.parent}, whose hashes cover its manifest",
+            hint="validate the whole, or leave the manifest as it is with --no-record",
+        )
+    if not os.access(bundle.path, os.W_OK):
+        raise MachineError(f"{bundle.path} cannot be written", hint="leave its manifest as it is with --no-record")
+
+
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file below ``folder`` except the manifest, by POSIX path."""
     return {
@@ -297,4 +329,4 @@ def _file_names(folder: Path) -> list[str]:
     files = (
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
     )
-    return sorted(name for name in files if name != MANIFEST)
+    return sorted(name for name in files if name not in (MANIFEST, UNFINISHED))

@@ -284,18 +284,33 @@ def quantize_command(bundle: Path, output: Path, recipe: str | None, as_json: bo
     sys.exit(exit_code(result))
 
 
+EVALUATOR = click.Choice(["inception", "efficientnet-lite0", "pixels"])
+
+
+def _views(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that write a report for other readers."""
+    for option, what in (
+        ("--html", "as one page that needs nothing else"),
+        ("--markdown", "for a pull request"),
+        ("--junit", "as JUnit XML for CI"),
+    ):
+        command = click.option(option, type=click.Path(path_type=Path), help=f"Write the report {what}.")(command)
+    return command
+
+
 @main.command("validate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--level",
     "levels",
     multiple=True,
-    type=click.Choice(["forward", "trajectory"]),
-    default=("forward", "trajectory"),
+    type=click.Choice(["op", "forward", "trajectory", "distribution"]),
+    default=("op", "forward", "trajectory"),
     show_default=True,
-    help="Single evaluations, whole sampling runs. Repeatable.",
+    help="Custom ops, single evaluations, whole sampling runs, distances to real images. Repeatable.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@_views
 @click.option(
     "--checkpoint",
     "checkpoints",
@@ -304,46 +319,102 @@ def quantize_command(bundle: Path, output: Path, recipe: str | None, as_json: bo
     help="Where the weights of the build are now, if they were moved. Repeatable.",
 )
 @click.option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one.")
-@click.option("--classes", default="0,1", show_default=True, metavar="N,N", help="One trajectory per class label.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="[PART=]FILE.py:CLASS",
+    help="A PyTorch module of your own as the reference, such as the official code. Repeatable.",
+)
+@click.option(
+    "--classes",
+    metavar="N,N",
+    help="Class labels: one trajectory each, --count images each. [default: 0,1; all for distribution]",
+)
 @click.option("--steps", type=int, help="Sampling steps. [default: the system's]")
 @click.option("--cfg", "cfg_scale", type=float, help="Guidance scale, 1 for none. [default: the system's]")
 @click.option("--sampler", metavar="NAME", help="ddpm or ddim, where the model fits. [default: the system's]")
 @click.option("--seed", default=0, show_default=True, help="Seed of the noise.")
-@click.option("--fail-under", metavar="snr=DB", help="Smallest SNR of the final latents. [default: by precision]")
+@click.option("--reference", type=click.Path(path_type=Path), help="distribution: real images, as `dexport fid` has B.")
+@click.option("--count", default=10, show_default=True, help="distribution: images per class.")
+@click.option("--batch", default=8, show_default=True, help="distribution: images that are made together.")
+@click.option("--evaluator", type=EVALUATOR, default="inception", show_default=True, help="distribution: the features.")
+@click.option(
+    "--evaluator-weights", type=click.Path(path_type=Path), help="distribution: file of the evaluator's weights."
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    help="distribution: folder where a run that was killed goes on. [default: BUNDLE.validation]",
+)
+@click.option("--fail-under", multiple=True, metavar="NAME=N", help="Smallest snr, psnr, ssim, cosine. Repeatable.")
+@click.option(
+    "--fail-over",
+    multiple=True,
+    metavar="NAME=N",
+    help="Largest relative_l2, fid_delta, kid_delta, ... Repeatable. [default: by recipe and precision]",
+)
+@click.option("--baseline", type=click.Path(path_type=Path), help="Fail where a figure falls behind this file.")
+@click.option("--record/--no-record", default=True, show_default=True, help="Put the summary into the manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; progress goes to stderr.")
 def validate_command(
     bundle: Path,
     output: Path | None,
+    junit: Path | None,
+    markdown: Path | None,
+    html: Path | None,
     levels: tuple[str, ...],
     checkpoints: tuple[str, ...],
+    against: tuple[str, ...],
     recipe: str | None,
-    classes: str,
-    fail_under: str | None,
+    classes: str | None,
+    reference: Path | None,
+    count: int,
+    batch: int,
+    evaluator: str,
+    evaluator_weights: Path | None,
+    work: Path | None,
+    fail_under: tuple[str, ...],
+    fail_over: tuple[str, ...],
+    baseline: Path | None,
+    record: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Compare a bundle with the PyTorch networks that it was built from; exit with 1 where a gate fails."""
-    from dexport.bundle import load_bundle
+    from dexport.bundle import change_manifest, check_changeable, load_bundle
     from dexport.console import Progress, print_validation
     from dexport.exporter.recipes import find_recipe
-    from dexport.validate.validate import validate
+    from dexport.validate.baseline import read_baseline
+    from dexport.validate.document import summary
+    from dexport.validate.gates import parse_limits
+    from dexport.validate.validate import Distribution, validate
+    from dexport.validate.views import write_views
 
+    opened = load_bundle(bundle)
+    if record:
+        check_changeable(opened)
     with Progress() as progress:
         progress.start("validate")
         result = validate(
-            load_bundle(bundle),
+            opened,
             levels,
-            checkpoints={part: path for part, _, path in (text.rpartition("=") for text in checkpoints)},
+            checkpoints=_by_part(checkpoints),
             recipe=find_recipe(recipe) if recipe else None,
-            labels=_parse_numbers(classes, "--classes", "0,1", int),
-            snr_db=_parse_gate(fail_under),
+            against=_by_part(against),
+            labels=None if classes is None else _parse_numbers(classes, "--classes", "0,1", int),
+            distribution=Distribution(reference, evaluator, evaluator_weights, count, batch, work),
+            limits=parse_limits(fail_under, fail_over),
+            baseline=read_baseline(baseline) if baseline else None,
             on_progress=progress.advance,
             **options,
         )
+    report = result.to_json()
     if output is not None:
-        with writing_to(output.parent):
-            output.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-    _print_json(result.to_json()) if as_json else print_validation(result)
+        _write(output, json.dumps(report, indent=2) + "\n")
+    write_views(report, junit=junit, markdown=markdown, html=html)
+    if record:
+        change_manifest(opened, validation=summary(report))
+    _print_json(report) if as_json else print_validation(result)
     sys.exit(0 if result.passed else GateError.exit_code)
 
 
@@ -411,6 +482,48 @@ def diff_command(
         if not as_json:
             print_result(rebuilt)
     sys.exit(0 if result.passed else GateError.exit_code)
+
+
+@main.command("report")
+@click.argument("report", type=click.Path(path_type=Path))
+@_views
+@click.option("--baseline", type=click.Path(path_type=Path), help="Compare with this file.")
+def report_command(
+    report: Path, junit: Path | None, markdown: Path | None, html: Path | None, baseline: Path | None
+) -> None:
+    """Show a stored report of `dexport validate` in other forms; exit with 1 where a gate failed.
+
+    Without an option, Markdown is printed.
+    """
+    from dexport.validate import views
+    from dexport.validate.baseline import check_same, read_baseline
+    from dexport.validate.document import judged, read_report
+
+    content = read_report(report)
+    if baseline is not None:
+        held = read_baseline(baseline)
+        check_same(held, content)
+        content = judged(content, held)
+    views.write_views(content, junit=junit, markdown=markdown, html=html)
+    if not any((junit, markdown, html)):
+        click.echo(views.markdown(content), nl=False)
+    sys.exit(0 if content["passed"] else GateError.exit_code)
+
+
+@main.group("baseline")
+def baseline_group() -> None:
+    """Files that hold what a validation measured, for later ones to be held to."""
+
+
+@baseline_group.command("update")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The baseline's file, to commit.")
+def baseline_update_command(source: Path, output: Path) -> None:
+    """Write the baseline of a validation: SOURCE is a stored report, or a bundle whose manifest records one."""
+    from dexport.validate.baseline import update
+
+    written = update(source, output)
+    click.echo(f"{output}: {len(written.content['metrics'])} metrics of {written.content['date']}")
 
 
 @main.command("sample")
@@ -648,14 +761,18 @@ def _parse_numbers(text: str, option: str, example: str, kind: Callable[[str], N
         ) from error
 
 
-def _parse_gate(text: str | None) -> float | None:
-    name, _, value = (text or "snr=").partition("=")
-    try:
-        if name == "snr":
-            return float(value) if text else None
-    except ValueError:
-        pass
-    raise UsageError(f"--fail-under {text!r} is not snr=DB", hint="for example --fail-under snr=25")
+def _by_part(texts: tuple[str, ...]) -> dict[str, str]:
+    """``("decoder=vae.pt",)`` -> ``{"decoder": "vae.pt"}``; a bundle that holds one network has the part ``""``."""
+    return {part: value for part, _, value in (text.rpartition("=") for text in texts)}
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a whole file or none."""
+    draft = path.with_name(f".{path.name}.partial")
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
 
 
 def _print_json(value: Any) -> None:

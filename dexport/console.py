@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.exporter.steps import Step
     from dexport.runtime.generate import Generated
     from dexport.validate.diff import Diff, Finding
+    from dexport.validate.distribution import DistributionReport
     from dexport.validate.fid import FidReport, SetFacts
+    from dexport.validate.ops import OpReport
     from dexport.validate.parity import ParityReport
     from dexport.validate.sweep import Sweep
     from dexport.validate.trajectory import TrajectoryReport
@@ -153,6 +155,7 @@ def _print_bundle(bundle: Bundle) -> None:
             "parts": ", ".join(m.get("parts", ())) or "none",
             "custom ops": ", ".join(map(_custom_op, m["custom_ops"])) or "none",
             "engine": _engine_line(engine) if engine else "none",
+            "validation": _validation_line(m.get("validation")),
             "built with": f"dexport {m['dexport']}, opset {m['opset']}",
         }
     )
@@ -283,12 +286,79 @@ def print_parity(report: ParityReport, part: str = "") -> None:
 
 
 def print_validation(result: Validation) -> None:
-    """What ``dexport validate`` found: forward parity of each network, then the trajectory."""
+    """What ``dexport validate`` found: level by level, then the gates and the verdict."""
+    if result.ops is not None and result.ops.checks:
+        print_ops(result.ops)
     for name, report in result.forward.items():
         print_parity(report, name)
     if result.trajectory is not None:
         print_trajectory(result.trajectory)
-    out.print(f"{result.bundle}: {_colored('passed' if result.passed else 'failed')}")
+    if result.distribution is not None:
+        print_distribution(result.distribution)
+    print_gates(result)
+    for change in result.changes:
+        if change.verdict != "same":
+            before, now = (f"{value:.4g}" if value is not None else "-" for value in (change.before, change.now))
+            color = "red" if change.verdict == "worse" else "green"
+            out.print(
+                f"[{color}]{change.verdict}[/] than the baseline: {change.metric} {before} -> {now} ({change.text})"
+            )
+    for reason in result.not_run:
+        out.print(f"not run: {escape(reason)}", soft_wrap=True)
+    out.print(f"{result.bundle}: {_colored(result.verdict)}")
+
+
+def print_gates(result: Validation) -> None:
+    """Every judged metric."""
+    from dexport.validate.views.text import limit_of, value_of
+
+    table = Table("gate", "value", "limit", "of", "result", title="gates")
+    for gate in result.gates:
+        shown = gate.to_json()
+        table.add_row(gate.metric, escape(value_of(shown)), limit_of(shown), escape(gate.where), _colored(gate.verdict))
+    out.print(table)
+    for gate in result.gates:
+        if gate.advice:
+            out.print(f"[yellow]{gate.metric}[/]: {gate.advice}", soft_wrap=True)
+
+
+def print_ops(report: OpReport) -> None:
+    """The custom ops by themselves."""
+    table = Table("op", "first in", "nodes", "type", "shapes", "relative L2", "gate", "result", title="custom ops")
+    for check in report.checks:
+        shapes = " ".join("x".join(map(str, shape)) for shape in check.shapes)
+        figures = (
+            f"{check.metrics.relative_l2:.2e}",
+            f"{check.gate:.0e}",
+            _colored("pass" if check.passed else "FAIL"),
+        )
+        table.add_row(check.op, check.module, str(check.nodes), check.dtype, shapes, *figures)
+    out.print(table)
+
+
+def print_distribution(report: DistributionReport) -> None:
+    """The paired delta first: absolute distances mean little at this many images."""
+    title = (
+        f"{report.count:,} images each, {report.sampler}, cfg {report.cfg:g}, seed {report.seed}: {report.evaluator}"
+    )
+    table = Table("distance", "delta", "95 % interval", "bundle", "PyTorch", "floor", title=title)
+    floor = report.floor
+    for name, delta, real in (
+        (report.distance, report.delta, floor and floor.frechet),
+        (report.kernel_distance, report.kernel_delta, floor and floor.kernel),
+    ):
+        if delta is not None:
+            interval = f"\\[{delta.low:+.3g}, {delta.high:+.3g}]"
+            known = "not known" if real is None else f"{real:.4g}"
+            table.add_row(name, f"{delta.delta:+.3g}", interval, f"{delta.a:.4g}", f"{delta.b:.4g}", known)
+    out.print(table)
+    out.print(f"evaluator: {report.evaluator}, {report.weights or 'no weights'}", soft_wrap=True)
+    if floor:
+        out.print(f"floor: {floor.count:,} real images against {floor.against:,} others")
+    if report.lowest_psnr_db is not None:
+        out.print(f"pictures: PSNR at least {report.lowest_psnr_db:.1f} dB, {report.equal} of {report.count} equal")
+    for warning in report.warnings:
+        out.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
 
 
 def print_trajectory(report: TrajectoryReport) -> None:
@@ -308,6 +378,7 @@ def print_trajectory(report: TrajectoryReport) -> None:
     verdict = "pass" if report.passed else "FAIL"
     out.print(f"final latents: SNR {last.snr_db:.1f} dB, gate {report.gate_snr_db:g} dB: {_colored(verdict)}")
     out.print(f"worst evaluation: relative L2 {worst.metrics.relative_l2:.2e} at t = {worst.t:g}")
+    out.print(report.drift)
     if report.psnr_db:
         out.print(f"pictures: PSNR at least {min(report.psnr_db):.1f} dB, SSIM at least {min(report.ssim):.5f}")
 
@@ -439,6 +510,13 @@ def _lost(manifest: Mapping[str, Any]) -> str:
     return f"\n[yellow]lost[/]: predictions move by {max(found):.1%} (relative L2)" if found else ""
 
 
+def _validation_line(record: Mapping[str, Any] | None) -> str:
+    if not record:
+        return "none recorded; run `dexport validate`"
+    levels = ", ".join(record["settings"]["levels"])
+    return f"{_colored(record['verdict'])} on {record['date'][:10]} ({levels})"
+
+
 def _sampling_line(facts: Mapping[str, Any] | None) -> str:
     if facts is None:
         return "none"
@@ -460,7 +538,7 @@ def _set_line(facts: SetFacts) -> str:
 
 
 def _colored(verdict: str) -> str:
-    color = "green" if verdict.startswith("pass") else "yellow" if verdict.startswith("not") else "red"
+    color = "green" if verdict.startswith("pass") else "yellow" if verdict.startswith(("not", "inc")) else "red"
     return f"[{color}]{verdict}[/]"
 
 

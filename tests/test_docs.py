@@ -135,7 +135,7 @@ def check_make(arguments: list[str]) -> None:
 
 
 def test_every_block_is_of_a_checked_kind() -> None:
-    assert {block.language for block in BLOCKS} <= {"bash", "python", "toml", "text"}
+    assert {block.language for block in BLOCKS} <= {"bash", "python", "toml", "text", "yaml"}
     assert not any(re.search(r"^\s*\$? ?dexport ", b.text, flags=re.MULTILINE) for b in BLOCKS if b.language != "bash")
 
 
@@ -176,7 +176,8 @@ def test_toml_parses() -> None:
 
 def test_included_sections_exist() -> None:
     included = [match for page in DOCS.glob("*.md") for match in SNIPPET.findall(page.read_text(encoding="utf-8"))]
-    assert {file for file, _ in included} == {"examples/my_backbone.py", "examples/serve.py"}
+    examples = {"examples/my_backbone.py", "examples/serve.py", "examples/ci/validate.sh", "examples/ci/github.yml"}
+    assert {file for file, _ in included} == examples
     for file, section in included:
         source = (ROOT / file).read_text(encoding="utf-8")
         assert not section or (f"[start:{section}]" in source and f"[end:{section}]" in source)

@@ -101,6 +101,7 @@ def compose(
         },
         "engine": None if engine is None else _engine(engine),
         "parity": {"passed": None, "not_run": ["switched off"]} if verdict is None else verdict.summary(),
+        "validation": None,  # by `dexport validate`
         "steps": [asdict(step) for step in steps],
         "tools": package_versions(),
     }

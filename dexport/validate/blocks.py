@@ -14,7 +14,8 @@ What rounding explains of an own error is that of the reference graph converted 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from torch import nn
 
 from dexport.exporter.module_path import module_path
 from dexport.validate.differences import Difference
+from dexport.validate.metrics import plain
 from dexport.validate.subgraph import CutGraph, Part
 
 CHUNK_BYTES = 400_000_000
@@ -93,6 +95,10 @@ class BlockError(Deviation):
     @property
     def altered(self) -> bool:
         return bool(self.differences) or super().altered
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; a figure that is not finite becomes null."""
+        return {**plain(asdict(self)), "passed": self.passed}
 
 
 @dataclass(frozen=True)

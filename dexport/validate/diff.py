@@ -24,6 +24,7 @@ from dexport.validate.comparison import (
     trajectory_inputs,
 )
 from dexport.validate.differences import Difference
+from dexport.validate.metrics import plain
 from dexport.validate.reference import tapped_outputs, variant_of, weights_of
 from dexport.validate.search import Mend, OpError, Outcome, Search
 from dexport.validate.validate import gate_of
@@ -84,10 +85,8 @@ class Diff:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; a figure that is not finite becomes null."""
-        document = _plain(asdict(self))
-        for entry, block in zip(document["blocks"], self.blocks, strict=True):
-            entry["passed"] = block.passed
-        return {"passed": self.passed, **document}
+        document = plain(asdict(self))
+        return {"passed": self.passed, **document, "blocks": [block.to_json() for block in self.blocks]}
 
 
 def diff(
@@ -233,11 +232,3 @@ def _inside_export(
         if candidates and min(relative_l2(tap, value) for value in candidates) > allowed:
             return Finding(EXPORT, path)
     return finding
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

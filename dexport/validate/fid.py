@@ -189,7 +189,7 @@ def _report(
         not_run.append(f"{evaluator.spatial_distance}: a set has no spatial statistics (mu_s, sigma_s)")
     if ours.logits is None and evaluator.name == "inception":
         not_run.append("Inception Score: these weights, or these statistics, have no classifier outputs")
-    floor = _floor(real, samples.count, seed)
+    floor = floor_of(real, samples.count, seed)
     if floor is None:
         not_run.append("floor: the reference has statistics, or too few images to split")
     fewest = len(ours.moments.mean)  # below it the covariance is singular: 2048 for Inception
@@ -221,7 +221,7 @@ def _report(
     )
 
 
-def _floor(real: Summary, count: int | None, seed: int) -> Floor | None:
+def floor_of(real: Summary, count: int | None, seed: int) -> Floor | None:
     """As many reference images as there are samples against the others; where they are too few, half against half."""
     if real.features is None or len(real.features) < 4:
         return None

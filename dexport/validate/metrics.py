@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,3 +46,12 @@ def compare(reference: np.ndarray, actual: np.ndarray) -> Metrics:
         snr_db=math.inf if relative == 0 else -20 * math.log10(relative),
         finite=True,
     )
+
+
+def plain(value: Any) -> Any:
+    """JSON values, at any depth; a figure that is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

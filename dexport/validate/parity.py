@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
@@ -24,7 +23,7 @@ from dexport.exporter.recipes.recipe import BATCH, DEFAULT_GATES, Signature
 from dexport.exporter.variant import Variant
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
-from dexport.validate.reference import torch_session
+from dexport.validate.reference import TorchSession, torch_runner, torch_session
 
 MAX_DISTINCT_ROWS = 4
 """Rows of input that differ; larger batches repeat them. More rows would cost more reference passes, not show more."""
@@ -108,6 +107,8 @@ def check_parity(
     precision: str,
     max_batch: int,
     gate: str = "",
+    limit: float | None = None,
+    session: TorchSession | None = None,
     on_progress: OnProgress | None = None,
     seed: int = 0,
 ) -> ParityReport:
@@ -119,6 +120,8 @@ def check_parity(
         precision: ``fp32``, ``fp16`` or ``bf16``.
         max_batch: largest batch of the profile.
         gate: which of the recipe's gates judges: ``int8``, ``w8a8``, or the precision's where it is empty.
+        limit: largest relative L2, in place of that gate.
+        session: a reference in place of the recipe's network.
     """
     tell = on_progress or _ignore
     batches = batch_sizes(max_batch)
@@ -128,29 +131,29 @@ def check_parity(
     total = len(runs) + 1
 
     tell(0, total, "PyTorch float32")
-    expected = reference_outputs(variant, weights, inputs, rows)
+    expected = reference_outputs(variant, weights, inputs, rows, session)
     gate = gate or precision
-    limit = {**DEFAULT_GATES, **variant.recipe.gates}[gate]
+    limit = {**DEFAULT_GATES, **variant.recipe.gates}[gate] if limit is None else limit
     checks: list[Check] = []
-    session: OnnxSession | None = None
+    graph: OnnxSession | None = None
     opened = ""
     seen: dict[tuple[str, int], np.ndarray] = {}
     for done, (kind, batch) in enumerate(runs, start=1):
         tell(done, total, f"{kind}, batch {batch}")
         if kind != opened:
-            session = None  # free the previous one before the next is loaded
-            session = open_graph(kind, model_path)
+            graph = None  # free the previous one before the next is loaded
+            graph = open_graph(kind, model_path)
             opened = kind
-        assert session is not None
+        assert graph is not None
         order = row_order(batch, rows)
-        got = session(**take_rows(variant.signature, inputs, order))
+        got = graph(**take_rows(variant.signature, inputs, order))
         for name, array in got.items():
-            checks.append(Check(kind, session.runner, batch, name, compare(expected[name][order], array), limit))
-            checks += _consistency(session.runner, kind, batch, name, order, array, seen, limit)
+            checks.append(Check(kind, graph.runner, batch, name, compare(expected[name][order], array), limit))
+            checks += _consistency(graph.runner, kind, batch, name, order, array, seen, limit)
     tell(total, total, "")
     return ParityReport(
         precision=precision if gate == precision else f"{precision}, {gate}",
-        reference=f"PyTorch {torch.__version__} float32 on CPU",
+        reference=session.runner if session else torch_runner(),
         timesteps=tuple(float(t) for t in inputs.get("t", ())),
         checks=tuple(checks),
         not_run=_not_run(precision),
@@ -179,9 +182,11 @@ def take_rows(signature: Signature, inputs: Arrays, order: Sequence[int]) -> dic
     }
 
 
-def reference_outputs(variant: Variant, weights: WeightSource, inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
-    """Outputs of the float32 PyTorch module, row by row in small batches."""
-    session = torch_session(variant, weights)
+def reference_outputs(
+    variant: Variant, weights: WeightSource, inputs: Arrays, rows: int, session: TorchSession | None = None
+) -> dict[str, np.ndarray]:
+    """Outputs of the float32 PyTorch module, or of a ``session`` in its place, row by row in small batches."""
+    session = session or torch_session(variant, weights)
     parts = [
         session(**take_rows(variant.signature, inputs, range(start, min(start + REFERENCE_BATCH, rows))))
         for start in range(0, rows, REFERENCE_BATCH)

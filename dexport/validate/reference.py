@@ -31,7 +31,7 @@ class TorchSession:
         self._module = module.eval()
         self._outputs = [spec.name for spec in signature.outputs]
         self.inputs = {spec["name"]: port_of(spec) for spec in tensor_specs(signature.inputs)}
-        self.runner = f"PyTorch {torch.__version__} float32 on CPU"
+        self.runner = torch_runner()
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Run once, without gradients."""
@@ -39,6 +39,11 @@ class TorchSession:
             results = self._module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs))
         tensors = results if isinstance(results, tuple) else (results,)
         return {name: tensor.numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
+
+
+def torch_runner() -> str:
+    """What computes the references, for reports."""
+    return f"PyTorch {torch.__version__} float32 on CPU"
 
 
 def torch_session(variant: Variant, weights: WeightSource) -> TorchSession:

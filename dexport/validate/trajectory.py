@@ -16,9 +16,10 @@ from dexport.errors import UsageError
 from dexport.runtime.noise import Noise, Replay
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import Denoiser, Sampler, Step
-from dexport.validate.likeness import psnr, ssim
+from dexport.validate.likeness import ssim
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.parity import finite_or_null
+from dexport.validate.pictures import Histogram, Pair, compare_pictures, error_histogram
 
 DEFAULT_SNR: dict[str, float] = {
     "fp32": 60.0,
@@ -30,6 +31,8 @@ DEFAULT_SNR: dict[str, float] = {
     "ternary": 5.0,
 }
 """Smallest signal-to-noise ratio in dB of the final latents."""
+NOTABLE = 1.5
+"""Factor by which an error has to change to be called growing or healing."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class TrajectoryReport:
         evaluations: error of each evaluation of the guided network at the reference's states.
         psnr_db, ssim: of every picture, bundle against PyTorch; empty where values are not finite.
         gate_snr_db: smallest SNR allowed for the last state.
+        pairs, histograms: the pictures that are least alike, and how large the errors of all of them are.
     """
 
     reference: str
@@ -62,6 +66,8 @@ class TrajectoryReport:
     psnr_db: tuple[float, ...]
     ssim: tuple[float, ...]
     gate_snr_db: float
+    pairs: tuple[Pair, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -73,13 +79,31 @@ class TrajectoryReport:
         """The evaluation that is furthest from the reference's."""
         return max(self.evaluations, key=lambda at: at.metrics.relative_l2)
 
+    @property
+    def drift(self) -> str:
+        """A sentence: whether the error of the states accumulates, heals or stays."""
+        errors = [at.metrics.relative_l2 for at in self.states]
+        if not np.isfinite(errors).all():
+            return "The states are not finite."
+        peak = int(np.argmax(errors))
+        first, most, last = errors[0], errors[peak], errors[-1]
+        if most == 0:
+            return "The states are equal, bit for bit."
+        at_peak = f"{most:.1e} after step {peak + 1} of {len(errors)}"
+        if most > NOTABLE * last:
+            return f"The error of the states peaks at {at_peak} and ends at {last:.1e}: it heals."
+        if last > NOTABLE * first:
+            times = f", {last / first:.1f} times as much" if first else ""
+            return f"The error of the states grows from {first:.1e} after step 1 to {last:.1e}{times}: it accumulates."
+        return f"The error of the states stays where it is: {first:.1e} after the first step, {last:.1e} at the end."
+
     def to_json(self) -> dict[str, Any]:
         """JSON values; a figure that is not finite becomes null."""
         document = asdict(self)
         for name, errors in (("states", self.states), ("evaluations", self.evaluations)):
             document[name] = [{"t": at.t, **finite_or_null(asdict(at.metrics))} for at in errors]
         document["psnr_db"] = [value if np.isfinite(value) else None for value in self.psnr_db]
-        return {"passed": self.passed, **document}
+        return {"passed": self.passed, "drift": self.drift, **document}
 
 
 def check_trajectory(
@@ -124,7 +148,8 @@ def check_trajectory(
     on_progress(2, 3, "bundle, at PyTorch's states")
     ends = wanted[-1].x.astype(np.float32), got[-1].x.astype(np.float32)
     finite = all(np.isfinite(end).all() for end in ends)
-    pairs = list(zip(reference.images(ends[0]), pipeline.images(ends[1]), strict=True)) if finite else []
+    pictures = (reference.images(ends[0]), pipeline.images(ends[1])) if finite else ()
+    likeness = compare_pictures([pictures] if pictures else [], captions(pipeline, labels))
     return TrajectoryReport(
         reference=reference.runner,
         runner=pipeline.runner,
@@ -134,10 +159,20 @@ def check_trajectory(
         labels=tuple(labels),
         states=tuple(At(a.t, compare(a.x, b.x)) for a, b in zip(wanted, got, strict=True)),
         evaluations=tuple(At(float(t[0]), compare(out, actual(x, t))) for x, t, out in calls),
-        psnr_db=tuple(psnr(*pair) for pair in pairs),
-        ssim=tuple(ssim(*pair) for pair in pairs),
+        psnr_db=likeness.psnr_db,
+        ssim=tuple(ssim(*pair) for pair in zip(*pictures, strict=True)),
         gate_snr_db=gate_snr_db,
+        pairs=likeness.pairs,
+        histograms=(error_histogram("final latents", *ends), likeness.histogram) if pictures else (),
     )
+
+
+def captions(pipeline: Pipeline, labels: Sequence[int]) -> list[str]:
+    """Names of classes where there are names."""
+    if pipeline.classes is None:
+        return [""] * len(labels)
+    names = pipeline.facts["class_names"]
+    return [names[label] if names else f"class {label}" for label in labels]
 
 
 def _states(sampler: Sampler, denoiser: Denoiser, noise: Noise, images: int, shape: tuple[int, ...]) -> list[Step]:

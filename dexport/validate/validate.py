@@ -2,88 +2,177 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from dexport.bundle import DECODER, Bundle
-from dexport.errors import UsageError
+from dexport.bundle import DECODER, Bundle, sha256_of
+from dexport.errors import GateError, UsageError
 from dexport.exporter.origin import variant_of, weights_of
-from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe
 from dexport.runtime.pipeline import Pipeline
-from dexport.validate.parity import ParityReport, check_parity, open_graph
-from dexport.validate.reference import torch_session
+from dexport.validate.against import session_against
+from dexport.validate.baseline import Baseline, Change, changes, check_comparable
+from dexport.validate.blocks import BlockError
+from dexport.validate.comparison import block_errors
+from dexport.validate.distribution import SHARE, DistributionReport, check_distribution
+from dexport.validate.document import Run, document, verdict_of
+from dexport.validate.features.evaluator import Evaluator, open_evaluator
+from dexport.validate.gates import METRICS, Gate, Limits, check_limits, delta_metrics
+from dexport.validate.ops import NO_OPS, OpReport, check_ops
+from dexport.validate.parity import Check, ParityReport, check_parity, open_graph
+from dexport.validate.reference import TorchSession, torch_session
 from dexport.validate.trajectory import DEFAULT_SNR, TrajectoryReport, check_trajectory
+from dexport.validate.workplace import fingerprint
+from dexport.version import __version__
 
-LEVELS = ("forward", "trajectory")
+LEVELS = ("op", "forward", "trajectory", "distribution")
+DEFAULT_LEVELS = ("op", "forward", "trajectory")
+SAMPLED = ("trajectory", "distribution")
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What the level ``distribution`` takes besides the settings of the sampling.
+
+    Attributes:
+        real: real images: a folder of PNG files, an ``.npz`` of images, or ADM's statistics.
+        evaluator, weights: the feature network and the file of its weights, None for an installed package's.
+        count: images per class.
+        work: folder for pictures and features; None for ``NAME.validation`` beside the bundle.
+    """
+
+    real: Path | None = None
+    evaluator: str = "inception"
+    weights: Path | None = None
+    count: int = 10
+    batch: int = 8
+    work: Path | None = None
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What was compared: forward parity of every network by name, and the trajectory of the whole."""
+    """What was compared: the ops and forward parity of every network by name, and the sampling of the whole.
 
-    bundle: str
+    Attributes:
+        run: what was asked for.
+        blocks: errors of every block by itself, by network.
+        gates: every judged metric.
+        changes: against a baseline; empty without one.
+        not_run: levels, or parts of them, that were asked for and did not run, and why.
+    """
+
+    run: Run
+    ops: OpReport | None
     forward: Mapping[str, ParityReport]
     trajectory: TrajectoryReport | None
+    distribution: DistributionReport | None
+    gates: tuple[Gate, ...]
+    not_run: tuple[str, ...]
+    blocks: Mapping[str, tuple[BlockError, ...]] = field(default_factory=dict)
+    baseline: Baseline | None = None
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def bundle(self) -> str:
+        """The name of what was validated."""
+        return self.run.bundle.manifest["name"]
+
+    @property
+    def verdict(self) -> str:
+        """``passed``, ``failed``, ``inconclusive``, or ``not run`` where nothing was judged."""
+        return verdict_of([gate.verdict for gate in self.gates], [change.verdict for change in self.changes])
 
     @property
     def passed(self) -> bool:
-        verdicts = [report.passed for report in self.forward.values()]
-        if self.trajectory is not None:
-            verdicts.append(self.trajectory.passed)
-        return bool(verdicts) and all(verdicts)
+        return self.verdict == "passed"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values. A level that was not asked for is null."""
-        return {
-            "bundle": self.bundle,
-            "passed": self.passed,
-            "forward": {name: report.to_json() for name, report in self.forward.items()} or None,
-            "trajectory": self.trajectory and self.trajectory.to_json(),
-        }
+        """The report; see :mod:`dexport.validate.document`."""
+        return document(
+            self.run,
+            ops=None if self.ops is None else self.ops.to_json(),
+            forward={name: report.to_json() for name, report in self.forward.items()} or None,
+            trajectory=None if self.trajectory is None else self.trajectory.to_json(),
+            distribution=None if self.distribution is None else self.distribution.to_json(),
+            blocks=[
+                {**block.to_json(), "path": ": ".join(filter(None, (name, block.path)))}
+                for name, blocks in self.blocks.items()
+                for block in blocks
+            ]
+            or None,
+            gates=[gate.to_json() for gate in self.gates],
+            not_run=list(self.not_run),
+            baseline=self.baseline,
+        )
 
 
 def validate(
     bundle: Bundle,
-    levels: Sequence[str] = LEVELS,
+    levels: Sequence[str] = DEFAULT_LEVELS,
     *,
     checkpoints: Mapping[str, str] | None = None,
     recipe: Recipe | None = None,
-    labels: Sequence[int] = (0, 1),
+    against: Mapping[str, str] | None = None,
+    labels: Sequence[int] | None = None,
     steps: int | None = None,
     sampler: str | None = None,
     cfg_scale: float | None = None,
     seed: int = 0,
-    snr_db: float | None = None,
-    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
+    distribution: Distribution | None = None,
+    limits: Limits | None = None,
+    baseline: Baseline | None = None,
+    on_progress: OnProgress = lambda _done, _total, _detail: None,
 ) -> Validation:
     """Compare a bundle with the float32 PyTorch networks that it was built from.
 
     Args:
-        levels: ``forward`` (single evaluations of every network), ``trajectory`` (whole sampling runs).
+        levels: ``op`` (every custom op and every block by itself), ``forward`` (single evaluations of every network), ``trajectory``
+            (whole sampling runs, step by step), ``distribution`` (many images and their distances to real ones).
         checkpoints: where the weights are now, by part; ``""`` is a bundle that holds one network.
         recipe: for a bundle that was built from a recipe of one's own.
-        labels: one image each, for the trajectory.
-        snr_db: smallest SNR of the final latents; by default that of the bundle's precision.
+        against: modules of the user's own, ``file.py:Class`` by part, in place of dexport's networks.
+        labels: for the trajectory one image each, by default classes 0 and 1; for the distribution ``count`` each,
+            by default of all classes.
+        limits: of gates, in place of those of the recipe and the precision.
+        baseline: an earlier validation that this one may not fall behind.
 
     Raises:
-        UsageError: an unknown level or part, a trajectory of something that cannot be sampled, weights that are gone.
-        InputError: weights that are not those of the build.
+        UsageError: an unknown level or part, sampling of something that cannot be sampled, weights that are gone,
+            limits on what is not measured.
+        InputError: weights that are not those of the build, a reference that does not fit.
     """
     unknown = [level for level in levels if level not in LEVELS]
     if unknown:
         raise UsageError(f"no level {', '.join(unknown)}", hint=f"choose from {', '.join(LEVELS)}")
-    networks = _networks(bundle)
-    checkpoints = checkpoints or {}
-    for name in checkpoints:
+    limits, chosen = limits or Limits(), distribution or Distribution()
+    networks = networks_of(bundle)
+    checkpoints, against = checkpoints or {}, against or {}
+    for name in (*checkpoints, *against):
         if name not in networks:
             raise UsageError(f"the bundle has no part {name!r}", hint=f"it has {', '.join(map(repr, networks))}")
+    evaluator = _open_evaluator(chosen) if "distribution" in levels else None
+    check_limits(limits, levels, evaluator)
+    run = _run(bundle, levels, against, labels, steps, sampler, cfg_scale, seed, chosen, evaluator)
+    if baseline is not None:
+        check_comparable(baseline, run)
 
     forward: dict[str, ParityReport] = {}
-    sessions = {}
+    references: dict[str, TorchSession] = {}
+    ops: list[OpReport] = []
+    blocks: dict[str, tuple[BlockError, ...]] = {}
     for name, part in networks.items():
         variant = variant_of(part.manifest, recipe)
         weights = weights_of(part.manifest["weights"], variant, checkpoints.get(name))
+        own = session_against(against[name], variant, weights) if name in against else None
+        if "op" in levels:
+            on_progress(0, 1, f"{name} ops")
+            ops.append(check_ops(name, part.model_path, limit=limits.given.get("op_l2"), seed=seed))
+            allowed = limits.get("block_l2", {**DEFAULT_GATES, **variant.recipe.gates}[gate_of(part)])
+            blocks[name] = block_errors(part, variant, weights, allowed, on_progress=on_progress)
         if "forward" in levels:
             forward[name] = check_parity(
                 variant,
@@ -91,35 +180,239 @@ def validate(
                 part.model_path,
                 precision=part.manifest["precision"]["name"],
                 gate=gate_of(part),
+                limit=limits.given.get("relative_l2"),
+                session=own,
                 max_batch=part.manifest["batch"]["max"],
                 on_progress=on_progress,
             )
-        if "trajectory" in levels:
-            sessions[name] = torch_session(variant, weights)
-    if "trajectory" not in levels:
-        return Validation(bundle.manifest["name"], forward, None)
+        if set(levels) & set(SAMPLED):
+            references[name] = own or torch_session(variant, weights)
 
+    op_report = OpReport(tuple(c for r in ops for c in r.checks), tuple(t for r in ops for t in r.not_run))
+    gates = [*_op_gates(op_report, limits), *_block_gates(blocks, limits), *_forward_gates(forward, limits)]
+    not_run = [f"{level}: not asked for (--level {level})" for level in LEVELS if level not in levels]
+    not_run += [f"op: {reason}" for reason in op_report.not_run]
+    if "op" in levels and not op_report.checks and not op_report.not_run:
+        not_run.append(f"op: {NO_OPS}")
+    result = Validation(
+        run,
+        op_report if "op" in levels else None,
+        forward,
+        None,
+        None,
+        tuple(gates),
+        (*not_run, *(f"forward: {reason}" for report in forward.values() for reason in report.not_run)),
+        blocks,
+        baseline,
+    )
+    if references:
+        result = _sampled(result, networks, references, limits, chosen, evaluator, on_progress)
+    if baseline is None:
+        return result
+    return replace(result, changes=changes(baseline, result.to_json()))
+
+
+def _sampled(
+    result: Validation,
+    networks: Mapping[str, Bundle],
+    references: Mapping[str, TorchSession],
+    limits: Limits,
+    chosen: Distribution,
+    evaluator: Evaluator | None,
+    on_progress: OnProgress,
+) -> Validation:
+    """Add the levels that sample the whole bundle."""
+    run = result.run
     rounded = {name: open_graph(kind_of(part), part.model_path) for name, part in networks.items()}
     pipeline, reference = (
         Pipeline(
-            bundle,
-            sessions=[session for name, session in chosen.items() if not name.endswith(DECODER)],
-            decoder_session=next((session for name, session in chosen.items() if name.endswith(DECODER)), None),
+            run.bundle,
+            sessions=[session for name, session in sessions.items() if not name.endswith(DECODER)],
+            decoder_session=next((session for name, session in sessions.items() if name.endswith(DECODER)), None),
         )
-        for chosen in (rounded, sessions)
+        for sessions in (rounded, references)
     )
-    trajectory = check_trajectory(
-        pipeline,
-        reference,
-        labels,
-        steps=steps,
-        sampler=sampler,
-        cfg_scale=cfg_scale,
-        seed=seed,
-        gate_snr_db=min(DEFAULT_SNR[gate_of(part)] for part in networks.values()) if snr_db is None else snr_db,
-        on_progress=on_progress,
+    loosest = min(map(gate_of, networks.values()), key=DEFAULT_SNR.__getitem__)
+    settings = {name: run.sampling[name] for name in ("steps", "sampler", "cfg_scale", "seed")}
+    if "trajectory" in run.levels:
+        trajectory = check_trajectory(
+            pipeline,
+            reference,
+            run.labels,
+            gate_snr_db=limits.get("snr", DEFAULT_SNR[loosest]),
+            on_progress=on_progress,
+            **settings,
+        )
+        result = replace(
+            result,
+            trajectory=trajectory,
+            gates=(*result.gates, *_trajectory_gates(trajectory, limits)),
+        )
+    if evaluator is None:
+        return result
+    assert chosen.real is not None
+    place = run.bundle.path.absolute()
+    labels = [label for label in run.classes(pipeline.classes) for _ in range(chosen.count)]
+    try:
+        report = check_distribution(
+            pipeline,
+            reference,
+            labels,
+            evaluator=evaluator,
+            real=chosen.real,
+            work=chosen.work or place.with_name(f"{place.name}.validation"),
+            identity=run.identity,
+            batch=chosen.batch,
+            on_progress=on_progress,
+            **settings,
+        )
+    except GateError as error:  # values that are not finite: a finding, and the other levels have theirs
+        name = delta_metrics(evaluator)[0]
+        broken = Gate(name, None, limits.get(name, math.inf), limits.source(name), str(error))
+        return replace(result, gates=(*result.gates, broken), not_run=(*result.not_run, f"distribution: {error}"))
+    return replace(
+        result,
+        distribution=report,
+        gates=(*result.gates, *_distribution_gates(report, evaluator, limits, SHARE[loosest])),
+        not_run=(*result.not_run, *(f"distribution: {reason}" for reason in report.not_run)),
     )
-    return Validation(bundle.manifest["name"], forward, trajectory)
+
+
+def _op_gates(report: OpReport, limits: Limits) -> Iterable[Gate]:
+    if not report.checks:
+        if "op_l2" in limits.given:
+            raise UsageError("op_l2 has a limit, and no custom op was run", hint="leave it out")
+        return
+    worst = max(report.checks, key=lambda check: _excess(check.metrics.relative_l2, check.gate))
+    where = f"{worst.op} of {worst.module}, {worst.dtype}"
+    yield Gate("op_l2", worst.metrics.relative_l2, worst.gate, limits.source("op_l2"), where)
+
+
+def _block_gates(blocks: Mapping[str, Sequence[BlockError]], limits: Limits) -> Iterable[Gate]:
+    """How exact the worst block is, and how many are not what an export writes, however little it does."""
+    found = [(": ".join(filter(None, (name, block.path))), block) for name, some in blocks.items() for block in some]
+    if not found:
+        return
+    where, worst = max(found, key=lambda pair: _excess(pair[1].own if pair[1].finite else math.nan, pair[1].allowed))
+    own = worst.own if worst.finite else math.nan
+    yield Gate("block_l2", own, worst.allowed, limits.source("block_l2"), where or "outside of blocks")
+    altered = [path or "outside of blocks" for path, block in found if block.altered]
+    where = ", ".join(altered) or f"{len(found)} blocks"
+    limit = limits.get("altered_blocks", 0)
+    yield Gate("altered_blocks", len(altered), limit, limits.source("altered_blocks"), where)
+
+
+def _forward_gates(forward: Mapping[str, ParityReport], limits: Limits) -> Iterable[Gate]:
+    checks = [(name, check) for name, report in forward.items() for check in report.checks]
+    if not checks:
+        return
+
+    def gate(metric: str, limit: Callable[[Check], float], value: Callable[[Check], float], sign: int) -> Gate:
+        name, worst = max(checks, key=lambda pair: sign * _excess(value(pair[1]), limit(pair[1]) if sign > 0 else 1))
+        where = f"{name and f'{name}, '}{worst.kind}, batch {worst.batch}"
+        shown = value(worst) if worst.metrics.finite else math.nan
+        return Gate(metric, shown, limit(worst), limits.source(metric), where)
+
+    yield gate("relative_l2", lambda check: check.gate, lambda check: check.metrics.relative_l2, 1)
+    if "max_abs" in limits.given:
+        yield gate("max_abs", lambda _: limits.given["max_abs"], lambda check: check.metrics.max_abs, 1)
+    if "cosine" in limits.given:
+        yield gate("cosine", lambda _: limits.given["cosine"], lambda check: check.metrics.cosine, -1)
+
+
+def _excess(value: float, limit: float) -> float:
+    """How far a value is towards a limit; what is not a number is furthest."""
+    return math.inf if math.isnan(value) else value / limit if limit > 0 else value
+
+
+def _trajectory_gates(report: TrajectoryReport, limits: Limits) -> Iterable[Gate]:
+    last, worst = report.states[-1].metrics, report.worst_evaluation
+    snr = last.snr_db if last.finite else math.nan
+    yield Gate("snr", snr, report.gate_snr_db, limits.source("snr"), report.sampler)
+    measured = {
+        "evaluation_l2": (worst.metrics.relative_l2, f"t = {worst.t:g}"),
+        "psnr": (min(report.psnr_db, default=math.nan), "worst picture"),
+        "ssim": (min(report.ssim, default=math.nan), "worst picture"),
+    }
+    for name, (value, where) in measured.items():
+        if name in limits.given:
+            yield Gate(name, value, limits.given[name], METRICS[name].option, where)
+
+
+def _distribution_gates(
+    report: DistributionReport, evaluator: Evaluator, limits: Limits, share: float
+) -> Iterable[Gate]:
+    frechet, kernel = delta_metrics(evaluator)
+    delta = report.delta
+    estimate = {"low": delta.low, "high": delta.high, "count": delta.count}
+    where = f"{report.count:,} images, {report.distance}"
+    limit = limits.get(frechet, share * abs(delta.b))
+    yield Gate(frechet, delta.delta, limit, limits.source(frechet), where, **estimate)  # type: ignore[arg-type]
+    if kernel in limits.given:
+        found = report.kernel_delta
+        if found is None:
+            yield Gate(kernel, None, limits.given[kernel], limits.source(kernel), "not measured: no real images")
+        else:
+            estimate = {"low": found.low, "high": found.high, "count": found.count}
+            where = f"{report.count:,} images, {report.kernel_distance}"
+            yield Gate(kernel, found.delta, limits.given[kernel], limits.source(kernel), where, **estimate)  # type: ignore[arg-type]
+
+
+def _open_evaluator(chosen: Distribution) -> Evaluator:
+    """The feature network, after everything about the level that can be refused has been."""
+    if chosen.real is None:
+        raise UsageError(
+            "the level distribution compares with real images, and there are none",
+            hint="give them with --reference: a folder of PNG files, an .npz file, or ADM's statistics",
+        )
+    if not chosen.real.exists():
+        raise UsageError(
+            f"--reference {chosen.real} does not exist", hint="give a folder of PNG files, or an .npz file"
+        )
+    if chosen.count < 1 or chosen.batch < 1:
+        raise UsageError(f"--count {chosen.count}, --batch {chosen.batch}: both start at 1", hint="give 1 or more")
+    return open_evaluator(chosen.evaluator, chosen.weights)
+
+
+def _run(
+    bundle: Bundle,
+    levels: Sequence[str],
+    against: Mapping[str, str],
+    labels: Sequence[int] | None,
+    steps: int | None,
+    sampler: str | None,
+    cfg_scale: float | None,
+    seed: int,
+    chosen: Distribution,
+    evaluator: Evaluator | None,
+) -> Run:
+    parts = networks_of(bundle)
+    references = {name: {"module": address, "sha256": _sha256_of_module(address)} for name, address in against.items()}
+    identity = {
+        "files": {name: entry["sha256"] for name, entry in bundle.manifest["files"].items()},
+        "weights": {name: part.manifest["weights"]["sha256"] or "random" for name, part in parts.items()},
+        "reference": {"dexport": __version__, "modules": references},
+    }
+    sampling = {"steps": steps, "sampler": sampler, "cfg_scale": cfg_scale, "seed": seed}
+    measured = None
+    if evaluator is not None:
+        assert chosen.real is not None
+        measured = {"evaluator": evaluator.name, "weights_sha256": evaluator.sha256, "count": chosen.count}
+        measured["real_sha256"] = fingerprint(chosen.real)
+    return Run(
+        bundle=bundle,
+        parts=parts,
+        levels=tuple(level for level in LEVELS if level in levels),
+        given_labels=None if labels is None else tuple(labels),
+        sampling=sampling,
+        distribution=measured,
+        identity=identity,
+    )
+
+
+def _sha256_of_module(address: str) -> str:
+    path = Path(address.rpartition(":")[0])
+    return sha256_of(path) if path.is_file() else ""
 
 
 def kind_of(part: Bundle) -> str:
@@ -133,9 +426,9 @@ def gate_of(part: Bundle) -> str:
     return precision.get("gate", precision["name"])
 
 
-def _networks(bundle: Bundle) -> dict[str, Bundle]:
+def networks_of(bundle: Bundle) -> dict[str, Bundle]:
     """Every network of a bundle by the path of its part; ``""`` for a bundle's own."""
     found = {} if bundle.stitch else {"": bundle}
     for name, part in bundle.parts.items():
-        found |= {"/".join(filter(None, (name, inner))): network for inner, network in _networks(part).items()}
+        found |= {"/".join(filter(None, (name, inner))): network for inner, network in networks_of(part).items()}
     return found

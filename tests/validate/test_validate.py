@@ -73,8 +73,15 @@ def test_a_bundle_of_ones_own_recipe_needs_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--fail-under", "fid=3"], "is not snr=DB"),
-        (["--fail-under", "snr=a"], "is not snr=DB"),
+        (["--fail-under", "fid=3"], "there is no metric 'fid'"),
+        (["--fail-under", "snr_db=3"], "did you mean snr"),
+        (["--fail-under", "snr=a"], "is not NAME=NUMBER"),
+        (["--fail-under", "snr=nan"], "is not NAME=NUMBER"),
+        (["--fail-over", "snr=3"], "more is better"),
+        (["--fail-over", "evaluation_l2=3", "--fail-over", "evaluation_l2=4"], "has a limit already"),
+        (["--fail-over", "relative_l2=1"], "add --level forward"),
+        (["--level", "distribution"], "give them with --reference"),
+        (["--baseline", "absent.json"], "dexport baseline update"),
         (["--classes", "11"], "no class 11"),
         (["--classes", ""], "at least one image"),
         (["--steps", "2000"], "the schedule has 1000"),

@@ -1,0 +1,224 @@
+"""A committed baseline: what a validation measured once, and how far later ones may fall behind it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dexport.bundle import MANIFEST, load_bundle, writing_to
+from dexport.errors import InputError, UsageError
+from dexport.validate.document import WORSE, Run, read_report, summary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SCHEMA = 1
+KIND = "dexport baseline"
+UPDATE = "if that is meant, make it anew with `dexport baseline update BUNDLE -o FILE.json`"
+DIGITS = 4
+"""Significant ones, so that a file that is written again changes where the figures do."""
+SAME, BETTER = "same", "better"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a metric may move before it counts.
+
+    Attributes:
+        factor: an error or a size may grow by it; 0 where ``absolute`` decides.
+        floor: smaller errors count as this: they are float32's rounding, which differs between processors.
+        absolute: in the metric's own unit, plus the margins of two estimates.
+        higher_is_better: of PSNR and SSIM.
+    """
+
+    factor: float = 0.0
+    floor: float = 0.0
+    absolute: float = 0.0
+    higher_is_better: bool = False
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    "relative_l2": Tolerance(factor=2.0, floor=1e-6),
+    "psnr_db": Tolerance(absolute=3.0, higher_is_better=True),
+    "ssim": Tolerance(absolute=0.005, higher_is_better=True),
+    "delta": Tolerance(),
+    "kernel_delta": Tolerance(),
+    "onnx_bytes": Tolerance(factor=1.02),
+}
+"""By the last word of a metric's name."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline file.
+
+    Attributes:
+        path: where it was read.
+        content: its JSON: ``network``, ``settings``, ``metrics``, ``files``, ``tools``.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+
+    def describe(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """Where it is, when it was made, and which tools and files are others now."""
+        now = summary(report)
+        return {
+            "path": str(self.path),
+            "date": self.content["date"],
+            "dexport": self.content["dexport"],
+            "tools": _differences(self.content["tools"], now["tools"]),
+            "files": sorted(_differences(self.content["files"], now["files"])),
+        }
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric now and in the baseline; ``limit`` is the worst value that is still the same."""
+
+    metric: str
+    before: float | None
+    now: float | None
+    limit: float | None
+    verdict: str
+    text: str
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read a baseline file.
+
+    Raises:
+        UsageError: no such file.
+        InputError: another file, or another schema.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist", hint=f"make it with `dexport baseline update BUNDLE -o {path}`")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}", hint=UPDATE) from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise InputError(f"{path} is not a baseline", hint=UPDATE)
+    if content.get("schema") != SCHEMA:
+        raise InputError(f"{path} has baseline schema {content.get('schema')}; this dexport reads {SCHEMA}", UPDATE)
+    missing = [name for name in ("network", "settings", "metrics", "files", "tools") if name not in content]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}", hint=UPDATE)
+    return Baseline(path, content)
+
+
+def check_comparable(baseline: Baseline, run: Run) -> None:
+    """Refuse a baseline of another network or of other settings, before any work.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    check_same(baseline, {"network": run.network(), "settings": run.settings()})
+
+
+def check_same(baseline: Baseline, report: Mapping[str, Any]) -> None:
+    """Refuse a baseline that a report cannot be compared with."""
+    for section in ("network", "settings"):
+        now = json.loads(json.dumps(report[section]))
+        differing = list(_paths(baseline.content[section], now))
+        if differing:
+            listed = "\n    ".join(
+                f"{path}: {before!r} in the baseline, {after!r} here" for path, before, after in differing
+            )
+            raise InputError(
+                f"{baseline.path} is the baseline of something else: its {section} differs:\n    {listed}", hint=UPDATE
+            )
+
+
+def changes(baseline: Baseline, report: Mapping[str, Any]) -> tuple[Change, ...]:
+    """Every metric of the baseline or of the report, in the order of the report."""
+    before, now = baseline.content["metrics"], report["metrics"]
+    return tuple(_change(name, before.get(name), now.get(name)) for name in dict.fromkeys((*now, *before)))
+
+
+def update(source: Path, output: Path) -> Baseline:
+    """Write the baseline of a stored report, or of the validation that a bundle's manifest records.
+
+    Raises:
+        UsageError: a bundle that was not validated, an output that is not ``.json``.
+        InputError: a report of a run that failed: a baseline is what later runs are held to.
+    """
+    if output.suffix != ".json":
+        raise UsageError(f"-o {output} is not a .json file", hint=f"for example -o {output.with_suffix('.json')}")
+    if source.is_dir() or source.name == MANIFEST:
+        found = load_bundle(source if source.is_dir() else source.parent).manifest.get("validation")
+        if not found:
+            raise UsageError(f"{source} records no validation", hint=f"run `dexport validate {source}` first")
+    else:
+        found = summary(read_report(source))
+    failed = [gate["metric"] for gate in found["gates"] if gate["verdict"] != "pass"]
+    if failed or not found["gates"]:
+        raise InputError(
+            f"{source}: the validation did not pass ({', '.join(failed) or 'nothing was judged'})",
+            hint="repair the bundle first; a baseline is what later runs are held to",
+        )
+    kept = ("dexport", "date", "network", "settings", "metrics", "files", "tools")
+    content = {"kind": KIND, "schema": SCHEMA, **{name: found[name] for name in kept}}
+    content["metrics"] = {name: _rounded(figures) for name, figures in sorted(found["metrics"].items())}
+    with writing_to(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draft = output.with_name(f".{output.name}.partial")
+        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        draft.replace(output)
+    return Baseline(output, content)
+
+
+def _change(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Change:
+    if before is None or now is None:
+        if now is None:
+            return Change(name, None if before is None else before["value"], None, None, WORSE, "no longer measured")
+        return Change(name, None, now["value"], None, SAME, "new")
+    old, new = before["value"], now["value"]
+    if old is None or new is None:
+        same = old is None and new is None
+        verdict = SAME if same else WORSE if new is None else BETTER
+        return Change(name, old, new, None, verdict, "not finite" if new is None else "finite now")
+    tolerance = TOLERANCES[name.rpartition("/")[2]]
+    sign = -1 if tolerance.higher_is_better else 1
+    if tolerance.factor:
+        base = max(old, tolerance.floor)
+        limit, good = base * tolerance.factor, old / tolerance.factor
+        text = f"x{new / old:.2f}" if old else f"{new:.2e}"
+    else:
+        margin = tolerance.absolute + (before.get("margin") or 0.0) + (now.get("margin") or 0.0)
+        limit, good = old + sign * margin, old - sign * margin
+        text = f"{new - old:+.3g}"
+    if sign * new > sign * limit and not math.isclose(new, limit):
+        verdict = WORSE
+    else:
+        noise = max(old, new) <= tolerance.floor
+        verdict = BETTER if sign * new < sign * good and not noise else SAME
+    return Change(name, old, new, limit, verdict, text)
+
+
+def _rounded(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {
+        name: value if value is None or isinstance(value, int) else float(f"{value:.{DIGITS}g}")
+        for name, value in figures.items()
+    }
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {
+        name: [before.get(name), now.get(name)]
+        for name in dict.fromkeys((*before, *now))
+        if before.get(name) != now.get(name)
+    }
+
+
+def _paths(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys((*before, *now)):
+            yield from _paths(before.get(name), now.get(name), f"{path}.{name}".strip("."))
+    elif before != now:
+        yield path, before, now

@@ -1,0 +1,192 @@
+"""The report for a pull request or a step summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from dexport.validate.views import text
+
+ICONS = {"passed": "✅", "failed": "❌", "inconclusive": "⚠️", "not run": "⚠️"}
+LONGEST = 12
+"""Rows of a table of steps."""
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as GitHub's Markdown: verdict and gates first, details folded."""
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _lines(report: Mapping[str, Any]) -> Iterator[str]:
+    bundle = report["bundle"]
+    yield f"## {ICONS[report['verdict']]} {bundle['name']}: {report['verdict']}"
+    yield ""
+    yield f"{text.headline(report)}. {text.precision(report)}, {text.settings(report)}; {text.weights(report)}."
+    yield ""
+    yield from _gates(report)
+    yield from _baseline(report)
+    for reason in report["not_run"]:
+        yield f"- not run: {_cell(reason)}"
+    if report["not_run"]:
+        yield ""
+    if (trajectory := report["trajectory"]) is not None:
+        yield from _folded(f"Trajectory: {trajectory['drift']}", _trajectory(trajectory))
+    if (distribution := report["distribution"]) is not None:
+        yield from _folded(
+            f"Distribution: {distribution['count']:,} images from the same noise", _distances(distribution)
+        )
+    if report["forward"] is not None:
+        yield from _folded("Single evaluations", _forward(report["forward"]))
+    if report["ops"] is not None and report["ops"]["checks"]:
+        yield from _folded("Custom ops", _ops(report["ops"]["checks"]))
+    packages = report["environment"]["packages"]
+    yield (
+        f"<sub>dexport {report['dexport']}, {report['date']}, Python {report['environment']['python']}, "
+        + ", ".join(f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "onnx") if name in packages)
+        + "</sub>"
+    )
+
+
+def _gates(report: Mapping[str, Any]) -> Iterator[str]:
+    rows = []
+    for gate in report["gates"]:
+        note = gate["advice"] or gate["where"]
+        rows.append((f"`{gate['metric']}`", text.value_of(gate), text.limit_of(gate), _bold(gate["verdict"]), note))
+    yield from _table(("gate", "value", "limit", "result", "of"), rows)
+
+
+def _baseline(report: Mapping[str, Any]) -> Iterator[str]:
+    baseline = report["baseline"]
+    if baseline is None:
+        return
+    yield f"Against the baseline `{baseline['path']}` of {baseline['date'][:10]}:"
+    yield ""
+    rows = [
+        (
+            f"`{change['metric']}`",
+            _figure(change, "before"),
+            _figure(change, "now"),
+            change["text"],
+            _bold({"worse": "WORSE"}.get(change["verdict"], change["verdict"])),
+        )
+        for change in baseline["changes"]
+    ]
+    yield from _table(("metric", "baseline", "now", "change", ""), rows)
+    tools = list(text.changed_tools(report))
+    if tools:
+        yield f"Tools that are not the baseline's: {', '.join(tools)}."
+        yield ""
+    if baseline["files"]:
+        yield f"Files that are not the baseline's: {', '.join(f'`{name}`' for name in baseline['files'])}."
+        yield ""
+
+
+def _figure(change: Mapping[str, Any], name: str) -> str:
+    return "-" if change[name] is None else text.figure(change["metric"], change[name])
+
+
+def _trajectory(report: Mapping[str, Any]) -> Iterator[str]:
+    states = report["states"]
+    count = len(states)
+    shown = sorted({round(index * (count - 1) / (LONGEST - 1)) for index in range(LONGEST)})
+    rows = []
+    for index in shown:
+        state = states[index]
+        local = [at["relative_l2"] for at in report["evaluations"] if at["t"] == state["t"]]
+        worst = max((value for value in local if value is not None), default=None)
+        rows.append(
+            (str(index + 1), f"{state['t']:g}", _number(state["relative_l2"]), _number(worst) if local else "-")
+        )
+    yield from _table(("step", "t", "state relative L2", "evaluation relative L2"), rows)
+    if report["psnr_db"]:
+        finite = [value for value in report["psnr_db"] if value is not None]
+        lowest = f"at least {min(finite):.1f} dB" if finite else "equal"
+        yield f"Pictures: PSNR {lowest}, SSIM at least {min(report['ssim']):.5f}."
+        yield ""
+
+
+def _distances(report: Mapping[str, Any]) -> Iterator[str]:
+    rows = []
+    for title, metric, delta in (
+        (report["distance"], "frechet_delta", report["delta"]),
+        (report["kernel_distance"], "kernel_delta", report["kernel_delta"]),
+    ):
+        if delta is not None:
+            interval = f"[{text.figure(metric, delta['low'])}, {text.figure(metric, delta['high'])}]"
+            values = (f"{delta[side]:.4g}" for side in ("a", "b"))
+            rows.append((title, f"**{text.figure(metric, delta['delta'])}** {interval}", *values))
+    yield from _table(("distance", "paired delta, 95 % interval", "bundle", "PyTorch"), rows)
+    floor = report["floor"]
+    known = (
+        f"{floor['frechet']:.4g} ({floor['count']:,} real images against {floor['against']:,} others)"
+        if floor
+        else "not known"
+    )
+    real = "an unknown number of" if report["real_count"] is None else f"{report['real_count']:,}"
+    yield f"{report['count']:,} images each, {real} real ones; floor {known}; evaluator {report['evaluator']}."
+    yield ""
+    for warning in report["warnings"]:
+        yield f"- {_cell(warning)}"
+    if report["warnings"]:
+        yield ""
+
+
+def _forward(forward: Mapping[str, Any]) -> Iterator[str]:
+    rows = [
+        (
+            part or "network",
+            check["kind"],
+            str(check["batch"]),
+            _number(check["metrics"]["relative_l2"]),
+            _number(check["metrics"]["max_abs"]),
+            f"{check['gate']:.0e}",
+            "pass" if check["passed"] else "**FAIL**",
+        )
+        for part, report in forward.items()
+        for check in report["checks"]
+    ]
+    yield from _table(("network", "check", "batch", "relative L2", "max abs", "gate", "result"), rows)
+
+
+def _ops(checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    rows = [
+        (
+            check["op"],
+            f"`{check['module']}`",
+            str(check["nodes"]),
+            check["dtype"],
+            " ".join("x".join(map(str, shape)) for shape in check["shapes"]),
+            _number(check["metrics"]["relative_l2"]),
+            "pass" if check["passed"] else "**FAIL**",
+        )
+        for check in checks
+    ]
+    yield from _table(("op", "first in", "nodes", "type", "shapes", "relative L2", "result"), rows)
+
+
+def _folded(title: str, lines: Iterable[str]) -> Iterator[str]:
+    yield f"<details><summary>{title}</summary>"
+    yield ""
+    yield from lines
+    yield "</details>"
+    yield ""
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "---|" * len(header)
+    for row in rows:
+        yield "| " + " | ".join(map(_cell, row)) + " |"
+    yield ""
+
+
+def _cell(value: str) -> str:
+    return " ".join(value.split()).replace("|", "\\|")
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2e}"
+
+
+def _bold(verdict: str) -> str:
+    return verdict if verdict in ("pass", "same", "better") else f"**{verdict}**"

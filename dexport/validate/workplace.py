@@ -1,0 +1,125 @@
+"""The folder of a long validation: pictures and features that are there already are not made again.
+
+Every set has a folder named after the hash of what fixes it, so runs with other settings do not meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dexport.bundle import sha256_of, writing_to
+from dexport.errors import InputError
+from dexport.runtime.gallery import Gallery
+from dexport.runtime.noise import Noise
+from dexport.runtime.pipeline import Pipeline
+from dexport.validate.features.evaluator import Evaluator, Features
+from dexport.validate.images import ImageSet, open_images
+
+CHUNK = 64
+"""Images whose features are stored together: what a killed run loses at most."""
+SHOWN = 12
+OnProgress = Callable[[int, int, str], None]
+
+
+def sample_set(
+    pipeline: Pipeline,
+    work: Path,
+    side: str,
+    settings: Mapping[str, Any],
+    labels: Sequence[int],
+    *,
+    sampler: str | None,
+    steps: int | None,
+    cfg_scale: float | None,
+    seed: int,
+    batch: int,
+    on_progress: OnProgress,
+) -> Path:
+    """A folder with one picture per label, image n from the stream n of the noise; only missing ones are made.
+
+    Args:
+        side: ``bundle`` or ``pytorch``.
+        settings: everything that fixes the pictures.
+        labels: one image each; an unconditional network takes as many zeros as images.
+
+    Raises:
+        GateError: latents that are not finite.
+    """
+    folder = work / f"{side}-{digest(settings)}"
+    gallery = Gallery(folder, settings, [""] * len(labels))
+    plan = pipeline.sampler(sampler, steps)
+    batch = min(batch, pipeline.largest_batch(cfg_scale) or batch)
+    missing = gallery.missing()
+    for first in range(0, len(missing), batch):
+        numbers = missing[first : first + batch]
+        made = len(labels) - len(missing) + first
+        on_progress(made, len(labels), f"{side}: {made} of {len(labels)} images")
+        some = [labels[number] for number in numbers] if pipeline.classes is not None else []
+        latents = pipeline.sample(some, Noise(seed, images=numbers), sampler=plan, cfg_scale=cfg_scale)
+        for number, image in zip(numbers, pipeline.images(latents), strict=True):
+            gallery.add(number, image)
+    return folder
+
+
+def cached_features(
+    images: ImageSet, evaluator: Evaluator, folder: Path, batch: int, on_progress: OnProgress
+) -> Iterator[Features]:
+    """Features of a set in chunks of ``CHUNK`` images, kept in ``folder``."""
+    stored = folder / f"{evaluator.name}-{evaluator.sha256[:SHOWN] or 'no-weights'}"
+    for number, pixels in enumerate(images.batches(CHUNK)):
+        path = stored / f"{number:05d}.npz"
+        features = _read(path, len(pixels))
+        if features is None:
+            done = number * CHUNK
+            on_progress(done, images.count, f"{evaluator.name}: {done} of {images.count} of {images.path.name}")
+            parts = [evaluator.extract(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+            features = Features(*map(_joined, zip(*parts, strict=True)))  # type: ignore[arg-type]
+            _write(path, features)
+        yield features
+
+
+def fingerprint(path: Path) -> str:
+    """Hash of a file, or of the PNG files in a folder with their names."""
+    if path.is_file():
+        return sha256_of(path)
+    if not path.is_dir():
+        open_images(path)  # says what is wrong
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("*.png")):
+        total.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
+    return total.hexdigest()
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """A short name for settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:SHOWN]
+
+
+def _joined(arrays: tuple[np.ndarray | None, ...]) -> np.ndarray | None:
+    return None if arrays[0] is None else np.concatenate(arrays)  # type: ignore[arg-type]
+
+
+def _read(path: Path, count: int) -> Features | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            features = Features(**{name: file[name] for name in file.files})
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise InputError(f"{path} holds no features: {error}", hint="remove it; it will be made again") from error
+    return features if len(features.pool) == count else None
+
+
+def _write(path: Path, features: Features) -> None:
+    draft = path.with_suffix(".partial")
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            np.savez(file, **{name: array for name, array in features._asdict().items() if array is not None})
+        draft.replace(path)
