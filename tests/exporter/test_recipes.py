@@ -43,6 +43,8 @@ PARAMETERS = {
     "dico-xl-512": 701_151_368,
     "diffit-256": 561_330_144,
     "diffit-512": 563_562_464,
+    "dimr-xl-2r": 505_046_408,
+    "dimr-g-2r": 1_056_352_904,
     # From here on no official code exists: the counts of our reading.
     "diffit-image-64": 38_815_731,
     "diffit-image-32": 24_605_139,
@@ -96,7 +98,13 @@ def test_parameter_count_is_the_official_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "keys"), [("dit-xl-2", "DiT-XL-2-256"), ("dico-xl", "DiCo-XL"), ("diffit-256", "DiffiT-256")]
+    ("name", "keys"),
+    [
+        ("dit-xl-2", "DiT-XL-2-256"),
+        ("dico-xl", "DiCo-XL"),
+        ("diffit-256", "DiffiT-256"),
+        ("dimr-xl-2r", "DiMR-XL-2R"),
+    ],
 )
 def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> None:
     state = resolve(find_recipe(name)).meta_module().state_dict()
@@ -105,7 +113,8 @@ def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> 
 
 VAES = [recipe for recipe in BUILT_IN if recipe.family == "SD VAE"]
 IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1 and recipe not in VAES]
-LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in (*IMAGE_SPACE, *VAES)]
+DIMR = [recipe for recipe in BUILT_IN if recipe.family == "DiMR"]
+LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in (*IMAGE_SPACE, *VAES, *DIMR)]
 SMALL = [recipe for recipe in LATENT_SPACE if "fashion" in recipe.name]
 
 
@@ -135,6 +144,20 @@ def test_description_of_a_recipe_is_complete_json(recipe: Recipe) -> None:
     assert described["quantize_exclude"] == list(recipe.quantize_exclude)
     assert described["settings"]["num_classes"] == (10 if recipe in SMALL else 1000)
     assert recipe.config.items() <= described["settings"].items()
+
+
+@pytest.mark.parametrize("recipe", DIMR, ids=lambda recipe: recipe.name)
+def test_dimr_predicts_noise_without_variance_from_its_own_clock(recipe: Recipe) -> None:
+    described = json.loads(json.dumps(describe_recipe(recipe)))
+    assert {spec["name"]: spec["shape"] for spec in described["inputs"]} == {
+        "x": ["B", 4, 32, 32],
+        "log_snr": ["B"],
+        "y": ["B"],
+    }
+    assert {spec["name"]: spec["shape"] for spec in described["outputs"]} == {"out": ["B", 4, 32, 32]}
+    assert described["guidance"] == {"rule": "all channels", "default_scale": 1.4}
+    assert (described["sampling"]["sampler"], described["sampling"]["steps"]) == ("dpm-solver", 250)
+    assert described["checkpoint"]["from"].startswith("hf://QHL067/DiMR/DiMR-")
 
 
 @pytest.mark.parametrize(
