@@ -8,11 +8,17 @@ from torch import Tensor
 from dexport.graphs.layers import MAX_PERIOD
 
 
-def rotary_tables(head_dim: int, tokens: int) -> tuple[Tensor, Tensor]:
+def rotary_tables(head_dim: int, tokens: int, theta: float = MAX_PERIOD) -> tuple[Tensor, Tensor]:
     """Cosines and sines (tokens, head_dim / 2) float32 over the raster index: one dimension, not two."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
-    angles = torch.outer(torch.arange(tokens, dtype=torch.float32, device="cpu"), 1.0 / MAX_PERIOD**exponents)
+    positions = torch.arange(tokens, dtype=torch.float32, device="cpu")
+    angles = torch.outer(positions, rotary_frequencies(head_dim, theta))
     return angles.cos(), angles.sin()
+
+
+def rotary_frequencies(dim: int, theta: float = MAX_PERIOD) -> Tensor:
+    """Angles per step (ceil(dim / 2),) float32, falling geometrically from 1."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
+    return 1.0 / theta**exponents
 
 
 def rotate(x_BNTd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
