@@ -207,13 +207,14 @@ class ViTokV2(nn.Module):
         return self.decode(x, rows, columns, patch_mask) if self.has_decoder else x
 
     def attention_mask(self, tokens: int, patch_mask: Tensor | None) -> Tensor | None:
-        """Which keys a query sees, (B, 1, 1, T) or (T, T) bool; None for all.
+        """Which keys a query sees, (B, 1, T, T) or (T, T) bool; None for all.
 
         The official mask also keeps padded queries from seeing anything: their values are meaningless either way, and
         a softmax over nothing is not a number in some runtimes.
         """
         if self.masks_padding and patch_mask is not None:
-            return (patch_mask != 0).unsqueeze(1).unsqueeze(1)
+            # ONNX Runtime's Attention does not broadcast a mask over the queries.
+            return (patch_mask != 0).unsqueeze(1).unsqueeze(1).expand(-1, -1, tokens, -1)
         if self.window is not None:
             places = torch.arange(tokens)
             return (places.unsqueeze(0) - places.unsqueeze(1)).abs() <= self.window
