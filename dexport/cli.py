@@ -145,6 +145,11 @@ def info_command(name: str, as_json: bool) -> None:
     metavar="NAME=VALUE",
     help="A constructor argument, such as hidden_size=384. Repeatable.",
 )
+@click.option(
+    "--outputs",
+    type=click.Choice(["last", "all"]),
+    help="all: also what the branches of lower resolution predict, where a model has branches (DiMR).",
+)
 @click.option("--image-size", type=int, metavar="PIXELS", help="Side of the square image.")
 @click.option("--latent", metavar="HxW", help="Spatial size of the network's input, such as 8x20.")
 @click.option(
@@ -217,6 +222,7 @@ def build_command(
     output: Path | None,
     stitch: str | None,
     settings: tuple[str, ...],
+    outputs: str | None,
     latent: str | None,
     targets: tuple[str, ...],
     precision: str,
@@ -244,7 +250,7 @@ def build_command(
             recipe,
             output or Path(Path(recipe).stem if recipe else "stitched"),
             stitch=stitch,
-            settings=parse_settings(settings),
+            settings=parse_settings(settings) | ({"outputs": outputs} if outputs else {}),
             latent=_parse_latent(latent),
             targets=_split(targets),
             precision=precision_name or precision,

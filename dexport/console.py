@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ def print_recipe(recipe: Mapping[str, Any]) -> None:
         "formats": ", ".join(recipe["checkpoint"]["formats"]),
         "containers": ", ".join(recipe["checkpoint"]["containers"]),
         "custom ops": ", ".join(recipe["custom_ops"]) or "none",
-        "fp32 islands": ", ".join((*recipe["islands"]["modules"], *recipe["islands"]["ops"])),
+        "fp32 islands": ", ".join(itertools.chain(*recipe["islands"].values())),
         "gates": ", ".join(f"{p} {gate:g}" for p, gate in recipe["gates_relative_l2"].items()) + " (relative L2)",
         "guidance": "{rule}, default scale {default_scale:g}".format(**recipe["guidance"])
         if recipe["guidance"]

@@ -56,6 +56,7 @@ FROZEN = {
         "--init-from text",
         "--seed integer = 0",
         "--set text ...",
+        "--outputs last|all",
         "--image-size integer",
         "--latent text",
         "--guidance none|fused = none",

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 EXPORT_PEAK = 1.0e9
+WIDE_EXPORT_PEAK = 1.5e9
+"""DiMR's widest matrix takes 0.3 GB, which is made, transposed and cast."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,6 +29,7 @@ pytestmark = [
         (["dit-xl-2"], (1.2, 1.6)),
         (["diffit-256"], (1.0, 1.4)),
         (["lit-xl-2"], (1.2, 1.6)),
+        (["dimr-xl-2r"], (0.9, 1.2)),
         # The relative position bias of 512 px would be 0.94 GB as constants.
         (["diffit-512", "--no-parity"], (1.0, 1.4)),
         # Half a byte per ternary value; a dense float16 plan would be 1.2 GB.
@@ -43,5 +46,6 @@ def test_xl_builds_within_its_memory(arguments: list[str], plan_gigabytes: tuple
     manifest = json.loads(result.stdout)
     assert manifest["status"] == ("not verified" if "--no-parity" in arguments else "passed")
     peaks = {step["name"]: step["peak_rss_bytes"] for step in manifest["steps"]}
-    assert max(peaks[name] for name in ("trace", "passes", "save")) < EXPORT_PEAK
+    limit = WIDE_EXPORT_PEAK if arguments[0].startswith("dimr") else EXPORT_PEAK
+    assert max(peaks[name] for name in ("trace", "passes", "save")) < limit
     assert plan_gigabytes[0] < manifest["engine"]["plan_bytes"] / 1e9 < plan_gigabytes[1]

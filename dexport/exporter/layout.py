@@ -53,3 +53,9 @@ def renamed(names: Iterable[str], rename: Callable[[str], str], expected: Contai
         new = rename(name)
         result[new if new in expected and new not in result else name] = name
     return result
+
+
+def without(base: WeightSource, others: Container[str], layout: str) -> View:
+    """What is left of a file when the tensors of ``others``, by the first part of their name, are another network's."""
+    own = [name for name in base.shapes if name.partition(".")[0] not in others]
+    return View(base, {name: stored(base, name) for name in own}, layout)

@@ -56,8 +56,13 @@ class Variant:
             raise UsageError(
                 f"{self.recipe.name}: guidance cannot be fused: {error}", hint="leave out --guidance fused"
             ) from error
+        if len(self.recipe.signature(self.config, self.latent).outputs) > 1:
+            raise UsageError(
+                f"{self.recipe.name}: guidance cannot be fused around several outputs",
+                hint="leave out --guidance fused, or ask for one output",
+            )
         rule = find_rule(guidance.rule_for(self.config))
-        return Guided(module, null_label, rule.channels, rule.power, rule.steps).eval()
+        return Guided(module, null_label, rule.channels, rule.power, guidance.clock).eval()
 
     def meta_module(self) -> nn.Module:
         """The network without memory for its weights; only tables made by its constructor have values."""
@@ -132,6 +137,7 @@ def resolve(
             f"{recipe.name}: this configuration leaves {empty[0]} empty", hint="give sizes above 0 with --set"
         )
     variant.wrap(module)
+    recipe.signature(config, latent)
     return variant
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dexport.graphs.dit import NORM_EPS, unpatchify
-from dexport.graphs.layers import MAX_PERIOD, LabelEmbedder, TimestepEmbedder, modulate
+from dexport.graphs.layers import LabelEmbedder, TimestepEmbedder, modulate
+from dexport.graphs.rotary import rotary_tables, rotate
 
 WIDEST_CONDITION = 1024
 TERNARY_EPS = 1e-6
@@ -194,16 +195,3 @@ def feed_forward_width(dim: int, multiple_of: int, multiplier: float | None) -> 
     if multiplier is not None:
         width = int(multiplier * width)
     return -(-width // multiple_of) * multiple_of
-
-
-def rotary_tables(head_dim: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (tokens, head_dim / 2) float32 over the raster index: one dimension, not two."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
-    angles = torch.outer(torch.arange(tokens, dtype=torch.float32, device="cpu"), 1.0 / MAX_PERIOD**exponents)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x_BNTd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
-    """Turn neighbouring pairs of features by their position's angle: (B, N, T, d) -> (B, N, T, d)."""
-    even, odd = x_BNTd.unflatten(3, (-1, 2)).unbind(4)
-    return torch.stack([even * cos_Td - odd * sin_Td, even * sin_Td + odd * cos_Td], dim=4).flatten(3)

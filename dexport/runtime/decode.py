@@ -18,6 +18,7 @@ from dexport.runtime.tiles import Tiles
 MAX_BATCH = 4
 """Latents decoded at once where the graph leaves the batch open: the activations of a VAE are large."""
 OVERLAP = 0.25
+GRID_DIMS = 4
 CHANNELS_LAST = (0, 2, 3, 1)
 
 
@@ -61,6 +62,11 @@ class VaeDecoder:
         if list(session.inputs) != ["z"]:
             raise UsageError(
                 f"this model takes {', '.join(session.inputs)}, but a decoder takes z", hint="build sd-vae-decoder"
+            )
+        if len(session.inputs["z"].shape) != GRID_DIMS:
+            raise UsageError(
+                f"this model takes z of shape {list(session.inputs['z'].shape)}, but a decoder takes a grid of latents",
+                hint="run it with dexport.load",
             )
         self._session = session
         self._latent_scale = latent_scale

@@ -7,7 +7,7 @@ denoiser ``(x, t) -> out`` that the samplers take.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +61,7 @@ FIRST_FOUR = Rule(channels=4)
 POWER_COSINE = Rule(channels=3, power=4.0)
 """DiffiT at 256 px: from 1 at the noisiest step to cfg_scale. Source: NVlabs/DiffiT at 9f6f0a5."""
 ALL_CHANNELS = Rule()
-"""DiMR (qihao067/DiMR at fa141ae), whose scale 0.4 on top of the conditional prediction is cfg_scale 1.4 here.
-Its option ``--cfg_scale_pow p`` is ``Rule(power=p)``."""
+"""DiMR (qihao067/DiMR at fa141ae), whose scale 0.4 on top of the conditional prediction is cfg_scale 1.4 here."""
 
 RULES = {
     "first three channels": FIRST_THREE,
@@ -71,10 +70,18 @@ RULES = {
     "all channels": ALL_CHANNELS,
 }
 """By the names that recipes and manifests use."""
+ALL_CHANNELS_POWER = "all channels, power-cosine over time, power "
+
+
+def all_channels(power: float | None = None) -> str:
+    """The name of DiMR's rule: constant, or with its option ``--cfg_scale_pow``."""
+    return "all channels" if power is None else f"{ALL_CHANNELS_POWER}{power:g}"
 
 
 def find_rule(name: str) -> Rule:
     """The rule of a recipe."""
+    if name.startswith(ALL_CHANNELS_POWER):
+        return Rule(power=float(name.removeprefix(ALL_CHANNELS_POWER)))
     if name not in RULES:
         raise UsageError(f"no guidance rule {name!r}", hint=f"choose from: {'; '.join(RULES)}")
     return RULES[name]
@@ -93,6 +100,20 @@ def feed_log_snr(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.nd
 def feed_sigma(x: np.ndarray, t: np.ndarray, _y: np.ndarray) -> dict[str, np.ndarray]:
     """EDM-preconditioned, unconditional networks: the time is the noise level sigma."""
     return {"x": x, "sigma": t}
+
+
+FEEDS: Mapping[str, Feed] = {"log_snr": feed_log_snr, "sigma": feed_sigma}
+"""By the input that tells them from the DiT lineage."""
+
+
+def feed_of(inputs: Collection[str]) -> Feed:
+    """The feed of a graph with these inputs. Labels do not go to one that takes none."""
+    feed = next((FEEDS[name] for name in inputs if name in FEEDS), feed_class_conditional)
+
+    def accepted(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: value for name, value in feed(x, t, y).items() if name in inputs}
+
+    return accepted
 
 
 def unguided(session: Session, y: Sequence[int] | np.ndarray = (), feed: Feed = feed_class_conditional) -> Denoiser:

@@ -13,12 +13,9 @@ from dexport.errors import GateError, InputError, UsageError
 from dexport.runtime.decode import Decoder, DecoderSession, PixelShuffle, VaeDecoder, to_uint8
 from dexport.runtime.guidance import (
     UNGUIDED,
-    Feed,
     Session,
     check_labels,
-    feed_class_conditional,
-    feed_log_snr,
-    feed_sigma,
+    feed_of,
     find_rule,
     fused,
     guided,
@@ -28,8 +25,6 @@ from dexport.runtime.samplers import Denoiser, Sampler, make_sampler, sample
 from dexport.runtime.session import open_session
 from dexport.runtime.stitch import Stitch
 
-FEEDS: Mapping[str, Feed] = {"log_snr": feed_log_snr, "sigma": feed_sigma}
-"""By the input that tells them from the DiT lineage."""
 SAME_SCHEDULE = ({"ddpm", "ddim"},)
 """Samplers that may stand in for each other."""
 PIXEL_SHUFFLE, TILES = "pixel-shuffle-", "-tiles-"
@@ -175,8 +170,7 @@ class Pipeline:
         return to_uint8(self.decode(latents))
 
     def _guided(self, part: Bundle, session: Session, labels: Sequence[int], scale: float) -> Denoiser:
-        inputs = [spec["name"] for spec in part.manifest["io"]["inputs"]]
-        feed = next((FEEDS[name] for name in inputs if name in FEEDS), feed_class_conditional)
+        feed = feed_of([spec["name"] for spec in part.manifest["io"]["inputs"]])
         if part.manifest["guidance"] != "none":
             return fused(session, labels, scale, feed)
         facts = part.manifest["sampling"]

@@ -127,6 +127,7 @@ def check_parity(
     batches = batch_sizes(max_batch)
     rows = min(MAX_DISTINCT_ROWS, max_batch)
     inputs = variant.signature.example(rows, seed)
+    times = [spec.name for spec in variant.signature.inputs if spec.values == "stratified"]
     runs = _plan(precision, batches)
     total = len(runs) + 1
 
@@ -154,7 +155,7 @@ def check_parity(
     return ParityReport(
         precision=precision if gate == precision else f"{precision}, {gate}",
         reference=session.runner if session else torch_runner(),
-        timesteps=tuple(float(t) for t in inputs.get("t", ())),
+        timesteps=tuple(float(time) for name in times for time in inputs[name]),
         checks=tuple(checks),
         not_run=_not_run(precision),
     )

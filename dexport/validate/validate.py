@@ -130,8 +130,9 @@ def validate(
     """Compare a bundle with the float32 PyTorch networks that it was built from.
 
     Args:
-        levels: ``op`` (every custom op and every block by itself), ``forward`` (single evaluations of every network), ``trajectory``
-            (whole sampling runs, step by step), ``distribution`` (many images and their distances to real ones).
+        levels: ``op`` (every custom op and every block by itself), ``forward`` (single evaluations of every network),
+            ``trajectory`` (whole sampling runs, step by step), ``distribution`` (many images and their distances to
+            real ones).
         checkpoints: where the weights are now, by part; ``""`` is a bundle that holds one network.
         recipe: for a bundle that was built from a recipe of one's own.
         against: modules of the user's own, ``file.py:Class`` by part, in place of dexport's networks.

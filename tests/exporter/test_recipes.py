@@ -43,6 +43,8 @@ PARAMETERS = {
     "dico-xl-512": 701_151_368,
     "diffit-256": 561_330_144,
     "diffit-512": 563_562_464,
+    "dimr-xl-2r": 505_046_408,
+    "dimr-g-2r": 1_056_352_904,
     # From here on no official code exists: the counts of our reading.
     "diffit-image-64": 38_815_731,
     "diffit-image-32": 24_605_139,
@@ -69,6 +71,34 @@ PARAMETERS = {
     "terdit-fashion": 2_281_816,
     "sd-vae-decoder": 49_490_199,
     "sd-vae-encoder": 34_163_664,
+    "vitok-v1-s-b-1x16-encoder": 43_163_960,
+    "vitok-v1-s-b-1x16-decoder": 85_698_867,
+    "vitok-v1-b-b-1x16-encoder": 85_711_184,
+    "vitok-v1-b-b-1x16-decoder": 85_698_867,
+    "vitok-v1-s-l-1x16-encoder": 96_617_156,
+    "vitok-v1-s-l-1x16-decoder": 383_674_899,
+    "vitok-v1-s-h-1x16-encoder": 125_181_940,
+    "vitok-v1-s-h-1x16-decoder": 663_050_531,
+    "vitok-v1-s-b-4x8-encoder": 43_950_392,
+    "vitok-v1-s-b-4x8-decoder": 86_485_299,
+    "vitok-v2-350m-f16x16-encoder": 51_209_744,
+    "vitok-v2-350m-f16x16-decoder": 303_239_936,
+    "vitok-v2-350m-f16x32-encoder": 51_226_144,
+    "vitok-v2-350m-f16x32-decoder": 303_256_320,
+    "vitok-v2-350m-f16x64-encoder": 51_258_944,
+    "vitok-v2-350m-f16x64-decoder": 303_289_088,
+    "vitok-v2-5b-f16x16-encoder": 456_011_792,
+    "vitok-v2-5b-f16x16-decoder": 4_538_414_848,
+    "vitok-v2-5b-f16x32-encoder": 456_060_960,
+    "vitok-v2-5b-f16x32-decoder": 4_538_464_000,
+    "vitok-v2-5b-f16x64-encoder": 456_159_296,
+    "vitok-v2-5b-f16x64-decoder": 4_538_562_304,
+    "vitok-v2-5b-f32x64-encoder": 463_237_184,
+    "vitok-v2-5b-f32x64-decoder": 4_545_642_496,
+    "vitok-v2-5b-f32x128-encoder": 463_433_856,
+    "vitok-v2-5b-f32x128-decoder": 4_545_839_104,
+    "vitok-v2-5b-f32x256-encoder": 463_827_200,
+    "vitok-v2-5b-f32x256-decoder": 4_546_232_320,
 }
 RECIPE_FILE = """
 from dexport.exporter.recipes.dico import variant
@@ -96,7 +126,13 @@ def test_parameter_count_is_the_official_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "keys"), [("dit-xl-2", "DiT-XL-2-256"), ("dico-xl", "DiCo-XL"), ("diffit-256", "DiffiT-256")]
+    ("name", "keys"),
+    [
+        ("dit-xl-2", "DiT-XL-2-256"),
+        ("dico-xl", "DiCo-XL"),
+        ("diffit-256", "DiffiT-256"),
+        ("dimr-xl-2r", "DiMR-XL-2R"),
+    ],
 )
 def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> None:
     state = resolve(find_recipe(name)).meta_module().state_dict()
@@ -104,8 +140,10 @@ def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> 
 
 
 VAES = [recipe for recipe in BUILT_IN if recipe.family == "SD VAE"]
-IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1 and recipe not in VAES]
-LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in (*IMAGE_SPACE, *VAES)]
+VITOKS = [recipe for recipe in BUILT_IN if recipe.family.startswith("ViTok")]
+IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1 and recipe not in (*VAES, *VITOKS)]
+DIMR = [recipe for recipe in BUILT_IN if recipe.family == "DiMR"]
+LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in (*IMAGE_SPACE, *VAES, *VITOKS, *DIMR)]
 SMALL = [recipe for recipe in LATENT_SPACE if "fashion" in recipe.name]
 
 
@@ -135,6 +173,33 @@ def test_description_of_a_recipe_is_complete_json(recipe: Recipe) -> None:
     assert described["quantize_exclude"] == list(recipe.quantize_exclude)
     assert described["settings"]["num_classes"] == (10 if recipe in SMALL else 1000)
     assert recipe.config.items() <= described["settings"].items()
+
+
+@pytest.mark.parametrize("recipe", VITOKS, ids=lambda recipe: recipe.name)
+def test_vitok_describes_the_half_that_it_is(recipe: Recipe) -> None:
+    described = json.loads(json.dumps(describe_recipe(recipe)))
+    ends = [spec["name"] for spec in (*described["inputs"], *described["outputs"])]
+    picture = "video" if "4x8" in recipe.name else "image"
+    if recipe.name.endswith("decoder"):
+        assert ends == ["z", picture]
+    else:
+        assert ends == ([picture, "z"] if recipe.family == "ViTok v2" else [picture, "mean", "logvar"])
+    assert described["guidance"] is described["sampling"] is None
+    assert bool(described["checkpoint"]["from"]) == (recipe.family == "ViTok v2")
+
+
+@pytest.mark.parametrize("recipe", DIMR, ids=lambda recipe: recipe.name)
+def test_dimr_predicts_noise_without_variance_from_its_own_clock(recipe: Recipe) -> None:
+    described = json.loads(json.dumps(describe_recipe(recipe)))
+    assert {spec["name"]: spec["shape"] for spec in described["inputs"]} == {
+        "x": ["B", 4, 32, 32],
+        "log_snr": ["B"],
+        "y": ["B"],
+    }
+    assert {spec["name"]: spec["shape"] for spec in described["outputs"]} == {"out": ["B", 4, 32, 32]}
+    assert described["guidance"] == {"rule": "all channels", "default_scale": 1.4}
+    assert (described["sampling"]["sampler"], described["sampling"]["steps"]) == ("dpm-solver", 250)
+    assert described["checkpoint"]["from"].startswith("hf://QHL067/DiMR/DiMR-")
 
 
 @pytest.mark.parametrize(

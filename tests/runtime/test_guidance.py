@@ -12,7 +12,7 @@ from dexport.errors import UsageError
 from dexport.exporter.recipes import all_recipes
 from dexport.graphs.guidance import Guided
 from dexport.runtime import guidance
-from dexport.runtime.guidance import ALL_CHANNELS, RULES, Rule, find_rule, fused, guided, unguided
+from dexport.runtime.guidance import ALL_CHANNELS, RULES, all_channels, feed_of, find_rule, fused, guided, unguided
 from dexport.runtime.noise import Replay
 from dexport.runtime.samplers import DDIM, DDPM, Sampler, last
 from tests.runtime.sampler_golden import as_session, golden_session, sampler_golden, schedule
@@ -34,10 +34,11 @@ class Labelled(torch.nn.Module):
 SESSION = as_session(Labelled())
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("name", [*RULES, all_channels(2.5)])
 @pytest.mark.parametrize("cfg_scale", [1.5, 4.4])
-def test_the_host_and_the_fused_graph_agree(rule: Rule, cfg_scale: float) -> None:
-    graph = as_session(Guided(Labelled(), NULL, rule.channels, rule.power, rule.steps))
+def test_the_host_and_the_fused_graph_agree(name: str, cfg_scale: float) -> None:
+    rule = find_rule(name)
+    graph = as_session(Guided(Labelled(), NULL, rule.channels, rule.power, (0.0, rule.steps)))
     on_host = guided(SESSION, Y, cfg_scale, NULL, rule)(X, T)
     in_graph = fused(graph, Y, cfg_scale)(X, T)
     assert on_host.dtype == np.float32
@@ -55,6 +56,18 @@ def test_the_first_three_channels_are_guided_and_no_other() -> None:
     out = guided(SESSION, Y, 3.0, NULL)(X, T)
     np.testing.assert_array_equal(out[:, 3:], cond[:, 3:])
     assert (np.abs(out[:, :3] - cond[:, :3]).max(axis=(0, 2, 3)) > 1e-3).all()
+
+
+def test_all_channels_by_a_power_of_time() -> None:
+    cond, null = unguided(SESSION, Y)(X, T), unguided(SESSION, [NULL] * 3)(X, T)
+    strength = (2.8 - 1) * (1 - np.cos(np.pi * (1 - T / 1000) ** 1.5)) / 2 + 1
+    out = guided(SESSION, Y, 2.8, NULL, find_rule(all_channels(1.5)))(X, T)
+    np.testing.assert_allclose(out, null + strength.reshape(-1, 1, 1, 1) * (cond - null), atol=1e-6)
+
+
+@pytest.mark.parametrize("inputs", [("x", "t", "y"), ("x", "log_snr", "y"), ("x", "log_snr"), ("x", "sigma")])
+def test_a_graph_is_fed_what_it_takes(inputs: tuple[str, ...]) -> None:
+    assert tuple(feed_of(inputs)(X, T, np.array(Y))) == inputs
 
 
 def test_power_cosine_grows_from_one_to_the_scale() -> None:

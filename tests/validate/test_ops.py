@@ -31,7 +31,8 @@ def test_nodes_that_are_alike_are_one_check(linear: Path) -> None:
     assert (check.op, check.nodes, check.dtype, check.module) == ("DexLinearAttention", 2, "float16", "blocks.0.attn")
     assert check.shapes == ((2, 64, 16),) * 3
     assert 0 < check.metrics.relative_l2 < 2e-3
-    assert [gate.metric for gate in report.gates] == ["op_l2"]
+    assert [gate.metric for gate in report.gates] == ["op_l2", "block_l2", "altered_blocks"]
+    assert report.blocks[""][0].path == "x_embedder"
 
 
 def test_a_fault_in_a_body_is_found(linear: Path) -> None:
@@ -53,7 +54,7 @@ def test_bfloat16_is_not_run(tmp_path: Path) -> None:
     assert report.checks == ()
     assert report.not_run == ("DexLinearAttention in bfloat16: ONNX Runtime has no kernels for it on a CPU",)
     result = validate(load_bundle(path), ["op"])
-    assert (result.verdict, result.passed) == ("not run", False)
+    assert [gate.metric for gate in result.gates] == ["block_l2", "altered_blocks"]
 
 
 def test_a_bundle_without_ops_says_so(plain: Path) -> None:

@@ -76,7 +76,7 @@ class ToLowPrecision(ir.passes.InPlacePass):
     def _is_island(self, node: ir.Node) -> bool:
         path = module_path(node)
         return node.op_type in self.islands.ops or any(
-            inside(path, pattern) for pattern in (*self.islands.modules, GUIDANCE)
+            inside(path, pattern) for pattern in (*self.islands.modules, *self.islands.optional, GUIDANCE)
         )
 
     def _set_output_types(self, node: ir.Node, wanted: ir.DataType) -> None:

@@ -25,9 +25,8 @@ from dexport.exporter.manifest import sampling
 from dexport.exporter.quantize.layers import stays_convolution
 from dexport.exporter.quantize.observer import METHODS, LayerStatistics, Statistics, TensorStatistics
 from dexport.exporter.variant import Variant
-from dexport.runtime.guidance import UNGUIDED, Session, feed_class_conditional, find_rule, guided
+from dexport.runtime.guidance import UNGUIDED, Session, feed_of, find_rule, guided
 from dexport.runtime.noise import Noise
-from dexport.runtime.pipeline import FEEDS
 from dexport.runtime.samplers import Denoiser, make_sampler, sample
 
 FEWEST_IMAGES = 4
@@ -125,14 +124,17 @@ class TorchSession:
     def __init__(self, module: nn.Module, variant: Variant) -> None:
         self.time = 0.0
         self._module = module
-        self._inputs = [spec.name for spec in variant.recipe.signature(variant.config, variant.latent).inputs]
+        signature = variant.recipe.signature(variant.config, variant.latent)
+        self._inputs = [spec.name for spec in signature.inputs]
+        self._outputs = [spec.name for spec in signature.outputs]
         self._time_input = self._inputs[1]
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         self.time = float(inputs[self._time_input].flat[0])
         with torch.inference_mode():
-            out = self._module(*(torch.from_numpy(np.asarray(inputs[name])) for name in self._inputs))
-        return {"out": out.numpy()}
+            results = self._module(*(torch.from_numpy(np.asarray(inputs[name])) for name in self._inputs))
+        tensors = results if isinstance(results, tuple) else (results,)
+        return {name: tensor.numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
 
 
 def _weight_absmax(layer: nn.Module) -> np.ndarray:
@@ -183,8 +185,7 @@ def denoiser_of(variant: Variant, session: Session, labels: Sequence[int]) -> De
     """The plain network inside its system's own guidance."""
     facts = sampling(variant)
     assert facts is not None
-    names = [spec.name for spec in variant.signature.inputs]
-    feed = next((FEEDS[name] for name in names if name in FEEDS), feed_class_conditional)
+    feed = feed_of([spec.name for spec in variant.signature.inputs])
     if facts["null_label"] is None:
         return guided(session, labels, UNGUIDED, None, feed=feed)
     guidance = facts["guidance"]

@@ -12,11 +12,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from dexport.errors import UsageError
-from dexport.exporter.recipes import dico, diffit, dit, fashion, lit, sd_vae, terdit
+from dexport.exporter.recipes import dico, diffit, dimr, dit, fashion, lit, sd_vae, terdit, vitok_v1, vitok_v2
 from dexport.exporter.recipes.recipe import Recipe
 
 ENTRY_POINT_GROUP = "dexport.recipes"
-FAMILIES = (dit, dico, diffit, lit, terdit, fashion, sd_vae)
+FAMILIES = (dit, dico, diffit, dimr, lit, terdit, fashion, sd_vae, vitok_v1, vitok_v2)
 BUILT_IN = tuple(recipe for family in FAMILIES for recipe in family.RECIPES)
 
 

@@ -66,12 +66,13 @@ class Signature:
 class Islands:
     """What stays in float32 when the rest of the graph goes to half precision.
 
-    ``modules`` are glob patterns of module paths (a match includes everything below it); ``ops`` are ONNX operator
-    types.
+    ``modules`` are glob patterns of module paths (a match includes everything below it), each of which must match;
+    ``optional`` are those of modules that only some configurations have; ``ops`` are ONNX operator types.
     """
 
     modules: tuple[str, ...] = ()
     ops: tuple[str, ...] = ("LayerNormalization", "Softmax", "ReduceMean", "GlobalAveragePool")
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,13 @@ class Guidance:
         rule: name in ``dexport.runtime.guidance.RULES``, or what gives it for a configuration.
         null_label: the label of the unconditional prediction for a configuration; raises ``ValueError`` when it has
             none.
+        clock: the graph's time input at the clean and at the noisy end.
     """
 
     rule: str | Callable[[Mapping[str, Any]], str]
     default_scale: float
     null_label: Callable[[Mapping[str, Any]], int]
+    clock: tuple[float, float] = (0.0, 1000.0)
 
     def rule_for(self, config: Mapping[str, Any]) -> str:
         """The name of the rule for a configuration."""

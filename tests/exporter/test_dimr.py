@@ -1,0 +1,126 @@
+"""DiMR from the build to the picture, at the golden's size and smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+import dexport
+from dexport.bundle import load_bundle
+from dexport.errors import UsageError
+from dexport.exporter.recipes import find_recipe
+from dexport.exporter.variant import resolve
+from dexport.runtime.noise import Noise
+from dexport.runtime.pipeline import Pipeline
+from tests.golden import load_golden
+from tests.graphs.test_dimr import CONVNEXT, TRANSFORMER
+
+GOLDEN = load_golden("dimr-2r")
+ATOL = 5e-5
+SMALL = {"stage_configs": [{**TRANSFORMER, "num_blocks": 1}, CONVNEXT], "num_classes": 4}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dimr") / "weights.safetensors"
+    save_file(GOLDEN.weights, path)
+    return path
+
+
+def build(output: Path, settings: dict[str, Any], **options: Any) -> Path:
+    dexport.build("dimr-xl-2r", output, settings=settings, profile="ci", **options)
+    return output
+
+
+def test_onnx_gives_the_official_outputs(checkpoint: Path, tmp_path: Path) -> None:
+    settings = {**GOLDEN.config, "outputs": "all"}
+    path = build(tmp_path / "out", settings, latent=(16, 16), checkpoint=str(checkpoint))
+    manifest = load_bundle(path).manifest
+    assert manifest["status"] == "passed"
+    assert [spec["name"] for spec in manifest["io"]["inputs"]] == ["x", "log_snr", "y"]
+    session = dexport.load(path)
+    inputs = {name: GOLDEN.inputs[name].numpy() for name in ("x", "log_snr", "y")}
+    results = session(**inputs)
+    for name, wanted in {"out": "forward", "stage0": "stage0"}.items():
+        np.testing.assert_allclose(results[name], GOLDEN.outputs[wanted].numpy(), atol=ATOL, rtol=0)
+    nodes = manifest["precision"]["nodes"]
+    assert {"stages.0.blocks.2.block1.query_key_value/MatMul", "stages.1.blocks.4.block1.1/Conv"} <= set(nodes)
+
+
+def test_half_precision_keeps_the_norms_and_both_ends_in_float32(checkpoint: Path, tmp_path: Path) -> None:
+    path = build(
+        tmp_path / "out", GOLDEN.config, latent=(16, 16), checkpoint=str(checkpoint), precision="fp16", guidance="fused"
+    )
+    manifest = load_bundle(path).manifest
+    assert manifest["status"] == "passed"
+    assert manifest["guidance"] == "all channels"
+    islands = (".norm", ".input_layer", ".output_layer", ".upsample.0", ".upsample.2")
+    for name, dtype in manifest["precision"]["nodes"].items():
+        module, _, operator = name.rpartition("/")
+        if any(f"{island}." in f"{module}." for island in islands):
+            assert dtype == "float32", name
+        elif operator.startswith(("MatMul", "Conv", "Attention")):
+            assert dtype == "float16", name
+    y, inputs = GOLDEN.inputs["cfg_y"].numpy(), GOLDEN.inputs
+    log_snr = (inputs["cfg_t"] / 1000 * 8 - 4).numpy()
+    out = dexport.load(path)(x=inputs["x"].numpy(), log_snr=log_snr, y=y, cfg_scale=np.float32(1.4))["out"]
+    wanted = GOLDEN.outputs["cfg_const"].numpy()
+    assert np.linalg.norm(out - wanted) < 3e-3 * np.linalg.norm(wanted)
+
+
+def test_int8_leaves_both_ends_alone_and_samples(tmp_path: Path) -> None:
+    path = build(tmp_path / "out", SMALL, latent=(8, 8), int8="w8a8", calibration_images=4)
+    layers = load_bundle(path).manifest["precision"]["int8"]
+    assert "stages.0.blocks.0.block1.query_key_value" in layers
+    assert "stages.1.upsample.1.kernel" in layers
+    assert not any("_layer" in layer for layer in layers)
+    pipeline = Pipeline.open(path, decoder=_narrow_decoder(tmp_path / "decoder"))
+    assert (pipeline.classes, pipeline.facts["null_label"]) == (3, 3)
+    latents = pipeline.sample([0, 2], Noise(0, images=[0, 1]), sampler=pipeline.sampler(steps=4))
+    assert pipeline.images(latents).shape == (2, 64, 64, 3)
+
+
+def _narrow_decoder(path: Path) -> Path:
+    narrow = {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1}
+    dexport.build("sd-vae-decoder", path, settings=narrow, latent=(8, 8), parity=False)
+    return path
+
+
+def test_an_unconditional_model_takes_no_labels(tmp_path: Path) -> None:
+    settings = {**SMALL, "num_classes": None, "pe_type": "Axial_RoPE", "norm_type": "ADARMSN"}
+    path = build(tmp_path / "out", settings, latent=(8, 8), precision="fp16")
+    manifest = load_bundle(path).manifest
+    assert manifest["status"] == "passed"
+    assert [spec["name"] for spec in manifest["io"]["inputs"]] == ["x", "log_snr"]
+    angles = {dtype for name, dtype in manifest["precision"]["nodes"].items() if ".pos_emb/" in name}
+    assert angles == {"float32"}
+    pipeline = Pipeline.open(path, decoder=_narrow_decoder(tmp_path / "decoder"))
+    assert np.isfinite(pipeline.sample([], Noise(0, images=[0]), sampler=pipeline.sampler(steps=3))).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "latent", "fused", "reason"),
+    [
+        ({}, (36, 36), False, "makes 18x18 tokens in branch 0, which has positions for 16x16"),
+        ({}, (31, 31), False, "must be positive multiples of 2"),
+        (
+            {"stage_configs": [TRANSFORMER, {**CONVNEXT, "max_height": 16, "max_width": 16}]},
+            (8, 8),
+            False,
+            "not 4 times",
+        ),
+        ({"outputs": "all"}, None, True, "cannot be fused around several outputs"),
+        ({"num_classes": None}, None, True, "no classes to guide towards"),
+        ({"stage_configs": [{}]}, None, False, "missing"),
+        ({"stage_configs": 3}, None, False, "refuses this configuration"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_work_starts(
+    settings: dict[str, Any], latent: tuple[int, int] | None, fused: bool, reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason):
+        resolve(find_recipe("dimr-xl-2r"), settings, latent, fused)
