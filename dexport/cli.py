@@ -17,6 +17,12 @@ from dexport.version import __version__
 BUILDING = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "psutil", "ml_dtypes")
 """Packages that building needs and sampling does not: an environment may lack them."""
 Number = TypeVar("Number", int, float)
+SIGNED = click.option(
+    "--require-signature",
+    type=click.Path(path_type=Path),
+    metavar="KEY.pub.pem",
+    help="Refuse what this public key has not signed (`dexport pack --sign`).",
+)
 
 
 class Group(click.Group):
@@ -61,15 +67,24 @@ def recipes_command(as_json: bool) -> None:
 
 @main.command("info")
 @click.argument("name")
+@SIGNED
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info_command(name: str, as_json: bool) -> None:
-    """Show a recipe (NAME, or a recipe file) or a bundle (its folder; write ./NAME if a recipe is called like it)."""
-    from dexport.console import print_bundle, print_recipe
+def info_command(name: str, require_signature: Path | None, as_json: bool) -> None:
+    """Show a recipe (NAME, or a recipe file), a bundle (its folder) or an archive.
 
+    Write ./NAME if a recipe is called like the folder.
+    """
+    from dexport.archive import check, is_archive
+    from dexport.console import print_archive, print_bundle, print_recipe
+
+    if is_archive(name):
+        archive = check(name, require_signature)
+        _print_json(archive.manifest) if as_json else print_archive(archive, verified=require_signature is not None)
+        return
     if Path(name).is_dir() and not _is_recipe(name):
         from dexport.bundle import load_bundle
 
-        bundle = load_bundle(name)
+        bundle = load_bundle(name, require_signature)
         _print_json(bundle.manifest) if as_json else print_bundle(bundle)
         return
     from dexport.exporter.describe import describe_recipe
@@ -310,12 +325,14 @@ def validate_command(
     type=float,
     help="Share of the trajectory of the first of two stitched denoisers, 0 to 1. [default: the bundle's]",
 )
+@SIGNED
 @click.option("--force", is_flag=True, help="Replace samples of another run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def sample_command(
     bundle: Path,
     provider: str,
     decoder: Path | None,
+    require_signature: Path | None,
     classes: str | None,
     fraction: float | None,
     as_json: bool,
@@ -333,7 +350,7 @@ def sample_command(
     with Progress() as progress:
         progress.start("sample")
         generated = generate(
-            Pipeline.open(bundle, provider, decoder),
+            Pipeline.open(bundle, provider, decoder, require_signature),
             classes=_parse_numbers(classes or "", "--classes", "207,360", int),
             fractions=() if fraction is None else halves(fraction),
             on_progress=progress.advance,
@@ -362,6 +379,7 @@ def sample_command(
 @click.option("--batch", default=8, show_default=True, help="Pictures that are made together.")
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True)
 @click.option("--decoder", type=click.Path(path_type=Path), help="A decoder's bundle, where BUNDLE brings none.")
+@SIGNED
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def sweep_command(
     bundle: Path,
@@ -370,6 +388,7 @@ def sweep_command(
     reference: Path | None,
     provider: str,
     decoder: Path | None,
+    require_signature: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -382,7 +401,7 @@ def sweep_command(
     with Progress() as progress:
         progress.start("sweep")
         result = sweep(
-            Pipeline.open(bundle, provider, decoder),
+            Pipeline.open(bundle, provider, decoder, require_signature),
             _parse_numbers(fractions, "--fractions", "0,0.4,1", float),
             reference=load_images(reference) if reference else None,
             on_progress=progress.advance,
@@ -392,6 +411,61 @@ def sweep_command(
     with writing_to(output.parent):
         output.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     _print_json(result.to_json()) if as_json else print_sweep(result, output)
+
+
+@main.command("pack")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The archive. [default: BUNDLE.dexport]")
+@click.option(
+    "--sign",
+    "sign_key",
+    type=click.Path(path_type=Path),
+    metavar="KEY.pem",
+    help="Sign the manifest, which hashes every file, with this private ed25519 key.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing archive.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+def pack_command(bundle: Path, output: Path | None, sign_key: Path | None, force: bool, as_json: bool) -> None:
+    """Write a bundle as one file, the same bytes every time; `dexport unpack` checks it and gives the folder back."""
+    from dexport.archive import SUFFIX, pack
+    from dexport.console import Progress, print_packed
+
+    with Progress() as progress:
+        progress.start("pack")
+        packed = pack(
+            bundle,
+            output or Path(f"{bundle.absolute().name}{SUFFIX}"),
+            sign_key=sign_key,
+            force=force,
+            on_progress=progress.advance,
+        )
+    facts = {"archive": packed.path, "bytes": packed.bytes, "key": packed.key}
+    _print_json(facts) if as_json else print_packed(packed)
+
+
+@main.command("unpack")
+@click.argument("archive", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle. [default: its stem]")
+@SIGNED
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
+def unpack_command(
+    archive: Path, output: Path | None, require_signature: Path | None, force: bool, as_json: bool
+) -> None:
+    """Check every byte of an archive, then give the bundle's folder back."""
+    from dexport.archive import unpack
+    from dexport.console import Progress
+
+    with Progress() as progress:
+        progress.start("unpack")
+        bundle = unpack(
+            archive,
+            output or Path(archive.stem),
+            require_signature=require_signature,
+            force=force,
+            on_progress=progress.advance,
+        )
+    _print_json(bundle.manifest) if as_json else click.echo(f"{bundle.path}: unpacked, hashes verified")
 
 
 @main.command("fid")

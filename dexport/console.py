@@ -14,10 +14,11 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from dexport.bundle import ENGINES, MANIFEST, MODEL, PARTS, REPORTS, Bundle
+from dexport.bundle import ENGINES, MANIFEST, MODEL, PARTS, REPORTS, Bundle, printable
 from dexport.errors import InputError
 
 if TYPE_CHECKING:  # a terminal that only samples needs no torch
+    from dexport.archive import Archive
     from dexport.exporter.build import BuildResult
     from dexport.exporter.steps import Step
     from dexport.runtime.generate import Generated
@@ -152,9 +153,29 @@ def _print_bundle(bundle: Bundle) -> None:
             "built with": f"dexport {m['dexport']}, opset {m['opset']}",
         }
     )
+    _print_files(m["files"])
+
+
+def print_archive(archive: Archive, verified: bool) -> None:
+    """What is in an archive of which every byte has been checked; ``verified``: the signature as well."""
+    out.print(f"[bold]{escape(str(archive.path))}[/]: archive, {archive.bytes:,} bytes, hashes verified")
+    m = archive.manifest
+    key = "none" if archive.key is None else f"by {archive.key}{'' if verified else ', not verified'}"
+    lines = {"bundle": m.get("name"), "status": m.get("status"), "built with": f"dexport {m.get('dexport')}"}
+    _print_lines({**{name: escape(printable(str(text))) for name, text in lines.items()}, "signature": key})
+    _print_files(m["files"])
+
+
+def print_packed(archive: Archive) -> None:
+    """What ``dexport pack`` wrote."""
+    signed = f", signed by {archive.key}" if archive.key else ", not signed"
+    out.print(f"{archive.path}: {archive.bytes:,} bytes{signed}", soft_wrap=True)
+
+
+def _print_files(files: Mapping[str, Any]) -> None:
     table = Table("file", "bytes", "sha256")
-    for name, entry in m["files"].items():
-        table.add_row(name, f"{entry['size']:,}", entry["sha256"][:16])
+    for name, entry in files.items():
+        table.add_row(escape(printable(name)), f"{entry['size']:,}", entry["sha256"][:16])
     out.print(table)
 
 

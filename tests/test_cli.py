@@ -39,7 +39,7 @@ from dexport.exporter.variant import resolve
 # A new option is a deliberate change: README, CHANGELOG, and this literal.
 FROZEN = {
     "recipes": ["--json"],
-    "info": ["NAME", "--json"],
+    "info": ["NAME", "--require-signature path", "--json"],
     "build": [
         "[recipe]",
         "-o/--output path",
@@ -99,6 +99,7 @@ FROZEN = {
         "--provider cpu|cuda|tensorrt = cpu",
         "--decoder path",
         "--stitch-fraction float",
+        "--require-signature path",
         "--force",
         "--json",
     ],
@@ -115,8 +116,11 @@ FROZEN = {
         "--batch integer = 8",
         "--provider cpu|cuda|tensorrt = cpu",
         "--decoder path",
+        "--require-signature path",
         "--json",
     ],
+    "pack": ["BUNDLE", "-o/--output path", "--sign path", "--force", "--json"],
+    "unpack": ["ARCHIVE", "-o/--output path", "--require-signature path", "--force", "--json"],
     "fid": [
         "A",
         "[b]",

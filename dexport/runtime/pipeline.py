@@ -85,9 +85,16 @@ class Pipeline:
         self.decode = self._decoder(provider, decoder, decoder_session)
 
     @classmethod
-    def open(cls, path: str | Path, provider: str = "cpu", decoder: str | Path | None = None) -> Pipeline:
-        """Check the hashes of a bundle and of a decoder's, and open them."""
-        return cls(load_bundle(path), provider, load_bundle(decoder) if decoder is not None else None)
+    def open(
+        cls,
+        path: str | Path,
+        provider: str = "cpu",
+        decoder: str | Path | None = None,
+        require_signature: str | Path | None = None,
+    ) -> Pipeline:
+        """Check the hashes of a bundle and of a decoder's, and their signatures where one is required; open them."""
+        bundle = load_bundle(path, require_signature)
+        return cls(bundle, provider, load_bundle(decoder, require_signature) if decoder is not None else None)
 
     @property
     def classes(self) -> int | None:
