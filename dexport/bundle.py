@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +93,11 @@ class Bundle:
 class Draft:
     """A bundle in the making: a temporary sibling of the output, renamed at the end.
 
+    Args:
+        force: replace what is at the output, if it is ``replaceable``.
+        bytes_needed: on the disk.
+        replaceable: says so of a folder; by default of a bundle.
+
     Use it as a context manager: an exception removes the draft and leaves what was at the output as it was. A killed
     process leaves a folder ``.NAME.partial-PID-*``, which the next build to the same output removes.
 
@@ -101,14 +106,21 @@ class Draft:
         MachineError: the output's parent cannot be written, or has too little space.
     """
 
-    def __init__(self, output: str | Path, *, force: bool = False, bytes_needed: int = 0) -> None:
+    def __init__(
+        self,
+        output: str | Path,
+        *,
+        force: bool = False,
+        bytes_needed: int = 0,
+        replaceable: Callable[[Path], bool] | None = None,
+    ) -> None:
         self.output = Path(output).absolute()
         with writing_to(self.output.parent):
             # What a link points to is replaced, never the link.
             if self.output.is_symlink():
                 self.output = self.output.resolve()
             clear_remains(self.output)
-            _check_output(self.output, force)
+            _check_output(self.output, force, replaceable or _is_bundle)
             self.output.parent.mkdir(parents=True, exist_ok=True)
             prefix = f"{draft_prefix(self.output)}{os.getpid()}-"
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.output.parent))
@@ -214,6 +226,17 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
+def reading_manifest(bundle: Bundle) -> Iterator[None]:
+    """Turn a field that a manifest lacks, or that has another form, into an InputError that names the manifest."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{bundle.path / MANIFEST} is incomplete: {type(error).__name__} {error}", hint="build the bundle again"
+        ) from error
+
+
+@contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk into a MachineError that names the folder (of a draft: its parent)."""
     folder = folder.parent if DRAFT in folder.name else folder
@@ -228,12 +251,12 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_output(output: Path, force: bool) -> None:
+def _check_output(output: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
     if not output.exists():
         return
     if not force:
         raise UsageError(f"{output} exists already", hint="choose another output with -o, or replace it with --force")
-    if output.is_dir() and (not any(output.iterdir()) or _is_bundle(output)):
+    if output.is_dir() and (not any(output.iterdir()) or replaceable(output)):
         return
     raise UsageError(
         f"{output} exists and is not a dexport bundle, so --force does not replace it",

@@ -423,13 +423,32 @@ def sweep_command(
     metavar="KEY.pem",
     help="Sign the manifest, which hashes every file, with this private ed25519 key.",
 )
-@click.option("--force", is_flag=True, help="Replace an existing archive.")
+@click.option(
+    "--triton",
+    "repository",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Instead of an archive: models of the Triton Inference Server, in this model repository.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing archive, or the bundle's models.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
-def pack_command(bundle: Path, output: Path | None, sign_key: Path | None, force: bool, as_json: bool) -> None:
-    """Write a bundle as one file, the same bytes every time; `dexport unpack` checks it and gives the folder back."""
-    from dexport.archive import SUFFIX, pack
-    from dexport.console import Progress, print_packed
+def pack_command(
+    bundle: Path, output: Path | None, sign_key: Path | None, repository: Path | None, force: bool, as_json: bool
+) -> None:
+    """Write a bundle as one file, the same bytes every time; `dexport unpack` checks it and gives the folder back.
 
+    Or, with --triton, as models of the Triton Inference Server: the denoiser, and a pipeline that makes pictures.
+    """
+    from dexport.archive import SUFFIX, pack
+    from dexport.console import Progress, print_models, print_packed
+    from dexport.model_repository import pack_for_triton
+
+    if repository is not None:
+        if output is not None or sign_key is not None:
+            raise UsageError("--triton writes no archive", hint="leave out -o and --sign")
+        models = pack_for_triton(bundle, repository, force=force)
+        _print_json(vars(models)) if as_json else print_models(models)
+        return
     with Progress() as progress:
         progress.start("pack")
         packed = pack(

@@ -14,13 +14,13 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from dexport.bundle import ENGINES, MANIFEST, MODEL, PARTS, REPORTS, Bundle, printable
-from dexport.errors import InputError
+from dexport.bundle import ENGINES, MODEL, PARTS, REPORTS, Bundle, printable, reading_manifest
 
 if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.archive import Archive
     from dexport.exporter.build import BuildResult
     from dexport.exporter.steps import Step
+    from dexport.model_repository import Models
     from dexport.runtime.generate import Generated
     from dexport.validate.fid import FidReport, SetFacts
     from dexport.validate.parity import ParityReport
@@ -121,10 +121,8 @@ def print_bundle(bundle: Bundle) -> None:
     Raises:
         InputError: the manifest lacks something.
     """
-    try:
+    with reading_manifest(bundle):
         _print_bundle(bundle)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{bundle.path / MANIFEST} is incomplete: {error}", hint="build the bundle again") from error
 
 
 def _print_bundle(bundle: Bundle) -> None:
@@ -170,6 +168,15 @@ def print_packed(archive: Archive) -> None:
     """What ``dexport pack`` wrote."""
     signed = f", signed by {archive.key}" if archive.key else ", not signed"
     out.print(f"{archive.path}: {archive.bytes:,} bytes{signed}", soft_wrap=True)
+
+
+def print_models(models: Models) -> None:
+    """What ``dexport pack --triton`` wrote."""
+    for folder in models.folders:
+        out.print(f"{folder}", soft_wrap=True)
+    for name, reason in models.left_out.items():
+        out.print(f"not written: {name} on its own: {reason}", soft_wrap=True)
+    out.print(f"tritonserver --model-repository {models.folders[0].parent}", soft_wrap=True)
 
 
 def _print_files(files: Mapping[str, Any]) -> None:

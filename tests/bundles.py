@@ -29,6 +29,12 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Guidance inside of the graph."""
+    return build_narrow(tmp_path_factory.mktemp("fused") / "fused", guidance="fused")
+
+
+@pytest.fixture(scope="session")
 def stitched(plain: Path, other: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stitched") / "bundle"
     dexport.build(None, path, stitch=f"{plain}:0.4,{other}:0.6")

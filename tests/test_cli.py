@@ -119,7 +119,7 @@ FROZEN = {
         "--require-signature path",
         "--json",
     ],
-    "pack": ["BUNDLE", "-o/--output path", "--sign path", "--force", "--json"],
+    "pack": ["BUNDLE", "-o/--output path", "--sign path", "--triton path", "--force", "--json"],
     "unpack": ["ARCHIVE", "-o/--output path", "--require-signature path", "--force", "--json"],
     "fid": [
         "A",
