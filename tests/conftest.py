@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tests.bundles import fused, other, plain, stitched  # noqa: F401 - fixtures
+from tests.bundles import fused, other, plain, stitched, trained  # noqa: F401 - fixtures
 from tests.golden import Golden, load_golden
 
 os.environ["TRITON_INTERPRET"] = "1"
