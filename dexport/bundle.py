@@ -75,14 +75,21 @@ class Bundle:
     @property
     def parts(self) -> dict[str, Bundle]:
         """The bundles inside this one, by name; their hashes have been checked with this one's."""
-        folders = {name: self.path / PARTS / name for name in self.manifest.get("parts", ())}
+        with reading_manifest(self):
+            names = [str(name) for name in self.manifest.get("parts", ())]
+            files = self.manifest.get("files")  # a draft has none yet
+            for name in names:
+                if "/" in name or (files is not None and f"{PARTS}/{name}/{MANIFEST}" not in files):
+                    raise ValueError(f"part {printable(name)} is not in it")
+        folders = {name: self.path / PARTS / name for name in names}
         return {name: Bundle(folder, _read_manifest(folder)) for name, folder in folders.items()}
 
     @property
     def stitch(self) -> list[tuple[Bundle, float]]:
         """The denoisers of a stitched bundle with their fractions of the trajectory; empty for any other."""
         parts = self.parts
-        return [(parts[entry["part"]], entry["fraction"]) for entry in self.manifest.get(STITCH, ())]
+        with reading_manifest(self):
+            return [(parts[entry["part"]], float(entry["fraction"])) for entry in self.manifest.get(STITCH, ())]
 
     @property
     def failed(self) -> bool:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 from dexport.bundle import ENGINES, MODEL, PARTS, REPORTS, Bundle, printable, reading_manifest
 
@@ -130,7 +131,8 @@ def _print_bundle(bundle: Bundle) -> None:
     if bundle.stitch:
         _print_stitched(bundle)
         return
-    out.print(f"[bold]{bundle.path}[/]: {m['recipe']['family']} {m['name']}, {_colored(m['status'])}, hashes verified")
+    shown = (_plain(text) for text in (bundle.path, m["recipe"]["family"], m["name"]))
+    out.print("[bold]{}[/]: {} {}, {}, hashes verified".format(*shown, _colored(m["status"])))
     precision = m["precision"]
     kinds: dict[str, int] = {}
     for dtype in precision["nodes"].values():
@@ -147,7 +149,7 @@ def _print_bundle(bundle: Bundle) -> None:
             "sampling": _sampling_line(m.get("sampling")),
             "parts": ", ".join(m.get("parts", ())) or "none",
             "custom ops": ", ".join(map(_custom_op, m["custom_ops"])) or "none",
-            "engine": _engine_line(engine) if engine else "none",
+            "engine": Text.from_markup(_engine_line(engine)) if engine else "none",
             "built with": f"dexport {m['dexport']}, opset {m['opset']}",
         }
     )
@@ -156,11 +158,11 @@ def _print_bundle(bundle: Bundle) -> None:
 
 def print_archive(archive: Archive, verified: bool) -> None:
     """What is in an archive of which every byte has been checked; ``verified``: the signature as well."""
-    out.print(f"[bold]{escape(str(archive.path))}[/]: archive, {archive.bytes:,} bytes, hashes verified")
+    out.print(f"[bold]{_plain(archive.path)}[/]: archive, {archive.bytes:,} bytes, hashes verified")
     m = archive.manifest
     key = "none" if archive.key is None else f"by {archive.key}{'' if verified else ', not verified'}"
     lines = {"bundle": m.get("name"), "status": m.get("status"), "built with": f"dexport {m.get('dexport')}"}
-    _print_lines({**{name: escape(printable(str(text))) for name, text in lines.items()}, "signature": key})
+    _print_lines({**{name: str(text) for name, text in lines.items()}, "signature": key})
     _print_files(m["files"])
 
 
@@ -182,13 +184,13 @@ def print_models(models: Models) -> None:
 def _print_files(files: Mapping[str, Any]) -> None:
     table = Table("file", "bytes", "sha256")
     for name, entry in files.items():
-        table.add_row(escape(printable(name)), f"{entry['size']:,}", entry["sha256"][:16])
+        table.add_row(_plain(name), f"{entry['size']:,}", _plain(entry["sha256"][:16]))
     out.print(table)
 
 
 def _print_stitched(bundle: Bundle) -> None:
     m = bundle.manifest
-    out.print(f"[bold]{bundle.path}[/]: {m['name']}, {_colored(m['status'])}, hashes verified")
+    out.print(f"[bold]{_plain(bundle.path)}[/]: {_plain(m['name'])}, {_colored(m['status'])}, hashes verified")
     _print_lines({f"{fraction:.0%}": str(part.path) for part, fraction in bundle.stitch})
     for part, _ in bundle.stitch:
         _print_bundle(part)
@@ -356,9 +358,9 @@ def print_machine(machine: Mapping[str, Any]) -> None:
 
 def _engine_line(engine: Mapping[str, Any]) -> str:
     return (
-        f"{engine['flavour']} {engine['version']} for {', '.join(engine['targets'])}, "
+        f"{_plain(engine['flavour'])} {_plain(engine['version'])} for {_plain(', '.join(engine['targets']))}, "
         f"{engine['plan_bytes'] / MB:,.1f} MB, types of {engine['checked_nodes']} nodes asserted; "
-        f"[yellow]built, not executed[/] ({engine['reason']})"
+        f"[yellow]built, not executed[/] ({_plain(engine['reason'])})"
     )
 
 
@@ -382,11 +384,18 @@ def _set_line(facts: SetFacts) -> str:
     return f"{'an unknown number of' if facts.count is None else f'{facts.count:,}'} images, {facts.path}"
 
 
+def _plain(text: object) -> str:
+    """For markup: a path, or what a manifest says, shown as it is."""
+    return escape(printable(str(text)))
+
+
 def _colored(verdict: str) -> str:
     color = "green" if verdict.startswith("pass") else "yellow" if verdict.startswith("not") else "red"
-    return f"[{color}]{verdict}[/]"
+    return f"[{color}]{_plain(verdict)}[/]"
 
 
-def _print_lines(lines: Mapping[str, str]) -> None:
+def _print_lines(lines: Mapping[str, str | Text]) -> None:
+    """Plain text, whatever brackets a manifest brings; or a styled Text."""
     for name, text in lines.items():
-        out.print(f"  {name:<13}{text}", markup="[/]" in text, soft_wrap=True)
+        shown = Text(printable(text)) if isinstance(text, str) else text
+        out.print(Text(f"  {name:<13}") + shown, soft_wrap=True)

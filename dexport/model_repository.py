@@ -168,7 +168,11 @@ def picture_shape(bundle: Bundle, parts: Sequence[Bundle]) -> tuple[int, int, in
 def _plan(bundle: Bundle) -> Path | None:
     """The plan that Triton can run: it has no backend for TensorRT-RTX."""
     engine: Mapping[str, Any] | None = bundle.manifest["engine"]
-    return bundle.path / engine["file"] if engine and engine["flavour"] == "tensorrt" else None
+    if not engine or engine["flavour"] != "tensorrt":
+        return None
+    if engine["file"] not in bundle.manifest["files"]:
+        raise ValueError(f"{engine['file']} is not in it")
+    return bundle.path / engine["file"]
 
 
 def _copy_model(bundle: Bundle, version: Path) -> None:
