@@ -250,7 +250,7 @@ def build_command(
     metavar="[PART=]FILE",
     help="Where the weights of the build are now, if they were moved. Repeatable.",
 )
-@click.option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one.")
+@click.option("--recipe", metavar="FILE|NAME", help="The recipe file, where the bundle was built from one.")
 @click.option("--classes", default="0,1", show_default=True, metavar="N,N", help="One trajectory per class label.")
 @click.option("--steps", type=int, help="Sampling steps. [default: the system's]")
 @click.option("--cfg", "cfg_scale", type=float, help="Guidance scale, 1 for none. [default: the system's]")
@@ -269,7 +269,13 @@ def validate_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare a bundle with the PyTorch networks that it was built from; exit with 1 where a gate fails."""
+    """Compare a bundle with the PyTorch networks that it was built from; exit with 1 where a gate fails.
+
+    BUNDLE may also be an ONNX file that something else made; then --recipe NAME says what it should compute, and
+    --checkpoint of which weights. Only single evaluations are compared.
+    """
+    if bundle.suffix == ".onnx":
+        sys.exit(_validate_foreign(bundle, output, recipe, checkpoints, options["seed"], as_json))
     from dexport.bundle import load_bundle
     from dexport.console import Progress, print_validation
     from dexport.exporter.recipes import find_recipe
@@ -573,6 +579,29 @@ def doctor_command(as_json: bool) -> None:
 
     described = describe_machine()
     _print_json(described) if as_json else print_machine(described)
+
+
+def _validate_foreign(
+    model: Path, output: Path | None, recipe: str | None, checkpoints: tuple[str, ...], seed: int, as_json: bool
+) -> int:
+    if recipe is None or len(checkpoints) > 1:
+        raise UsageError(
+            f"{model} says neither what it should compute nor of which weights",
+            hint=f"dexport validate {model} --recipe NAME --checkpoint FILE",
+        )
+    from dexport.console import Progress, print_parity
+    from dexport.exporter.recipes import find_recipe
+    from dexport.validate.foreign import validate_foreign
+
+    with Progress() as progress:
+        progress.start("validate")
+        checkpoint = checkpoints[0] if checkpoints else None
+        report = validate_foreign(model, find_recipe(recipe), checkpoint, seed=seed, on_progress=progress.advance)
+    if output is not None:
+        with writing_to(output.parent):
+            output.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    _print_json(report.to_json()) if as_json else print_parity(report, str(model))
+    return 0 if report.passed else GateError.exit_code
 
 
 def _is_recipe(name: str) -> bool:

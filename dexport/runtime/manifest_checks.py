@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any
 
-from dexport.bundle import MANIFEST, Bundle
+from dexport.bundle import MANIFEST, Bundle, printable
 from dexport.errors import InputError
 
 Kinds = tuple[type, ...]
@@ -124,6 +124,6 @@ def _is_range(shapes: Any) -> bool:
 
 def _wrong(bundle: Bundle, path: str) -> InputError:
     return InputError(
-        f"{bundle.path / MANIFEST} is incomplete: {path} is missing, or is not what dexport writes there",
+        f"{bundle.path / MANIFEST} is incomplete: {printable(path)} is missing, or is not what dexport writes there",
         hint="build the bundle again",
     )
