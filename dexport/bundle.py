@@ -101,9 +101,9 @@ class Draft:
     """A bundle in the making: a temporary sibling of the output, renamed at the end.
 
     Args:
-        force: replace what is at the output, if it is ``replaceable``.
+        force: replace what is at the output, where ``replaceable`` says that this folder may be.
         bytes_needed: on the disk.
-        replaceable: says so of a folder; by default of a bundle.
+        replaceable: by default, bundles may be.
 
     Use it as a context manager: an exception removes the draft and leaves what was at the output as it was. A killed
     process leaves a folder ``.NAME.partial-PID-*``, which the next build to the same output removes.
