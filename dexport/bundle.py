@@ -2,6 +2,7 @@
 
     out/
       manifest.json            what this is, how it was made, sha256 and size of every other file
+      manifest.json.sig        a signature of the manifest, where it was packed with one
       model.onnx               the graph, for ONNX Runtime and everything that parses ONNX
       model.onnx.data          its weights
       engines/<flavour>-<targets>.plan
@@ -20,16 +21,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from dexport.errors import InputError, MachineError, UsageError
+from dexport.signature import LARGEST, verify
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"
 ENGINES = "engines"
@@ -74,14 +77,21 @@ class Bundle:
     @property
     def parts(self) -> dict[str, Bundle]:
         """The bundles inside this one, by name; their hashes have been checked with this one's."""
-        folders = {name: self.path / PARTS / name for name in self.manifest.get("parts", ())}
+        with reading_manifest(self):
+            names = [str(name) for name in self.manifest.get("parts", ())]
+            files = self.manifest.get("files")  # a draft has none yet
+            for name in names:
+                if "/" in name or (files is not None and f"{PARTS}/{name}/{MANIFEST}" not in files):
+                    raise ValueError(f"part {printable(name)} is not in it")
+        folders = {name: self.path / PARTS / name for name in names}
         return {name: Bundle(folder, _read_manifest(folder)) for name, folder in folders.items()}
 
     @property
     def stitch(self) -> list[tuple[Bundle, float]]:
         """The denoisers of a stitched bundle with their fractions of the trajectory; empty for any other."""
         parts = self.parts
-        return [(parts[entry["part"]], entry["fraction"]) for entry in self.manifest.get(STITCH, ())]
+        with reading_manifest(self):
+            return [(parts[entry["part"]], float(entry["fraction"])) for entry in self.manifest.get(STITCH, ())]
 
     @property
     def failed(self) -> bool:
@@ -92,6 +102,11 @@ class Bundle:
 class Draft:
     """A bundle in the making: a temporary sibling of the output, renamed at the end.
 
+    Args:
+        force: replace what is at the output, where ``replaceable`` says that this folder may be.
+        bytes_needed: on the disk.
+        replaceable: by default, bundles may be.
+
     Use it as a context manager: an exception removes the draft and leaves what was at the output as it was. A killed
     process leaves a folder ``.NAME.partial-PID-*``, which the next build to the same output removes.
 
@@ -100,16 +115,23 @@ class Draft:
         MachineError: the output's parent cannot be written, or has too little space.
     """
 
-    def __init__(self, output: str | Path, *, force: bool = False, bytes_needed: int = 0) -> None:
+    def __init__(
+        self,
+        output: str | Path,
+        *,
+        force: bool = False,
+        bytes_needed: int = 0,
+        replaceable: Callable[[Path], bool] | None = None,
+    ) -> None:
         self.output = Path(output).absolute()
         with writing_to(self.output.parent):
             # What a link points to is replaced, never the link.
             if self.output.is_symlink():
                 self.output = self.output.resolve()
-            _clear_remains(self.output)
-            _check_output(self.output, force)
+            clear_remains(self.output)
+            _check_output(self.output, force, replaceable or _is_bundle)
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f"{_draft_prefix(self.output)}{os.getpid()}-"
+            prefix = f"{draft_prefix(self.output)}{os.getpid()}-"
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.output.parent))
         self.path.chmod(0o755)
         free = shutil.disk_usage(self.path).free
@@ -148,8 +170,13 @@ class Draft:
         """
         complete = {"schema": SCHEMA_VERSION, **manifest, "files": hash_files(self.path)}
         self.write_text(MANIFEST, json.dumps(complete, indent=2) + "\n")
+        self.publish()
+        return Bundle(self.output, complete)
+
+    def publish(self) -> None:
+        """Move the draft to its place as it is."""
         with writing_to(self.output.parent):
-            replaced = self.output.with_name(f"{_draft_prefix(self.output)}{os.getpid()}-{REPLACED}")
+            replaced = self.output.with_name(f"{draft_prefix(self.output)}{os.getpid()}-{REPLACED}")
             if self.output.exists():
                 self.output.rename(replaced)
             try:
@@ -159,21 +186,28 @@ class Draft:
                     replaced.rename(self.output)
                 raise
             shutil.rmtree(replaced, ignore_errors=True)
-        return Bundle(self.output, complete)
 
     def discard(self) -> None:
         """Remove the draft, if it has not been committed."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def load_bundle(path: str | Path) -> Bundle:
+def load_bundle(path: str | Path, require_signature: str | Path | None = None) -> Bundle:
     """Read a bundle and check the size and sha256 of every file before anything is deserialized.
 
+    Args:
+        require_signature: PEM file of the ed25519 public key that must have signed the manifest.
+
     Raises:
-        InputError: not a bundle, a newer schema, or files that are missing, foreign or changed; each is named.
+        InputError: not a bundle, a newer schema, or files that are missing, foreign or changed; each is named. Or it
+            is not signed, signed with another key, or changed after it was signed.
+        MachineError: a signature is required and the package cryptography is missing.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    content = _manifest_bytes(folder)
+    if require_signature is not None:
+        verify(content, signature_of(folder), require_signature, folder)
+    manifest = parse_manifest(content, folder)
     try:
         problems = _differences(folder, manifest["files"])
     except OSError as error:
@@ -192,7 +226,7 @@ def change_manifest(bundle: Bundle, **fields: Any) -> Bundle:
     The new manifest takes the place of the old one in one step: a killed process leaves the bundle as it was.
 
     Raises:
-        UsageError: a part of another bundle, whose hashes cover this manifest.
+        UsageError: a signed bundle, or a part of another one, whose hashes cover this manifest.
         MachineError: the bundle cannot be written.
     """
     check_changeable(bundle)
@@ -212,12 +246,16 @@ def check_changeable(bundle: Bundle) -> None:
             f"{bundle.path} is a part of {folder.parent.parent}, whose hashes cover its manifest",
             hint="validate the whole, or leave the manifest as it is with --no-record",
         )
+    if (folder / SIGNATURE).exists():
+        raise UsageError(
+            f"{bundle.path} is signed, and a changed manifest would not be", hint="leave it as it is with --no-record"
+        )
     if not os.access(bundle.path, os.W_OK):
         raise MachineError(f"{bundle.path} cannot be written", hint="leave its manifest as it is with --no-record")
 
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below ``folder`` except the manifest, by POSIX path."""
+    """Size and sha256 of every file below ``folder`` except the manifest and its signature, by POSIX path."""
     return {
         name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
         for name in _file_names(folder)
@@ -228,6 +266,17 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def reading_manifest(bundle: Bundle) -> Iterator[None]:
+    """Turn a field that a manifest lacks, or that has another form, into an InputError that names the manifest."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{bundle.path / MANIFEST} is incomplete: {type(error).__name__} {error}", hint="build the bundle again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -245,12 +294,12 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_output(output: Path, force: bool) -> None:
+def _check_output(output: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
     if not output.exists():
         return
     if not force:
         raise UsageError(f"{output} exists already", hint="choose another output with -o, or replace it with --force")
-    if output.is_dir() and (not any(output.iterdir()) or _parse_manifest(output / MANIFEST) is not None):
+    if output.is_dir() and (not any(output.iterdir()) or replaceable(output)):
         return
     raise UsageError(
         f"{output} exists and is not a dexport bundle, so --force does not replace it",
@@ -258,13 +307,21 @@ def _check_output(output: Path, force: bool) -> None:
     )
 
 
-def _draft_prefix(output: Path) -> str:
+def _is_bundle(folder: Path) -> bool:
+    try:
+        return _known_manifest((folder / MANIFEST).read_bytes()) is not None
+    except OSError:
+        return False
+
+
+def draft_prefix(output: Path) -> str:
+    """How the names of an output's drafts start; the process's number and a dash follow."""
     return f".{output.name}{DRAFT}"
 
 
-def _clear_remains(output: Path) -> None:
-    """Remove the drafts that killed builds to this output left behind; give back the bundle they had moved away."""
-    prefix = _draft_prefix(output)
+def clear_remains(output: Path) -> None:
+    """Remove the drafts that killed processes left beside this output; give back the bundle they had moved away."""
+    prefix = draft_prefix(output)
     if not output.parent.is_dir():
         return
     for entry in output.parent.iterdir():
@@ -273,6 +330,8 @@ def _clear_remains(output: Path) -> None:
             continue
         if rest == REPLACED and not output.exists():
             entry.rename(output)
+        elif entry.is_file():
+            entry.unlink()
         else:
             shutil.rmtree(entry, ignore_errors=True)
 
@@ -287,26 +346,64 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / MANIFEST
+def signature_of(folder: Path) -> bytes | None:
+    """The content of a bundle's signature file; None where it has none."""
+    file = folder / SIGNATURE
     if not file.is_file():
-        raise InputError(f"{folder} is not a bundle: it has no {MANIFEST}", hint="make one with `dexport build`")
-    manifest = _parse_manifest(file)
+        return None
+    with file.open("rb") as opened:
+        return opened.read(LARGEST)
+
+
+def parse_manifest(content: bytes, name: str | Path) -> dict[str, Any]:
+    """A manifest of a schema that this version reads.
+
+    Args:
+        name: of the bundle, for messages.
+
+    Raises:
+        InputError: it is something else, or of a newer schema.
+    """
+    manifest = _known_manifest(content)
     if manifest is None:
-        raise InputError(f"{file} is not a dexport manifest", hint="build or copy the bundle again")
+        raise InputError(f"{name}: its {MANIFEST} is not a dexport manifest", hint="build or copy the bundle again")
     if manifest["schema"] > SCHEMA_VERSION:
         raise InputError(
-            f"{folder} has manifest schema {manifest['schema']}; this dexport reads up to {SCHEMA_VERSION}",
+            f"{name} has manifest schema {manifest['schema']}; this dexport reads up to {SCHEMA_VERSION}",
             hint="pip install --upgrade dexport",
         )
     return manifest
 
 
-def _parse_manifest(file: Path) -> dict[str, Any] | None:
-    """A manifest of any schema version; None when the file is missing, unreadable or something else."""
+def printable(name: str) -> str:
+    """A file's name from a manifest for a terminal: what could move its cursor is escaped."""
+    return name if name.isprintable() else ascii(name)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    return parse_manifest(_manifest_bytes(folder), folder)
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    if folder.is_file():
+        raise InputError(
+            f"{folder} is a file, and a bundle is a folder",
+            hint=f"if it is an archive of `dexport pack`: dexport unpack {folder}",
+        )
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise InputError(f"{folder} is not a bundle: it has no {MANIFEST}", hint="make one with `dexport build`")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}", hint="build or copy the bundle again") from error
+
+
+def _known_manifest(content: bytes) -> dict[str, Any] | None:
+    """A manifest of any schema version; None when it is something else."""
+    try:
+        manifest = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):
         return None
     known = isinstance(manifest, dict) and type(manifest.get("schema")) is int
     return manifest if known and isinstance(manifest.get("files"), dict) else None
@@ -314,14 +411,14 @@ def _parse_manifest(file: Path) -> dict[str, Any] | None:
 
 def _differences(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
     present = set(_file_names(folder))
-    problems = [f"{name}: not in the manifest" for name in sorted(present - set(recorded))]
+    problems = [f"{printable(name)}: not in the manifest" for name in sorted(present - set(recorded))]
     for name, entry in recorded.items():
         if name not in present or not (folder / name).is_file():
-            problems.append(f"{name}: missing")
+            problems.append(f"{printable(name)}: missing")
         elif not isinstance(entry, dict) or (folder / name).stat().st_size != entry.get("size"):
-            problems.append(f"{name}: size differs")
+            problems.append(f"{printable(name)}: size differs")
         elif sha256_of(folder / name) != entry.get("sha256"):
-            problems.append(f"{name}: sha256 differs")
+            problems.append(f"{printable(name)}: sha256 differs")
     return problems
 
 
@@ -329,4 +426,4 @@ def _file_names(folder: Path) -> list[str]:
     files = (
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
     )
-    return sorted(name for name in files if name not in (MANIFEST, UNFINISHED))
+    return sorted(name for name in files if name not in (MANIFEST, SIGNATURE, UNFINISHED))

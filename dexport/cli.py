@@ -17,6 +17,12 @@ from dexport.version import __version__
 BUILDING = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "psutil", "ml_dtypes")
 """Packages that building needs and sampling does not: an environment may lack them."""
 Number = TypeVar("Number", int, float)
+SIGNED = click.option(
+    "--require-signature",
+    type=click.Path(path_type=Path),
+    metavar="KEY.pub.pem",
+    help="Refuse what this public key has not signed (`dexport pack --sign`).",
+)
 
 
 QUANTISATION = (
@@ -106,15 +112,24 @@ def recipes_command(as_json: bool) -> None:
 
 @main.command("info")
 @click.argument("name")
+@SIGNED
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info_command(name: str, as_json: bool) -> None:
-    """Show a recipe (NAME, or a recipe file) or a bundle (its folder; write ./NAME if a recipe is called like it)."""
-    from dexport.console import print_bundle, print_recipe
+def info_command(name: str, require_signature: Path | None, as_json: bool) -> None:
+    """Show a recipe (NAME, or a recipe file), a bundle (its folder) or an archive.
 
+    Write ./NAME if a recipe is called like the folder.
+    """
+    from dexport.archive import check, is_archive
+    from dexport.console import print_archive, print_bundle, print_recipe
+
+    if is_archive(name):
+        archive = check(name, require_signature)
+        _print_json(archive.manifest) if as_json else print_archive(archive, verified=require_signature is not None)
+        return
     if Path(name).is_dir() and not _is_recipe(name):
         from dexport.bundle import load_bundle
 
-        bundle = load_bundle(name)
+        bundle = load_bundle(name, require_signature)
         _print_json(bundle.manifest) if as_json else print_bundle(bundle)
         return
     from dexport.exporter.describe import describe_recipe
@@ -324,7 +339,7 @@ def _views(command: Callable[..., None]) -> Callable[..., None]:
     metavar="[PART=]FILE",
     help="Where the weights of the build are now, if they were moved. Repeatable.",
 )
-@click.option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one.")
+@click.option("--recipe", metavar="FILE|NAME", help="The recipe file, where the bundle was built from one.")
 @click.option(
     "--against",
     multiple=True,
@@ -386,7 +401,13 @@ def validate_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare a bundle with the PyTorch networks that it was built from; exit with 1 where a gate fails."""
+    """Compare a bundle with the PyTorch networks that it was built from; exit with 1 where a gate fails.
+
+    BUNDLE may also be an ONNX file that something else made; then --recipe NAME says what it should compute, and
+    --checkpoint of which weights. Only single evaluations are compared.
+    """
+    if bundle.suffix == ".onnx":
+        sys.exit(_validate_foreign(bundle, output, recipe, checkpoints, options["seed"], as_json))
     from dexport.bundle import change_manifest, check_changeable, load_bundle
     from dexport.console import Progress, print_validation
     from dexport.exporter.recipes import find_recipe
@@ -563,12 +584,14 @@ def baseline_update_command(source: Path, output: Path) -> None:
     type=float,
     help="Share of the trajectory of the first of two stitched denoisers, 0 to 1. [default: the bundle's]",
 )
+@SIGNED
 @click.option("--force", is_flag=True, help="Replace samples of another run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def sample_command(
     bundle: Path,
     provider: str,
     decoder: Path | None,
+    require_signature: Path | None,
     classes: str | None,
     fraction: float | None,
     as_json: bool,
@@ -586,7 +609,7 @@ def sample_command(
     with Progress() as progress:
         progress.start("sample")
         generated = generate(
-            Pipeline.open(bundle, provider, decoder),
+            Pipeline.open(bundle, provider, decoder, require_signature),
             classes=_parse_numbers(classes or "", "--classes", "207,360", int),
             fractions=() if fraction is None else halves(fraction),
             on_progress=progress.advance,
@@ -615,6 +638,7 @@ def sample_command(
 @click.option("--batch", default=8, show_default=True, help="Pictures that are made together.")
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True)
 @click.option("--decoder", type=click.Path(path_type=Path), help="A decoder's bundle, where BUNDLE brings none.")
+@SIGNED
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def sweep_command(
     bundle: Path,
@@ -623,6 +647,7 @@ def sweep_command(
     reference: Path | None,
     provider: str,
     decoder: Path | None,
+    require_signature: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -635,7 +660,7 @@ def sweep_command(
     with Progress() as progress:
         progress.start("sweep")
         result = sweep(
-            Pipeline.open(bundle, provider, decoder),
+            Pipeline.open(bundle, provider, decoder, require_signature),
             _parse_numbers(fractions, "--fractions", "0,0.4,1", float),
             reference=load_images(reference) if reference else None,
             on_progress=progress.advance,
@@ -645,6 +670,80 @@ def sweep_command(
     with writing_to(output.parent):
         output.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     _print_json(result.to_json()) if as_json else print_sweep(result, output)
+
+
+@main.command("pack")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The archive. [default: BUNDLE.dexport]")
+@click.option(
+    "--sign",
+    "sign_key",
+    type=click.Path(path_type=Path),
+    metavar="KEY.pem",
+    help="Sign the manifest, which hashes every file, with this private ed25519 key.",
+)
+@click.option(
+    "--triton",
+    "repository",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Instead of an archive: models of the Triton Inference Server, in this model repository.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing archive, or the bundle's models.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+def pack_command(
+    bundle: Path, output: Path | None, sign_key: Path | None, repository: Path | None, force: bool, as_json: bool
+) -> None:
+    """Write a bundle as one file, the same bytes every time; `dexport unpack` checks it and gives the folder back.
+
+    Or, with --triton, as models of the Triton Inference Server: the denoiser, and a pipeline that makes pictures.
+    """
+    from dexport.archive import SUFFIX, pack
+    from dexport.console import Progress, print_models, print_packed
+    from dexport.model_repository import pack_for_triton
+
+    if repository is not None:
+        if output is not None or sign_key is not None:
+            raise UsageError("--triton writes no archive", hint="leave out -o and --sign")
+        models = pack_for_triton(bundle, repository, force=force)
+        _print_json(vars(models)) if as_json else print_models(models)
+        return
+    with Progress() as progress:
+        progress.start("pack")
+        packed = pack(
+            bundle,
+            output or Path(f"{bundle.absolute().name}{SUFFIX}"),
+            sign_key=sign_key,
+            force=force,
+            on_progress=progress.advance,
+        )
+    facts = {"archive": packed.path, "bytes": packed.bytes, "key": packed.key}
+    _print_json(facts) if as_json else print_packed(packed)
+
+
+@main.command("unpack")
+@click.argument("archive", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle. [default: its stem]")
+@SIGNED
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
+def unpack_command(
+    archive: Path, output: Path | None, require_signature: Path | None, force: bool, as_json: bool
+) -> None:
+    """Check every byte of an archive, then give the bundle's folder back."""
+    from dexport.archive import unpack
+    from dexport.console import Progress
+
+    with Progress() as progress:
+        progress.start("unpack")
+        bundle = unpack(
+            archive,
+            output or Path(archive.stem),
+            require_signature=require_signature,
+            force=force,
+            on_progress=progress.advance,
+        )
+    _print_json(bundle.manifest) if as_json else click.echo(f"{bundle.path}: unpacked, hashes verified")
 
 
 @main.command("fid")
@@ -733,6 +832,29 @@ def doctor_command(as_json: bool) -> None:
 
     described = describe_machine()
     _print_json(described) if as_json else print_machine(described)
+
+
+def _validate_foreign(
+    model: Path, output: Path | None, recipe: str | None, checkpoints: tuple[str, ...], seed: int, as_json: bool
+) -> int:
+    if recipe is None or len(checkpoints) > 1:
+        raise UsageError(
+            f"{model} says neither what it should compute nor of which weights",
+            hint=f"dexport validate {model} --recipe NAME --checkpoint FILE",
+        )
+    from dexport.console import Progress, print_parity
+    from dexport.exporter.recipes import find_recipe
+    from dexport.validate.foreign import validate_foreign
+
+    with Progress() as progress:
+        progress.start("validate")
+        checkpoint = checkpoints[0] if checkpoints else None
+        report = validate_foreign(model, find_recipe(recipe), checkpoint, seed=seed, on_progress=progress.advance)
+    if output is not None:
+        with writing_to(output.parent):
+            output.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    _print_json(report.to_json()) if as_json else print_parity(report, str(model))
+    return 0 if report.passed else GateError.exit_code
 
 
 def _is_recipe(name: str) -> bool:

@@ -14,13 +14,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
-from dexport.bundle import ENGINES, MANIFEST, MODEL, PARTS, REPORTS, Bundle
-from dexport.errors import InputError
+from dexport.bundle import ENGINES, MODEL, PARTS, REPORTS, Bundle, printable, reading_manifest
 
 if TYPE_CHECKING:  # a terminal that only samples needs no torch
+    from dexport.archive import Archive
     from dexport.exporter.build import BuildResult
     from dexport.exporter.steps import Step
+    from dexport.model_repository import Models
     from dexport.runtime.generate import Generated
     from dexport.validate.diff import Diff, Finding
     from dexport.validate.distribution import DistributionReport
@@ -126,10 +128,8 @@ def print_bundle(bundle: Bundle) -> None:
     Raises:
         InputError: the manifest lacks something.
     """
-    try:
+    with reading_manifest(bundle):
         _print_bundle(bundle)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{bundle.path / MANIFEST} is incomplete: {error}", hint="build the bundle again") from error
 
 
 def _print_bundle(bundle: Bundle) -> None:
@@ -137,7 +137,8 @@ def _print_bundle(bundle: Bundle) -> None:
     if bundle.stitch:
         _print_stitched(bundle)
         return
-    out.print(f"[bold]{bundle.path}[/]: {m['recipe']['family']} {m['name']}, {_colored(m['status'])}, hashes verified")
+    shown = (_plain(text) for text in (bundle.path, m["recipe"]["family"], m["name"]))
+    out.print("[bold]{}[/]: {} {}, {}, hashes verified".format(*shown, _colored(m["status"])))
     precision = m["precision"]
     kinds: dict[str, int] = {}
     for dtype in precision["nodes"].values():
@@ -155,20 +156,49 @@ def _print_bundle(bundle: Bundle) -> None:
             "sampling": _sampling_line(m.get("sampling")),
             "parts": ", ".join(m.get("parts", ())) or "none",
             "custom ops": ", ".join(map(_custom_op, m["custom_ops"])) or "none",
-            "engine": _engine_line(engine) if engine else "none",
-            "validation": _validation_line(m.get("validation")),
+            "engine": Text.from_markup(_engine_line(engine)) if engine else "none",
+            "validation": Text.from_markup(_validation_line(m.get("validation"))),
             "built with": f"dexport {m['dexport']}, opset {m['opset']}",
         }
     )
+    _print_files(m["files"])
+
+
+def print_archive(archive: Archive, verified: bool) -> None:
+    """What is in an archive of which every byte has been checked; ``verified``: the signature as well."""
+    out.print(f"[bold]{_plain(archive.path)}[/]: archive, {archive.bytes:,} bytes, hashes verified")
+    m = archive.manifest
+    key = "none" if archive.key is None else f"by {archive.key}{'' if verified else ', not verified'}"
+    lines = {"bundle": m.get("name"), "status": m.get("status"), "built with": f"dexport {m.get('dexport')}"}
+    _print_lines({**{name: str(text) for name, text in lines.items()}, "signature": key})
+    _print_files(m["files"])
+
+
+def print_packed(archive: Archive) -> None:
+    """What ``dexport pack`` wrote."""
+    signed = f", signed by {archive.key}" if archive.key else ", not signed"
+    out.print(f"{archive.path}: {archive.bytes:,} bytes{signed}", soft_wrap=True)
+
+
+def print_models(models: Models) -> None:
+    """What ``dexport pack --triton`` wrote."""
+    for folder in models.folders:
+        out.print(f"{folder}", soft_wrap=True)
+    for name, reason in models.left_out.items():
+        out.print(f"not written: {name} on its own: {reason}", soft_wrap=True)
+    out.print(f"tritonserver --model-repository {models.folders[0].parent}", soft_wrap=True)
+
+
+def _print_files(files: Mapping[str, Any]) -> None:
     table = Table("file", "bytes", "sha256")
-    for name, entry in m["files"].items():
-        table.add_row(name, f"{entry['size']:,}", entry["sha256"][:16])
+    for name, entry in files.items():
+        table.add_row(_plain(name), f"{entry['size']:,}", _plain(entry["sha256"][:16]))
     out.print(table)
 
 
 def _print_stitched(bundle: Bundle) -> None:
     m = bundle.manifest
-    out.print(f"[bold]{bundle.path}[/]: {m['name']}, {_colored(m['status'])}, hashes verified")
+    out.print(f"[bold]{_plain(bundle.path)}[/]: {_plain(m['name'])}, {_colored(m['status'])}, hashes verified")
     _print_lines({f"{fraction:.0%}": str(part.path) for part, fraction in bundle.stitch})
     for part, _ in bundle.stitch:
         _print_bundle(part)
@@ -485,9 +515,9 @@ def print_machine(machine: Mapping[str, Any]) -> None:
 
 def _engine_line(engine: Mapping[str, Any]) -> str:
     return (
-        f"{engine['flavour']} {engine['version']} for {', '.join(engine['targets'])}, "
+        f"{_plain(engine['flavour'])} {_plain(engine['version'])} for {_plain(', '.join(engine['targets']))}, "
         f"{engine['plan_bytes'] / MB:,.1f} MB, types of {engine['checked_nodes']} nodes asserted; "
-        f"[yellow]built, not executed[/] ({engine['reason']})"
+        f"[yellow]built, not executed[/] ({_plain(engine['reason'])})"
     )
 
 
@@ -538,11 +568,18 @@ def _set_line(facts: SetFacts) -> str:
     return f"{'an unknown number of' if facts.count is None else f'{facts.count:,}'} images, {facts.path}"
 
 
+def _plain(text: object) -> str:
+    """For markup: a path, or what a manifest says, shown as it is."""
+    return escape(printable(str(text)))
+
+
 def _colored(verdict: str) -> str:
     color = "green" if verdict.startswith("pass") else "yellow" if verdict.startswith(("not", "inc")) else "red"
-    return f"[{color}]{verdict}[/]"
+    return f"[{color}]{_plain(verdict)}[/]"
 
 
-def _print_lines(lines: Mapping[str, str]) -> None:
+def _print_lines(lines: Mapping[str, str | Text]) -> None:
+    """Plain text, whatever brackets a manifest brings; or a styled Text."""
     for name, text in lines.items():
-        out.print(f"  {name:<13}{text}", markup="[/]" in text, soft_wrap=True)
+        shown = Text(printable(text)) if isinstance(text, str) else text
+        out.print(Text(f"  {name:<13}") + shown, soft_wrap=True)

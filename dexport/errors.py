@@ -17,7 +17,8 @@ class DexportError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        # Names in damaged files may hold what cannot be printed.
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
         self.hint = hint
 
 

@@ -12,6 +12,7 @@ EXTRA_OF = {
     "tensorrt_rtx": "rtx",
     "tensorrt": "gpu",
     "pycuda": "gpu",
+    "cryptography": "sign",
     "cuda": "plugins",
     "matplotlib": "plots",
     "triton": "plugins",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dexport
@@ -29,7 +30,28 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Guidance inside of the graph."""
+    return build_narrow(tmp_path_factory.mktemp("fused") / "fused", guidance="fused")
+
+
+@pytest.fixture(scope="session")
 def stitched(plain: Path, other: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stitched") / "bundle"
     dexport.build(None, path, stitch=f"{plain}:0.4,{other}:0.6")
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small trained model."""
+    path = tmp_path_factory.mktemp("trained") / "bundle"
+    checkpoint = Path(__file__).parent.parent / "checkpoints" / "dit-fashion-s.safetensors"
+    dexport.build("dit-fashion-s", path, checkpoint=str(checkpoint), profile="ci", parity=False)
+    return path
+
+
+def trained_inputs() -> dict[str, np.ndarray]:
+    """One step in the middle, three rows: two classes and the null label."""
+    x = np.random.default_rng(0).standard_normal((3, 4, 16, 16), dtype=np.float32)
+    return {"x": x, "t": np.array([20, 500, 980], np.float32), "y": np.array([1, 8, 10])}

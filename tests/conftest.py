@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tests.bundles import other, plain, stitched  # noqa: F401 - fixtures
+from tests.bundles import fused, other, plain, stitched, trained  # noqa: F401 - fixtures
 from tests.golden import Golden, load_golden
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -21,6 +21,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow: run it with `make test-slow`"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests measured (``record_property("measured", text)``), also where they ran in other processes."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, text in report.user_properties:
+            if name == "measured":
+                terminalreporter.write_line(f"measured: {text}")
 
 
 @pytest.fixture(scope="session", params=["dit-s", "dico-s", "diffit-latent"])

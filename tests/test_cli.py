@@ -48,7 +48,7 @@ QUANTISATION = [
 ]
 FROZEN = {
     "recipes": ["--json"],
-    "info": ["NAME", "--json"],
+    "info": ["NAME", "--require-signature path", "--json"],
     "build": [
         "[recipe]",
         "-o/--output path",
@@ -144,6 +144,7 @@ FROZEN = {
         "--provider cpu|cuda|tensorrt = cpu",
         "--decoder path",
         "--stitch-fraction float",
+        "--require-signature path",
         "--force",
         "--json",
     ],
@@ -160,8 +161,11 @@ FROZEN = {
         "--batch integer = 8",
         "--provider cpu|cuda|tensorrt = cpu",
         "--decoder path",
+        "--require-signature path",
         "--json",
     ],
+    "pack": ["BUNDLE", "-o/--output path", "--sign path", "--triton path", "--force", "--json"],
+    "unpack": ["ARCHIVE", "-o/--output path", "--require-signature path", "--force", "--json"],
     "fid": [
         "A",
         "[b]",

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from dexport.bundle import Bundle
+from dexport.bundle import Bundle, reading_manifest
 from dexport.errors import MachineError, UsageError
 from dexport.optional import EXTRA_OF, optional_import
 from dexport.runtime.cuda import Gpu
+from dexport.runtime.manifest_checks import check_engine
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """By the engine's flavour."""
@@ -62,8 +63,11 @@ def read_facts(bundle: Bundle) -> EngineFacts:
         UsageError: the bundle has none.
     """
     manifest = bundle.manifest
-    command = f"dexport build {manifest['name']} --trt --{manifest['precision']['name']}"
-    engine = manifest["engine"]
+    if manifest.get("engine") is not None:
+        check_engine(bundle)
+    with reading_manifest(bundle):
+        command = f"dexport build {manifest['name']} --trt --{manifest['precision']['name']}"
+        engine = manifest["engine"]
     if engine is None:
         raise UsageError(f"{bundle.path} has no TensorRT engine", hint=f"build one: {_rebuild(command)}")
     return EngineFacts(

@@ -37,6 +37,15 @@ class Noise:
         self._record = record
         self._streams = [np.random.default_rng([seed, number]) for number in images]
 
+    @classmethod
+    def of_seeds(cls, seeds: Sequence[int]) -> Noise:
+        """Noise for a batch whose rows have seeds of their own: each is image 0 of its seed."""
+        for seed in seeds:
+            cls(seed, [0])
+        noise = cls(0, [0] * len(seeds))
+        noise._streams = [np.random.default_rng([seed, 0]) for seed in seeds]
+        return noise
+
     def normal(self, shape: Sequence[int]) -> np.ndarray:
         """The next draw: float32 of ``shape`` (B, ...), one row per image."""
         if shape[0] != len(self.images):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dexport.bundle import DECODER, Bundle, load_bundle
+from dexport.bundle import DECODER, Bundle, load_bundle, reading_manifest
 from dexport.errors import GateError, InputError, UsageError
 from dexport.runtime.decode import Decoder, DecoderSession, PixelShuffle, VaeDecoder, to_uint8
 from dexport.runtime.guidance import (
@@ -20,6 +20,7 @@ from dexport.runtime.guidance import (
     fused,
     guided,
 )
+from dexport.runtime.manifest_checks import check_denoiser, check_stitched
 from dexport.runtime.noise import Noise
 from dexport.runtime.samplers import Denoiser, Sampler, make_sampler, sample
 from dexport.runtime.session import open_session
@@ -72,7 +73,12 @@ class Pipeline:
                 f"{bundle.path} cannot be sampled: it holds no denoiser", hint="build one, such as dit-xl-2"
             )
         self._provider = provider
-        self._parts = [part for part, _ in bundle.stitch] or [bundle]
+        with reading_manifest(bundle):
+            self._parts = [part for part, _ in bundle.stitch] or [bundle]
+        if bundle.stitch:
+            check_stitched(bundle)
+        for part in self._parts:
+            check_denoiser(part)
         self.fractions = tuple(fraction for _, fraction in bundle.stitch)
         self._sessions = list(sessions) or [open_session(part, provider) for part in self._parts]
         self.runner = self._sessions[0].runner
@@ -80,9 +86,16 @@ class Pipeline:
         self.decode = self._decoder(provider, decoder, decoder_session)
 
     @classmethod
-    def open(cls, path: str | Path, provider: str = "cpu", decoder: str | Path | None = None) -> Pipeline:
-        """Check the hashes of a bundle and of a decoder's, and open them."""
-        return cls(load_bundle(path), provider, load_bundle(decoder) if decoder is not None else None)
+    def open(
+        cls,
+        path: str | Path,
+        provider: str = "cpu",
+        decoder: str | Path | None = None,
+        require_signature: str | Path | None = None,
+    ) -> Pipeline:
+        """Check the hashes of a bundle and of a decoder's, and their signatures where one is required; open them."""
+        bundle = load_bundle(path, require_signature)
+        return cls(bundle, provider, load_bundle(decoder, require_signature) if decoder is not None else None)
 
     @property
     def classes(self) -> int | None:

@@ -82,9 +82,11 @@ class OnnxSession:
         return dict(zip(self.outputs, results, strict=True))
 
 
-def open_bundle(path: str | Path, provider: str = "cpu") -> OnnxSession | TensorRtSession:
-    """Check a bundle's hashes and open its model."""
-    return open_session(load_bundle(path), provider)
+def open_bundle(
+    path: str | Path, provider: str = "cpu", require_signature: str | Path | None = None
+) -> OnnxSession | TensorRtSession:
+    """Check a bundle's hashes, and its signature where one is required, and open its model."""
+    return open_session(load_bundle(path, require_signature), provider)
 
 
 def open_session(bundle: Bundle, provider: str = "cpu") -> OnnxSession | TensorRtSession:

@@ -1,0 +1,128 @@
+"""``dexport validate model.onnx``: an ONNX file that something else made, against the PyTorch network of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from dexport.errors import InputError, UsageError
+from dexport.exporter.checkpoint import open_weights
+from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe, Signature
+from dexport.exporter.variant import Variant, resolve
+from dexport.runtime.inputs import Port
+from dexport.runtime.session import OnnxSession
+from dexport.validate.metrics import compare
+from dexport.validate.parity import (
+    MAX_DISTINCT_ROWS,
+    Check,
+    ParityReport,
+    batch_sizes,
+    reference_outputs,
+    row_order,
+    take_rows,
+)
+
+MAX_BATCH = 4
+NUMPY_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+HALVES = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+NOT_RUN = "the trajectory: it runs on bundles only"
+
+
+def validate_foreign(
+    model: Path,
+    recipe: Recipe,
+    checkpoint: str | None,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
+) -> ParityReport:
+    """Compare single evaluations; inputs and outputs are matched by name, or else by their order.
+
+    The gate is the recipe's for float32, or for half precision where the file stores its weights so.
+
+    Args:
+        model: the ONNX file; a fixed batch and size are kept.
+        recipe: what it is meant to compute.
+        checkpoint: the weights it was made from.
+        seed: of the inputs.
+
+    Raises:
+        InputError: not a model, or one with other inputs and outputs than the recipe has.
+    """
+    if not model.is_file():
+        raise UsageError(f"{model} does not exist", hint="name an ONNX file, or a bundle's folder")
+    session = OnnxSession(model)
+    variant = _variant(recipe, session)
+    weights = open_weights(checkpoint, variant.meta_module(), seed=seed, adapt=recipe.adapt)
+    names = _match(model, variant.signature, session)
+    fixed = next(iter(session.inputs.values())).shape[0]
+    batches = [fixed] if isinstance(fixed, int) else batch_sizes(MAX_BATCH)
+    rows = min(MAX_DISTINCT_ROWS, max(batches))
+    precision = _precision(model)
+    gate = {**DEFAULT_GATES, **recipe.gates}[precision]
+    inputs = variant.signature.example(rows, seed)
+    on_progress(0, len(batches) + 1, "PyTorch float32")
+    expected = reference_outputs(variant, weights, inputs, rows)
+    checks = []
+    for done, batch in enumerate(batches, start=1):
+        on_progress(done, len(batches) + 1, f"batch {batch}")
+        order = row_order(batch, rows)
+        taken = take_rows(variant.signature, inputs, order)
+        results = session(**{names[name]: _cast(array, session.inputs[names[name]]) for name, array in taken.items()})
+        for name, reference in expected.items():
+            metrics = compare(reference[order], results[names[name]].astype(np.float32))
+            checks.append(Check("as given", session.runner, batch, name, metrics, gate))
+    reference_name = f"PyTorch {recipe.name}, float32 on CPU, {weights.origin}"
+    times = tuple(float(t) for t in inputs.get("t", ()))
+    return ParityReport(precision, reference_name, times, tuple(checks), (NOT_RUN,))
+
+
+def _variant(recipe: Recipe, session: OnnxSession) -> Variant:
+    """The recipe at the size that the file has, fused where the file takes a scale."""
+    shapes = [port.shape for port in session.inputs.values() if len(port.shape) == 4]
+    sides = tuple(shapes[0][2:]) if shapes else ()
+    latent = sides if len(sides) == 2 and all(isinstance(side, int) for side in sides) else None
+    return resolve(recipe, latent=latent, fused=any(not port.shape for port in session.inputs.values()))
+
+
+def _match(model: Path, signature: Signature, session: OnnxSession) -> Mapping[str, str]:
+    """The recipe's name of every input and output -> the file's."""
+    names: dict[str, str] = {}
+    for kind, specs, found in (
+        ("inputs", signature.inputs, list(session.inputs)),
+        ("outputs", signature.outputs, session.outputs),
+    ):
+        wanted = [spec.name for spec in specs]
+        if len(found) != len(wanted):
+            raise InputError(
+                f"{model} has the {kind} {', '.join(found)}; the recipe has {', '.join(wanted)}",
+                hint="choose the recipe that fits: `dexport info RECIPE` shows its inputs",
+            )
+        names.update(zip(wanted, wanted if set(found) == set(wanted) else found, strict=True))
+    for spec in signature.inputs:
+        port = session.inputs[names[spec.name]]
+        if len(port.shape) != len(spec.shape) or port.type not in NUMPY_TYPES:
+            raise InputError(
+                f"{model}: {names[spec.name]} is {port.type} {list(port.shape)}, where the recipe takes {spec.name} "
+                f"of shape {list(spec.shape)}",
+                hint="inputs are matched by name, or else by their order",
+            )
+    return names
+
+
+def _cast(array: np.ndarray, port: Port) -> np.ndarray:
+    return array.astype(NUMPY_TYPES[port.type])
+
+
+def _precision(model: Path) -> str:
+    found = {value.dtype for value in ir.load(model).graph.initializers.values()}
+    return next((name for dtype, name in HALVES.items() if dtype in found), "fp32")

@@ -1,0 +1,409 @@
+"""Damaged and hostile files for every reader: ``python3 -m tools.fuzz --count 10000``.
+
+Each input is a good file that was changed at random: bits, lengths, slices, fields of its JSON, opcodes of its pickle.
+Whatever it is, a reader either takes it or raises a DexportError, whose message can be printed; anything else is a
+finding. What was taken is also used, as far as that costs little. The same seed gives the same inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import pickle
+import random
+import shutil
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from dexport import archive, console
+from dexport.archive import check, pack, unpack
+from dexport.bundle import MANIFEST, SIGNATURE, Bundle, hash_files, load_bundle, reading_manifest
+from dexport.errors import DexportError
+from dexport.exporter.checkpoint import open_weights
+from dexport.model_repository import denoiser_config, pipeline_config
+from dexport.runtime.engine_checks import read_facts
+from dexport.runtime.pipeline import Pipeline
+from dexport.signature import read_signature
+
+Rng = random.Random
+Reader = Callable[[Rng], None]
+NUMBERS = (0, 1, -1, 2, 127, 128, 255, 1 << 31, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 70, 0.5, -0.0, float("nan"))
+TEXTS = (
+    "",
+    ".",
+    "..",
+    "../x",
+    "/x",
+    "a/b",
+    "\x00",
+    "\ud800",
+    "\x1b[2J",
+    "[red]",
+    "[/x]",
+    "é",
+    "B",
+    "x" * 300,
+    "manifest.json",
+)
+MODEL = {
+    "schema": 1,
+    "name": "dit-fashion-s",
+    "status": "passed",
+    "dexport": "0.1.0",
+    "recipe": {"name": "dit-fashion-s", "family": "DiT", "source": ""},
+    "guidance": "none",
+    "sampling": {
+        "schedule": "linear",
+        "prediction": "epsilon",
+        "sampler": "ddpm",
+        "steps": 50,
+        "latent_scale": 1.0,
+        "decoder": "pixel-shuffle-2",
+        "class_names": ["T-shirt", "trouser"],
+        "classes": 2,
+        "null_label": 2,
+        "guidance": {"rule": "first four channels", "default_scale": 2.0},
+    },
+    "parts": [],
+    "weights": {"random": False, "path": "x.safetensors"},
+    "opset": 23,
+    "precision": {"name": "fp32", "nodes": {"a": "float32"}},
+    "io": {
+        "inputs": [
+            {"name": "x", "dtype": "float32", "shape": ["B", 4, 16, 16]},
+            {"name": "t", "dtype": "float32", "shape": ["B"]},
+            {"name": "y", "dtype": "int64", "shape": ["B"]},
+        ],
+        "outputs": [{"name": "out", "dtype": "float32", "shape": ["B", 8, 16, 16]}],
+    },
+    "batch": {"min": 1, "opt": 2, "max": 4},
+    "custom_ops": [{"name": "DexTMSA", "version": 1, "nodes": 1, "ptx_sha256": []}],
+    "engine": {
+        "file": "engines/a.plan",
+        "flavour": "tensorrt",
+        "version": "10.0",
+        "targets": ["sm89"],
+        "plan_bytes": 1,
+        "checked_nodes": 1,
+        "reason": "",
+        "fingerprint": {"shapes": {"x": [[1, 4, 16, 16], [2, 4, 16, 16], [4, 4, 16, 16]]}},
+    },
+}
+"""A manifest with every field that a reader of bundles looks at."""
+
+
+def damaged(rng: Rng, content: bytes) -> bytes:
+    """A few changes of bytes."""
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
+        at, length = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 8, 64, 512))
+        match rng.randrange(7):
+            case 0 if at < len(data):
+                data[at] ^= 1 << rng.randrange(8)
+            case 1:
+                data[at : at + length] = rng.randbytes(length)
+            case 2:
+                del data[at : at + length]
+            case 3:
+                data[at:at] = rng.randbytes(length)
+            case 4:
+                number = int(rng.choice(NUMBERS[:11])) & 0xFFFFFFFFFFFFFFFF
+                data[at : at + 8] = struct.pack(rng.choice("<>") + "Q", number)
+            case 5:
+                start = rng.randrange(len(data) + 1)
+                data[at:at] = data[start : start + length]
+            case 6:
+                del data[at:]
+    return bytes(data)
+
+
+def changed(rng: Rng, value: Any) -> Any:
+    """A JSON value in which a few fields have another value, are missing, are new, or have moved."""
+    root = [copy.deepcopy(value)]
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        places = list(_places(root))
+        holder, key = rng.choice(places)
+        match rng.randrange(6):
+            case 0 if isinstance(holder, dict):
+                del holder[key]
+            case 1 if isinstance(holder[key], dict):
+                holder[key][rng.choice(TEXTS)] = _anything(rng)
+            case 2 if isinstance(holder[key], list):
+                holder[key].append(_anything(rng))
+            case 3:
+                other, at = rng.choice(places)
+                holder[key] = copy.deepcopy(other[at])
+            case _:
+                holder[key] = _anything(rng)
+    return root[0]
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in list(items):
+        yield value, key
+        if isinstance(inner, dict | list):
+            yield from _places(inner)
+
+
+def _anything(rng: Rng) -> Any:
+    return copy.deepcopy(
+        rng.choice((None, True, False, [], {}, [[]], {"a": 1}, rng.choice(NUMBERS), rng.choice(TEXTS)))
+    )
+
+
+class Manifests:
+    """Manifests of bundles: read, shown, and asked what a sampler, an engine and a server ask."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "bundle"
+        (self.folder / "engines").mkdir(parents=True)
+        (self.folder / "engines" / "a.plan").write_bytes(b"plan")
+        (self.folder / "model.onnx").write_bytes(b"graph")
+        self.manifest = {**MODEL, "files": hash_files(self.folder)}
+
+    def __call__(self, rng: Rng) -> None:
+        if rng.random() < 0.7:
+            manifest = changed(rng, self.manifest)
+            if rng.random() < 0.5 and isinstance(manifest, dict):
+                manifest["files"], manifest["schema"] = self.manifest["files"], 1
+            text = json.dumps(manifest).encode()
+        else:
+            text = damaged(rng, json.dumps(self.manifest).encode())
+        (self.folder / MANIFEST).write_bytes(text)
+        bundle = load_bundle(self.folder)
+        console.out = Console(file=io.TextIOWrapper(io.BytesIO(), "utf-8"))
+        uses: list[Callable[[Bundle], Any]] = [console.print_bundle, read_facts, _pipeline, _configs]
+        errors = []
+        for use in uses:
+            try:
+                use(bundle)
+            except DexportError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+def _pipeline(bundle: Bundle) -> None:
+    pipeline = Pipeline(bundle, sessions=[_Session()] * (len(bundle.stitch) or 1), decoder_session=_Session())
+    pipeline.largest_batch()
+    pipeline.sampler()
+    pipeline.denoiser([0] if pipeline.classes is not None else [])
+
+
+def _configs(bundle: Bundle) -> None:
+    with reading_manifest(bundle):
+        denoiser_config("x", bundle)
+        pipeline_config("x", bundle)
+
+
+class _Session:
+    """In place of a network, of which nothing is run."""
+
+    runner = "nothing"
+    inputs: dict[str, Any] = {"z": type("Port", (), {"shape": ["B", 4, 32, 32]})()}  # noqa: RUF012
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+
+class Archives:
+    """Archives: damaged ones, ones that are right but for what their manifest says, and signatures in them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        bundle = folder / "small"
+        (bundle / "parts" / "decoder").mkdir(parents=True)
+        (bundle / "model.onnx").write_bytes(b"graph" * 200)
+        (bundle / "parts" / "decoder" / "x").write_bytes(b"")
+        self.manifest = {"schema": 1, "status": "passed", "files": hash_files(bundle)}
+        (bundle / MANIFEST).write_text(json.dumps(self.manifest))
+        facts = {"algorithm": "ed25519", "key": "00" * 32, "signature": "00" * 64}
+        self.signature = json.dumps(facts).encode()
+        (bundle / SIGNATURE).write_bytes(self.signature)
+        self.members = {name: (bundle / name).read_bytes() for name in self.manifest["files"]}
+        self.good = pack(bundle, folder / "good.dexport").path.read_bytes()
+        self.path = folder / "x.dexport"
+
+    def __call__(self, rng: Rng) -> None:
+        self.path.write_bytes(damaged(rng, self.good) if rng.random() < 0.5 else self._forged(rng))
+        check(self.path)
+        unpack(self.path, self.folder / "unpacked", force=True)
+        outside = {entry.name for entry in self.folder.iterdir()} - {"small", "good.dexport", "x.dexport", "unpacked"}
+        assert not outside, outside
+
+    def _forged(self, rng: Rng) -> bytes:
+        """As its writer would make it of another manifest, with every digest that it needs."""
+        manifest = changed(rng, self.manifest) if rng.random() < 0.8 else self.manifest
+        signature = damaged(rng, self.signature) if rng.random() < 0.3 else None
+        file = io.BytesIO()
+        archive._write_start(file, json.dumps(manifest).encode(), signature)
+        files = manifest.get("files") if isinstance(manifest, dict) else None
+        for name in sorted(files) if isinstance(files, dict) else ():
+            content = self.members.get(name, b"")
+            try:
+                file.write(archive._header(name, len(content)) + content + archive._padding(len(content)))
+            except UnicodeEncodeError:
+                continue
+        file.write(archive.END)
+        return file.getvalue()
+
+
+class Signatures:
+    """Signature files."""
+
+    def __init__(self, _folder: Path) -> None:
+        self.facts = {"algorithm": "ed25519", "key": "00" * 32, "signature": "00" * 64}
+
+    def __call__(self, rng: Rng) -> None:
+        whole = json.dumps(self.facts).encode()
+        read_signature(
+            damaged(rng, whole) if rng.random() < 0.5 else json.dumps(changed(rng, self.facts)).encode(), "x"
+        )
+
+
+class Safetensors:
+    """Safetensors checkpoints: every tensor is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "x.safetensors"
+        self.network = _network()
+        self.good = to_safetensors(_weights())
+
+    def __call__(self, rng: Rng) -> None:
+        self.path.write_bytes(damaged(rng, self.good) if rng.random() < 0.5 else self._forged(rng))
+        _read_all(self.path, self.network)
+
+    def _forged(self, rng: Rng) -> bytes:
+        length = struct.unpack("<Q", self.good[:8])[0]
+        header = json.dumps(changed(rng, json.loads(self.good[8 : 8 + length]))).encode()
+        return struct.pack("<Q", len(header)) + header + self.good[8 + length :]
+
+
+class TorchFiles:
+    """PyTorch checkpoints: damaged files, and whole zip files with a damaged pickle or record in them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "x.pt"
+        self.network = _network()
+        self.good = []
+        for content in (_weights(), {"model": _weights(), "args": argparse.Namespace(a=1)}):
+            for new in (True, False):
+                file = io.BytesIO()
+                torch.save(content, file, _use_new_zipfile_serialization=new)
+                self.good.append(file.getvalue())
+        self.good.append(pickle.dumps({name: tensor.tolist() for name, tensor in _weights().items()}))
+
+    def __call__(self, rng: Rng) -> None:
+        good = rng.choice(self.good)
+        whole = good.startswith(b"PK") and rng.random() < 0.7
+        self.path.write_bytes(self._rezipped(rng, good) if whole else damaged(rng, good))
+        _read_all(self.path, self.network)
+
+    @staticmethod
+    def _rezipped(rng: Rng, good: bytes) -> bytes:
+        source, file = zipfile.ZipFile(io.BytesIO(good)), io.BytesIO()
+        target = rng.choice(source.namelist() + [name for name in source.namelist() if name.endswith("data.pkl")] * 3)
+        with zipfile.ZipFile(file, "w") as made:
+            for name in source.namelist():
+                content = source.read(name)
+                made.writestr(name, damaged(rng, content) if name == target else content)
+        return file.getvalue()
+
+
+def _network() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.rand(tensor.shape) for name, tensor in _network().state_dict().items()}
+
+
+def _read_all(path: Path, network: nn.Module) -> None:
+    source = open_weights(path, network)
+    for name in source.shapes:
+        source.read(name, torch.float32)
+
+
+READERS: dict[str, Callable[[Path], Reader]] = {
+    "manifest": Manifests,
+    "archive": Archives,
+    "signature": Signatures,
+    "safetensors": Safetensors,
+    "torch": TorchFiles,
+}
+
+
+@contextmanager
+def reader(name: str) -> Iterator[Reader]:
+    """A reader in a temporary folder, with the terminal out of the way."""
+    folder = Path(tempfile.mkdtemp())
+    terminal = console.out
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield READERS[name](folder)
+    finally:
+        console.out = terminal
+        shutil.rmtree(folder)
+
+
+def try_one(read: Reader, seed: str) -> bool:
+    """Whether the reader took the input of this seed; anything but a printable DexportError passes through."""
+    try:
+        read(random.Random(seed))
+    except DexportError as error:
+        f"{error}\n{error.hint}".encode()
+        return False
+    return True
+
+
+def main() -> None:
+    """Print a line per reader; exit with 1 where something was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000, help="inputs per reader")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reader", choices=list(READERS), action="append", help="default: all")
+    arguments = parser.parse_args()
+    found = 0
+    for name in arguments.reader or READERS:
+        started, taken, findings = time.perf_counter(), 0, 0
+        with reader(name) as read:
+            for number in range(arguments.count):
+                seed = f"{name}-{arguments.seed}-{number}"
+                try:
+                    taken += try_one(read, seed)
+                except Exception:  # noqa: BLE001 - whatever it is, it is a finding
+                    findings += 1
+                    if findings <= 5:
+                        print(f"FOUND by {seed}:\n{traceback.format_exc()}", file=sys.stderr)
+        seconds = time.perf_counter() - started
+        refused = arguments.count - taken - findings
+        print(
+            f"{name}: {arguments.count} inputs, {refused} refused, {taken} taken, {findings} findings, {seconds:.0f} s"
+        )
+        found += findings
+    sys.exit(found > 0)
+
+
+if __name__ == "__main__":
+    main()
