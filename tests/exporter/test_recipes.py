@@ -68,7 +68,7 @@ PARAMETERS = {
     "dit-fashion-s": 1_068_512,
     "diffit-fashion": 1_554_488,
     "lit-fashion": 1_889_312,
-    "terdit-fashion": 2_281_816,
+    "terdit-fashion": 2_990_896,
     "sd-vae-decoder": 49_490_199,
     "sd-vae-encoder": 34_163_664,
     "vitok-v1-s-b-1x16-encoder": 43_163_960,
