@@ -116,9 +116,7 @@ def sweep(
                 [(len(watch.seconds) - past) // batches for watch, past in zip(watches, before, strict=True)],
             )
         )
-    costs = [
-        sum(n * watch.fastest() for n, watch in zip(evaluations, watches, strict=True)) for _, evaluations in runs
-    ]
+    costs = [sum(n * watch.fastest() for n, watch in zip(evaluations, watches, strict=True)) for _, evaluations in runs]
     points = tuple(
         Point(
             fraction=share[0],
