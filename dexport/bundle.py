@@ -237,7 +237,7 @@ def _clear_remains(output: Path) -> None:
         return
     for entry in output.parent.iterdir():
         pid, dash, rest = entry.name.removeprefix(prefix).partition("-")
-        if not (entry.name.startswith(prefix) and dash and pid.isdecimal()) or _is_running(int(pid)):
+        if not (entry.name.startswith(prefix) and dash and pid.isdecimal()) or is_running(int(pid)):
             continue
         if rest == REPLACED and not output.exists():
             entry.rename(output)
@@ -245,7 +245,8 @@ def _clear_remains(output: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -70,8 +70,12 @@ FROZEN = {
         "--decoder-checkpoint text",
         "--parity/--no-parity = True",
         "--force",
+        "--cache/--no-cache = True",
         "--json",
     ],
+    "cache": [],
+    "cache ls": ["--json"],
+    "cache prune": ["--keep-gb float range = 0.0", "--json"],
     "validate": [
         "BUNDLE",
         "--level forward|trajectory ... = ('forward', 'trajectory')",

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import DECODER, ENGINES, PARTS, REPORTS, Bundle, Draft
+from dexport.bundle import DECODER, ENGINES, MODEL, MODEL_DATA, PARTS, REPORTS, Bundle, Draft
 from dexport.errors import DexportError, UsageError
+from dexport.exporter.cache import open_cache
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
 from dexport.exporter.describe import count_parameters
-from dexport.exporter.engine import EngineChoice, EngineRequest, build_engine, choose_engine
+from dexport.exporter.engine import EngineChoice, EngineReport, EngineRequest, build_engine, choose_engine
 from dexport.exporter.export import Exported, export_onnx
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
@@ -25,6 +27,13 @@ from dexport.exporter.quantize.report import calibration_report
 from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_storage
 from dexport.exporter.recipes import all_recipes, find_recipe
 from dexport.exporter.recipes.recipe import Islands, Recipe, value_of
+from dexport.exporter.reuse import (
+    Reuse,
+    can_be_reused,
+    engine_report_from_json,
+    exported_from_json,
+    facts_of,
+)
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.trace import DEFAULT_OPSET
 from dexport.exporter.variant import Variant, resolve
@@ -54,6 +63,7 @@ class BuildOptions:
         targets: compute capabilities; empty for the GPU here, or the profile's.
         profile: name or path.
         parity: whether to compare with PyTorch; without, the bundle says that it was not verified.
+        cache: take unchanged steps from earlier builds, and keep this one's for later ones.
         with_decoder: put the decoder of a denoiser's latents into its bundle, from ``decoder_checkpoint``.
     """
 
@@ -82,11 +92,15 @@ class BuildOptions:
     with_decoder: bool = False
     decoder_checkpoint: str | None = None
     force: bool = False
+    cache: bool = True
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a verifier is given; ``gate`` names the one of the recipe's gates that judges."""
+    """What a verifier is given; ``gate`` names the one of the recipe's gates that judges.
+
+    ``remembered`` are the reports of an earlier run on the same case, which are to be believed.
+    """
 
     variant: Variant
     weights: WeightSource
@@ -95,6 +109,7 @@ class Case:
     max_batch: int
     gate: str
     on_progress: Callable[[int, int, str], None]
+    remembered: Mapping[str, str] | None = None
 
 
 Verifier = Callable[[Case], tuple[Verdict, Mapping[str, str]]]
@@ -143,23 +158,37 @@ def build(
             weights = _open_weights(variant, options)
         islands = replace(variant.recipe.islands, modules=(*variant.recipe.islands.modules, *options.islands))
         int8 = _int8(variant, weights, options, islands, log) if options.int8 else None
-        exported = export_onnx(
-            variant,
-            weights,
-            draft.model_path,
-            precision=options.precision,
-            islands=islands,
-            opset=options.opset,
-            plugin_target=choice.targets[0] if choice and plugins else None,
-            ternary=ternary,
-            int8=int8,
-            log=log,
+        plugin_target = choice.targets[0] if choice and plugins else None
+        reuse = Reuse(
+            open_cache() if options.cache and can_be_reused(variant, options) else None,
+            f"{variant.recipe.name} {options.precision}",
+            draft.path,
+            facts_of(variant, weights.origin, options, plugins=plugin_target, ternary=ternary and ternary.describe()),
+            log,
+        )
+
+        def export() -> Exported:
+            return export_onnx(
+                variant,
+                weights,
+                draft.model_path,
+                precision=options.precision,
+                islands=islands,
+                opset=options.opset,
+                plugin_target=plugin_target,
+                ternary=ternary,
+                int8=int8,
+                log=log,
+            )
+
+        exported = reuse.step(
+            "onnx", export, pack=asdict, unpack=exported_from_json, files=lambda _: (MODEL, MODEL_DATA)
         )
         if int8 is not None and int8.statistics:
             report = calibration_report(_calibration(options), int8.exclude, int8.statistics, exported.quantised)
             draft.write_text(f"{REPORTS}/calibration.json", json.dumps(report, indent=1) + "\n")
-        engine = _build_engine(draft, variant, exported, choice, profile, plugins, log) if choice else None
-        verdict = _verify(draft, variant, weights, options, profile, verify, log) if options.parity else None
+        engine = _build_engine(draft, variant, exported, choice, profile, plugins, reuse) if choice else None
+        verdict = _verify(draft, variant, weights, options, profile, verify, reuse) if options.parity else None
         parts = {}
         if decoder is not None:
             parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, options), verify, listener)
@@ -329,7 +358,7 @@ def _build_engine(
     choice: EngineChoice,
     profile: Profile,
     plugins: bool,
-    log: StepLog,
+    reuse: Reuse,
 ) -> Engine:
     file = f"{ENGINES}/{choice.flavour}-{'-'.join(choice.targets)}.plan"
     log_path = draft.output.with_name(f"{draft.output.name}.engine.log")
@@ -345,12 +374,28 @@ def _build_engine(
         log_path=log_path,
         plugin_modules=(REGISTRATION,) if plugins else (),
     )
-    with log.step("engine") as step:
-        report = build_engine(request, lambda phase, done, total: log.listener.advance(done, total, phase))
-        step.peak_rss_bytes = report.peak_rss_bytes
-    # A build that fails keeps its log beside the output; one that succeeds takes it along.
-    (draft.path / REPORTS).mkdir(exist_ok=True)
-    shutil.move(log_path, draft.path / REPORTS / "engine.log")
+    log, kept_log = reuse.log, f"{REPORTS}/engine.log"
+
+    def run() -> EngineReport:
+        with log.step("engine") as step:
+            report = build_engine(request, lambda phase, done, total: log.listener.advance(done, total, phase))
+            step.peak_rss_bytes = report.peak_rss_bytes
+        # A build that fails keeps its log beside the output; one that succeeds takes it along.
+        (draft.path / REPORTS).mkdir(exist_ok=True)
+        shutil.move(log_path, draft.path / kept_log)
+        return report
+
+    if choice.flavour == "tensorrt":  # bound to the GPU and driver here, of which the cache knows nothing
+        return Engine(choice, file, run())
+    decides = {"choice": asdict(choice), "shapes": request.shapes, "workspace": request.workspace_mib}
+    report = reuse.step(
+        "engine",
+        run,
+        pack=asdict,
+        unpack=engine_report_from_json,
+        files=lambda _: (file, kept_log),
+        facts={**decides, "dtypes": request.expected_dtypes},
+    )
     return Engine(choice, file, report)
 
 
@@ -370,15 +415,28 @@ def _verify(
     options: BuildOptions,
     profile: Profile,
     verify: Verifier,
-    log: StepLog,
+    reuse: Reuse,
 ) -> Verdict:
-    with log.step("parity"):
-        gate = GATES[options.int8] if options.int8 else options.precision
-        tell = log.listener.advance
-        case = Case(variant, weights, draft.model_path, options.precision, profile.batch_max, gate, tell)
-        verdict, reports = verify(case)
-        for name, text in reports.items():
-            draft.write_text(f"{REPORTS}/{name}", text)
+    log = reuse.log
+    gate = GATES[options.int8] if options.int8 else options.precision
+    case = Case(variant, weights, draft.model_path, options.precision, profile.batch_max, gate, log.listener.advance)
+
+    def run() -> tuple[Verdict, Mapping[str, str]]:
+        with log.step("parity"):
+            verdict, reports = verify(case)
+            for name, text in reports.items():
+                draft.write_text(f"{REPORTS}/{name}", text)
+        return verdict, reports
+
+    verdict, _ = reuse.step(
+        "parity",
+        run,
+        pack=lambda result: dict(result[1]),
+        unpack=lambda reports: verify(replace(case, remembered=reports)),
+        files=lambda result: [f"{REPORTS}/{name}" for name in result[1]],
+        facts={"gate": gate, "batch": profile.batch_max, "path": weights.origin.path, "host": platform.node()},
+        worth_keeping=lambda result: result[0].passed,
+    )
     return verdict
 
 
