@@ -88,7 +88,7 @@ class ParityReport:
         """The inverse of :meth:`to_json` for a report that passed, whose only infinite figures are SNRs."""
         checks = []
         for values in document["checks"]:
-            figures = {name: math.inf if figure is None else figure for name, figure in values["metrics"].items()}
+            figures: dict[str, Any] = {n: math.inf if v is None else v for n, v in values["metrics"].items()}
             kept = {name: value for name, value in values.items() if name not in ("metrics", "passed")}
             checks.append(Check(metrics=Metrics(**figures), **kept))
         return cls(
