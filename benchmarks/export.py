@@ -1,9 +1,9 @@
 """From a float32 checkpoint on disk to a saved fp16 ONNX file: ``python3 -m benchmarks.export``.
 
 Ours against ``torch.onnx.export(dynamo=True)`` followed by the float16 conversion of ONNX Runtime. Each run is a
-process of its own, and the ways take turns. Processor seconds are what another load on the machine changes least. The packed
-TerDiT has no second column: its checkpoint has no float32 weights to load. optimum is left out: it exports models of
-transformers and diffusers, none of which this is.
+process of its own, and the ways take turns. Processor seconds are what another load on the machine changes least. The
+packed TerDiT has no second column: its checkpoint has no float32 weights to load. optimum is left out: it exports
+models of transformers and diffusers, none of which this is.
 
 The checkpoints hold random weights. They are written below ``--work``, one at a time, and removed.
 """
