@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import dexport
@@ -129,10 +130,7 @@ def onnx_runner(path: Path, threads: int) -> Runner:
 def measure(variant: Variant, runners: dict[str, Runner], batch: int, rounds: int) -> dict[str, Any]:
     """Wall and processor seconds of every column and of a matrix product, in turns."""
     feed = {name: np.asarray(array) for name, array in variant.signature.example(batch).items()}
-    with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.inference_mode():
-        inputs = [torch.empty(a.shape, dtype=torch.from_numpy(a).dtype) for a in feed.values()]
-        variant.meta_module()(*inputs)
-    flops = counter.get_total_flops()
+    flops = count_flops(variant, batch)
     a, b = torch.randn(PEAK_SIDE, PEAK_SIDE), torch.randn(PEAK_SIDE, PEAK_SIDE)
     work: dict[str, Callable[[], Any]] = {name: lambda run=run: run(feed) for name, run in runners.items()}
     work["matrix product"] = lambda: a @ b
@@ -171,6 +169,14 @@ def measure(variant: Variant, runners: dict[str, Runner], batch: int, rounds: in
         "load": load,
         "columns": rows,
     }
+
+
+def count_flops(variant: Variant, batch: int) -> int:
+    """Of the matrix products and convolutions, a multiplication and an addition being two."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.inference_mode():
+        inputs = [torch.zeros(s.dims(batch), dtype=getattr(torch, s.dtype)) for s in variant.signature.inputs]
+        variant.module()(*inputs)
+    return counter.get_total_flops()
 
 
 def table(entry: dict[str, Any]) -> str:
