@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow bench lint docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,11 @@ test: $(STAMP) lint docs
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+# An hour on a quiet machine; 8 GB of disk while it runs.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.export --engine
+	$(BIN)/python -m benchmarks.run
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -326,7 +326,7 @@ def clear_remains(output: Path) -> None:
         return
     for entry in output.parent.iterdir():
         pid, dash, rest = entry.name.removeprefix(prefix).partition("-")
-        if not (entry.name.startswith(prefix) and dash and pid.isdecimal()) or _is_running(int(pid)):
+        if not (entry.name.startswith(prefix) and dash and pid.isdecimal()) or is_running(int(pid)):
             continue
         if rest == REPLACED and not output.exists():
             entry.rename(output)
@@ -336,7 +336,8 @@ def clear_remains(output: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -231,6 +231,7 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
 @click.option("--decoder-checkpoint", metavar="FILE|HUB", help="Weights of that decoder.")
 @click.option("--parity/--no-parity", default=True, show_default=True, help="Compare with PyTorch and gate.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--cache/--no-cache", default=True, show_default=True, help="Take unchanged steps from earlier builds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
 def build_command(
     recipe: str | None,
@@ -832,6 +833,40 @@ def doctor_command(as_json: bool) -> None:
 
     described = describe_machine()
     _print_json(described) if as_json else print_machine(described)
+
+
+@main.group("cache")
+def cache_group() -> None:
+    """What earlier builds left for later ones: DEXPORT_CACHE, or dexport in the XDG cache folder."""
+
+
+@cache_group.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def cache_ls_command(as_json: bool) -> None:
+    """List the entries, the most recently used first."""
+    from dexport.console import print_cache
+    from dexport.exporter.cache import existing_cache
+
+    cache = existing_cache()
+    entries = cache.entries()
+    if as_json:
+        _print_json({"folder": cache.folder, "limit": cache.limit, "entries": [vars(entry) for entry in entries]})
+    else:
+        print_cache(cache.folder, cache.limit, entries)
+
+
+@cache_group.command("prune")
+@click.option("--keep-gb", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Keep this much.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def cache_prune_command(keep_gb: float, as_json: bool) -> None:
+    """Remove entries, the least recently used first."""
+    from dexport.exporter.cache import existing_cache
+
+    removed = existing_cache().prune(int(keep_gb * 1e9))
+    if as_json:
+        _print_json([vars(entry) for entry in removed])
+    else:
+        click.echo(f"removed {len(removed)} entries, {sum(entry.size for entry in removed) / 1e9:.2f} GB")
 
 
 def _validate_foreign(

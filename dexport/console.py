@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from dexport.bundle import ENGINES, MODEL, PARTS, REPORTS, Bundle, printable, re
 if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.archive import Archive
     from dexport.exporter.build import BuildResult
+    from dexport.exporter.cache import Kept
     from dexport.exporter.steps import Step
     from dexport.model_repository import Models
     from dexport.runtime.generate import Generated
@@ -86,7 +88,19 @@ class Progress:
     def finish(self, step: Step) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
-        err.print(f"  {step.name:<12} {step.seconds:7.1f} s   peak {step.peak_rss_bytes / GB:5.2f} GB")
+        cached = "   cached" if step.cached else ""
+        err.print(f"  {step.name:<12} {step.seconds:7.1f} s   peak {step.peak_rss_bytes / GB:5.2f} GB{cached}")
+
+
+def print_cache(folder: Path, limit: int, entries: Sequence[Kept]) -> None:
+    """One line per entry, and the total."""
+    table = Table("step", "size", "last used", "key")
+    for entry in entries:
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        table.add_row(escape(entry.label), f"{entry.size / 1e6:.1f} MB", used, entry.key[:12])
+    out.print(table)
+    total = sum(entry.size for entry in entries)
+    out.print(f"{folder}: {total / 1e9:.2f} of {limit / 1e9:.0f} GB", soft_wrap=True)
 
 
 def print_recipes(described: Sequence[Mapping[str, Any]]) -> None:

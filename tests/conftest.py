@@ -12,6 +12,7 @@ from tests.bundles import fused, other, plain, stitched, trained  # noqa: F401 -
 from tests.golden import Golden, load_golden
 
 os.environ["TRITON_INTERPRET"] = "1"
+os.environ["DEXPORT_CACHE"] = ""  # a test of a build is to build
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -77,6 +77,7 @@ FROZEN = {
         "--decoder-checkpoint text",
         "--parity/--no-parity = True",
         "--force",
+        "--cache/--no-cache = True",
         "--json",
     ],
     "quantize": [
@@ -90,6 +91,9 @@ FROZEN = {
         "--force",
         "--json",
     ],
+    "cache": [],
+    "cache ls": ["--json"],
+    "cache prune": ["--keep-gb float range = 0.0", "--json"],
     "validate": [
         "BUNDLE",
         "--level op|forward|trajectory|distribution ... = ('op', 'forward', 'trajectory')",

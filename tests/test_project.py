@@ -57,3 +57,10 @@ def test_the_example_recipe_builds(tmp_path: Path) -> None:
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_importing_dexport_and_its_command_line_imports_no_framework() -> None:
+    heavy = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "rich", "tensorrt", "tensorrt_rtx")
+    script = f"import sys, dexport, dexport.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -11,12 +12,24 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dexport.bundle import DECODER, ENGINES, PARTS, REPORTS, Bundle, Draft, load_bundle, writing_to
+from dexport.bundle import (
+    DECODER,
+    ENGINES,
+    MODEL,
+    MODEL_DATA,
+    PARTS,
+    REPORTS,
+    Bundle,
+    Draft,
+    load_bundle,
+    writing_to,
+)
 from dexport.errors import DexportError, UsageError
+from dexport.exporter.cache import open_cache
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
 from dexport.exporter.describe import count_parameters
-from dexport.exporter.engine import EngineChoice, EngineRequest, build_engine, choose_engine
+from dexport.exporter.engine import EngineChoice, EngineReport, EngineRequest, build_engine, choose_engine
 from dexport.exporter.export import Exported, convert, export_onnx
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
@@ -28,6 +41,13 @@ from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_stora
 from dexport.exporter.ranges import Ranges, find_ranges
 from dexport.exporter.recipes import all_recipes, find_recipe
 from dexport.exporter.recipes.recipe import Islands, Recipe, value_of
+from dexport.exporter.reuse import (
+    Reuse,
+    engine_report_from_json,
+    exported_from_json,
+    facts_of,
+    is_built_in,
+)
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.trace import DEFAULT_OPSET, trace
 from dexport.exporter.variant import Variant, resolve
@@ -62,6 +82,7 @@ class BuildOptions:
         targets: compute capabilities; empty for the GPU here, or the profile's.
         profile: name or path.
         parity: whether to compare with PyTorch; without, the bundle says that it was not verified.
+        cache: take unchanged steps from earlier builds, and keep this one's for later ones.
         with_decoder: put the decoder of a denoiser's latents into its bundle, from ``decoder_checkpoint``.
         decoder_bundle: a decoder's bundle that is copied instead.
     """
@@ -94,11 +115,15 @@ class BuildOptions:
     decoder_checkpoint: str | None = None
     decoder_bundle: Path | None = None
     force: bool = False
+    cache: bool = True
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a verifier is given; ``gate`` names the one of the recipe's gates that judges."""
+    """What a verifier is given; ``gate`` names the one of the recipe's gates that judges.
+
+    ``remembered`` are the reports of an earlier run on the same case, which are to be believed.
+    """
 
     variant: Variant
     weights: WeightSource
@@ -107,6 +132,7 @@ class Case:
     max_batch: int
     gate: str
     on_progress: Callable[[int, int, str], None]
+    remembered: Mapping[str, str] | None = None
 
 
 Verifier = Callable[[Case], tuple[Verdict, Mapping[str, str]]]
@@ -167,25 +193,39 @@ def build(
 
             size = BYTES_PER_WEIGHT[options.precision]
             quantisation = prepare(request, variant, weights, place, graph, size, log)
-        exported = export_onnx(
-            variant,
-            weights,
-            draft.model_path,
-            precision=options.precision,
-            islands=islands,
-            opset=options.opset,
-            plugin_target=choice.targets[0] if choice and plugins else None,
-            ternary=ternary,
-            plan=None if quantisation is None else quantisation.plan,
-            log=log,
+        plugin_target = choice.targets[0] if choice and plugins else None
+        reuse = Reuse(
+            open_cache() if options.cache and not asked.calibrates and is_built_in(variant) else None,
+            f"{variant.recipe.name} {options.precision}",
+            draft.path,
+            facts_of(variant, weights.origin, options, plugins=plugin_target, ternary=ternary and ternary.describe()),
+            log,
+        )
+
+        def export() -> Exported:
+            return export_onnx(
+                variant,
+                weights,
+                draft.model_path,
+                precision=options.precision,
+                islands=islands,
+                opset=options.opset,
+                plugin_target=plugin_target,
+                ternary=ternary,
+                plan=None if quantisation is None else quantisation.plan,
+                log=log,
+            )
+
+        exported = reuse.step(
+            "onnx", export, pack=asdict, unpack=exported_from_json, files=lambda _: (MODEL, MODEL_DATA)
         )
         gate = options.precision
         if quantisation is not None:
             gate = gate_of(quantisation.plan.schemes.values(), options.precision)
             for name, text in quantisation.reports(exported.quantised).items():
                 draft.write_text(f"{REPORTS}/{name}", text)
-        engine = _build_engine(draft, variant, exported, choice, profile, plugins, log) if choice else None
-        verdict = _verify(draft, variant, weights, options, profile, gate, verify, log) if options.parity else None
+        engine = _build_engine(draft, variant, exported, choice, profile, plugins, reuse) if choice else None
+        verdict = _verify(draft, variant, weights, options, profile, gate, verify, reuse) if options.parity else None
         parts = {}
         if decoder is not None:
             parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, given), verify, listener)
@@ -354,7 +394,7 @@ def _build_engine(
     choice: EngineChoice,
     profile: Profile,
     plugins: bool,
-    log: StepLog,
+    reuse: Reuse,
 ) -> Engine:
     file = f"{ENGINES}/{choice.flavour}-{'-'.join(choice.targets)}.plan"
     log_path = draft.output.with_name(f"{draft.output.name}.engine.log")
@@ -370,12 +410,28 @@ def _build_engine(
         log_path=log_path,
         plugin_modules=(REGISTRATION,) if plugins else (),
     )
-    with log.step("engine") as step:
-        report = build_engine(request, lambda phase, done, total: log.listener.advance(done, total, phase))
-        step.peak_rss_bytes = report.peak_rss_bytes
-    # A build that fails keeps its log beside the output; one that succeeds takes it along.
-    (draft.path / REPORTS).mkdir(exist_ok=True)
-    shutil.move(log_path, draft.path / REPORTS / "engine.log")
+    log, kept_log = reuse.log, f"{REPORTS}/engine.log"
+
+    def run() -> EngineReport:
+        with log.step("engine") as step:
+            report = build_engine(request, lambda phase, done, total: log.listener.advance(done, total, phase))
+            step.peak_rss_bytes = report.peak_rss_bytes
+        # A build that fails keeps its log beside the output; one that succeeds takes it along.
+        (draft.path / REPORTS).mkdir(exist_ok=True)
+        shutil.move(log_path, draft.path / kept_log)
+        return report
+
+    if choice.flavour == "tensorrt":  # bound to the GPU and driver here, of which the cache knows nothing
+        return Engine(choice, file, run())
+    decides = {"choice": asdict(choice), "shapes": request.shapes, "workspace": request.workspace_mib}
+    report = reuse.step(
+        "engine",
+        run,
+        pack=asdict,
+        unpack=engine_report_from_json,
+        files=lambda _: (file, kept_log),
+        facts={**decides, "dtypes": request.expected_dtypes},
+    )
     return Engine(choice, file, report)
 
 
@@ -396,14 +452,27 @@ def _verify(
     profile: Profile,
     gate: str,
     verify: Verifier,
-    log: StepLog,
+    reuse: Reuse,
 ) -> Verdict:
-    with log.step("parity"):
-        tell = log.listener.advance
-        case = Case(variant, weights, draft.model_path, options.precision, profile.batch_max, gate, tell)
-        verdict, reports = verify(case)
-        for name, text in reports.items():
-            draft.write_text(f"{REPORTS}/{name}", text)
+    log = reuse.log
+    case = Case(variant, weights, draft.model_path, options.precision, profile.batch_max, gate, log.listener.advance)
+
+    def run() -> tuple[Verdict, Mapping[str, str]]:
+        with log.step("parity"):
+            verdict, reports = verify(case)
+            for name, text in reports.items():
+                draft.write_text(f"{REPORTS}/{name}", text)
+        return verdict, reports
+
+    verdict, _ = reuse.step(
+        "parity",
+        run,
+        pack=lambda result: dict(result[1]),
+        unpack=lambda reports: verify(replace(case, remembered=reports)),
+        files=lambda result: [f"{REPORTS}/{name}" for name in result[1]],
+        facts={"gate": gate, "batch": profile.batch_max, "path": weights.origin.path, "host": platform.node()},
+        worth_keeping=lambda result: result[0].passed,
+    )
     return verdict
 
 

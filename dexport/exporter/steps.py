@@ -7,10 +7,10 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -19,11 +19,15 @@ _RESET_PEAK = "5"
 
 @dataclass
 class Step:
-    """One finished step. ``peak_rss_bytes`` is of this process during the step; the engine reports its child's."""
+    """One finished step. ``peak_rss_bytes`` is of this process during the step; the engine reports its child's.
+
+    ``cached`` says that its results were those of an earlier build.
+    """
 
     name: str
     seconds: float = 0.0
     peak_rss_bytes: int = 0
+    cached: bool = False
 
 
 class Listener(Protocol):
@@ -68,6 +72,18 @@ class StepLog:
         step.peak_rss_bytes = step.peak_rss_bytes or peak_rss_bytes()
         self.finished.append(step)
         self.listener.finish(step)
+
+    def reuse(self, name: str, take: Callable[[], Any | None]) -> Any | None:
+        """What ``take`` finds; a step is recorded only when it finds something."""
+        reset_peak_rss()
+        started = time.perf_counter()
+        found = take()
+        if found is not None:
+            step = Step(name, round(time.perf_counter() - started, 2), peak_rss_bytes(), cached=True)
+            self.listener.start(name)
+            self.finished.append(step)
+            self.listener.finish(step)
+        return found
 
 
 def reset_peak_rss() -> None:

@@ -1,15 +1,16 @@
 """From a PyTorch module to ONNX without memory for its weights.
 
 ``torch.export`` runs on fake tensors; the ONNX graph that comes out has every weight as a lazy tensor that reads from
-the checkpoint when, and only when, its bytes are written.
+the checkpoint when, and only when, its bytes are written. Of blocks that are equal one is traced.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 import torch
@@ -21,16 +22,23 @@ from dexport.errors import InputError
 from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.module_path import GUIDANCE, path_of_producer, set_module_path
 from dexport.exporter.recipes.recipe import BATCH, Signature
+from dexport.exporter.repeats import Irregular, Repeats, expand, translations
 from dexport.exporter.variant import Variant
 from dexport.plugins.translation import translation_table
 
 DEFAULT_OPSET = 23
+logger = logging.getLogger(__name__)
 TRACED_BATCH = 3
 """A size of 1 would be specialised."""
 
 
-def trace(variant: Variant, weights: WeightSource, *, opset: int = DEFAULT_OPSET) -> ir.Model:
+def trace(
+    variant: Variant, weights: WeightSource, *, opset: int = DEFAULT_OPSET, every_block: bool = False
+) -> ir.Model:
     """Trace the variant with a symbolic batch.
+
+    Args:
+        every_block: trace each block by itself, however many are equal; the result is the same.
 
     Returns:
         A model whose initializers carry official parameter names and lazy values, whose nodes carry their module path
@@ -44,24 +52,54 @@ def trace(variant: Variant, weights: WeightSource, *, opset: int = DEFAULT_OPSET
             torch.zeros(spec.dims(TRACED_BATCH), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs
         )
     network_path = next(path for path, module in graph_module.named_modules() if module is network)
-    official_names = _official_names(graph_module, network_path)
-    model = _to_onnx(graph_module, inputs, signature, opset)
+    model = None if every_block else _repeats_once(graph_module, inputs, signature, opset)
+    if model is None:
+        model = _to_onnx(_export(graph_module, inputs, signature), signature, opset)
     _rename_batch(model)
     _record_module_paths(model, network_path)
-    _bind_weights(model, official_names, weights, variant.meta_module())
+    _bind_weights(model, _official_names(graph_module, network_path), weights, variant.meta_module())
     return model
 
 
-def _to_onnx(graph_module: nn.Module, inputs: tuple[Tensor, ...], signature: Signature, opset: int) -> ir.Model:
+def _repeats_once(
+    graph_module: nn.Module, inputs: tuple[Tensor, ...], signature: Signature, opset: int
+) -> ir.Model | None:
+    """The ONNX graph from one trace of each distinct block; None for a network where that cannot be done."""
+    repeats = Repeats(graph_module)
+    if not repeats:
+        return None
+    try:
+        with repeats.opaque():
+            program = _export(graph_module, inputs, signature)
+        repeats.check(program)
+        model = _to_onnx(program, signature, opset)
+        expand(model)
+    except Exception as error:
+        if not _caused_by_irregularity(error):
+            raise
+        logger.info("every block is traced: %s", error)
+        return None
+    return model
+
+
+def _caused_by_irregularity(error: BaseException | None) -> bool:
+    """torch wraps what a module raises."""
+    while error is not None and not isinstance(error, Irregular):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _export(graph_module: nn.Module, inputs: tuple[Tensor, ...], signature: Signature) -> torch.export.ExportedProgram:
     batch = torch.export.Dim(BATCH)
     dynamic_shapes = tuple(
         {axis: batch for axis, dim in enumerate(spec.shape) if dim == BATCH} for spec in signature.inputs
     )
-    # The exporter announces absent torchvision operators, which no backbone here uses.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(graph_module, inputs, dynamic_shapes=dynamic_shapes)
+    with _quiet():
+        return torch.export.export(graph_module, inputs, dynamic_shapes=dynamic_shapes)
+
+
+def _to_onnx(program: torch.export.ExportedProgram, signature: Signature, opset: int) -> ir.Model:
+    with _quiet():
         onnx_program = torch.onnx.export(
             program,
             (),
@@ -71,10 +109,19 @@ def _to_onnx(graph_module: nn.Module, inputs: tuple[Tensor, ...], signature: Sig
             opset_version=opset,
             input_names=[spec.name for spec in signature.inputs],
             output_names=[spec.name for spec in signature.outputs],
-            custom_translation_table=translation_table(),
+            custom_translation_table={**translation_table(), **translations()},
         )
     assert onnx_program is not None
     return onnx_program.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # The exporter announces absent torchvision operators, which no backbone here uses.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _official_names(graph_module: nn.Module, network_path: str) -> dict[str, str]:
@@ -118,28 +165,31 @@ def _inside_network(path: str, network_path: str) -> str:
 def _bind_weights(
     model: ir.Model, official_names: Mapping[str, str], weights: WeightSource, meta_module: nn.Module
 ) -> None:
-    """Replace the fake values of all initializers by lazy ones and give them their official names."""
+    """Replace the fake values of all initializers by lazy ones, under their official names and in their order."""
     dtypes = {name: tensor.dtype for name, tensor in meta_module.state_dict().items()}
     tables = {name: buffer for name, buffer in meta_module.named_buffers() if name not in dtypes}
-    for value in list(model.graph.initializers.values()):
-        assert value.name is not None
+    order = {name: index for index, name in enumerate(official_names)}
+    values = sorted(model.graph.initializers.values(), key=lambda value: order.get(str(value.name), len(order)))
+    model.graph.initializers.clear()
+    for value in values:
         fake = value.const_value
-        if fake is None or not isinstance(getattr(fake, "raw", None), torch.Tensor):
-            continue
-        name = official_names.get(value.name, value.name)
-        if name in dtypes:
-            value.const_value = lazy_weight(weights, name, dtypes[name])
-        elif name in tables and tables[name].device.type != "meta":
-            value.const_value = tensor_adapters.TorchTensor(tables[name], name=name)
-        else:
-            raise InputError(
-                f"the graph uses {name}, which is neither in the state dict nor a table with values",
-                hint='make it a buffer, created with device="cpu" in the constructor',
-            )
-        if name != value.name:
-            del model.graph.initializers[value.name]
-            value.name = name
-            model.graph.register_initializer(value)
+        if fake is not None and isinstance(getattr(fake, "raw", None), torch.Tensor):
+            value.name = official_names.get(str(value.name), str(value.name))
+            value.const_value = _bound(value.name, dtypes, tables, weights)
+        model.graph.register_initializer(value)
+
+
+def _bound(
+    name: str, dtypes: Mapping[str, torch.dtype], tables: Mapping[str, Tensor], weights: WeightSource
+) -> ir.TensorProtocol:
+    if name in dtypes:
+        return lazy_weight(weights, name, dtypes[name])
+    if name in tables and tables[name].device.type != "meta":
+        return tensor_adapters.TorchTensor(tables[name], name=name)
+    raise InputError(
+        f"the graph uses {name}, which is neither in the state dict nor a table with values",
+        hint='make it a buffer, created with device="cpu" in the constructor',
+    )
 
 
 def lazy_weight(weights: WeightSource, name: str, dtype: torch.dtype) -> ir.LazyTensor:

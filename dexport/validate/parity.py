@@ -82,6 +82,22 @@ class ParityReport:
         ]
         return {"passed": self.passed, **document}
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> ParityReport:
+        """The inverse of :meth:`to_json` for a report that passed, whose only infinite figures are SNRs."""
+        checks = []
+        for values in document["checks"]:
+            figures: dict[str, Any] = {n: math.inf if v is None else v for n, v in values["metrics"].items()}
+            kept = {name: value for name, value in values.items() if name not in ("metrics", "passed")}
+            checks.append(Check(metrics=Metrics(**figures), **kept))
+        return cls(
+            document["precision"],
+            document["reference"],
+            tuple(document["timesteps"]),
+            tuple(checks),
+            tuple(document["not_run"]),
+        )
+
     def summary(self) -> dict[str, Any]:
         """What the manifest keeps: the worst figure of each kind."""
         worst: dict[str, float] = {}

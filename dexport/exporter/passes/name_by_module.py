@@ -7,11 +7,14 @@ from collections import Counter
 import onnx_ir as ir
 
 from dexport.exporter.module_path import METADATA_KEY, module_path, path_of_producer, set_module_path
+from dexport.exporter.passes.static_reshape import TARGET
+
+CONSTANT = "constant"
 
 
 class NameByModule(ir.passes.InPlacePass):
     """``<module path>/<operator>``, with ``_1``, ``_2`` ... where a module has several. Graph inputs, outputs and
-    initializers keep their names."""
+    weights keep their names; small constants are numbered in the order of their first use."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         seen: Counter[str] = Counter()
@@ -26,4 +29,20 @@ class NameByModule(ir.passes.InPlacePass):
             for index, value in enumerate(node.outputs):
                 if value not in outputs:
                     value.name = name if len(node.outputs) == 1 else f"{name}.{index}"
+        _number_constants(model.graph)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _number_constants(graph: ir.Graph) -> None:
+    used = dict.fromkeys(value for node in graph for value in node.inputs if value is not None)
+    constants = [value for value in used if value.is_initializer() and _is_anonymous(value)]
+    for value in constants:
+        del graph.initializers[str(value.name)]
+    for number, value in enumerate(constants):
+        value.name = f"{CONSTANT}_{number}"
+        graph.register_initializer(value)
+
+
+def _is_anonymous(value: ir.Value) -> bool:
+    """Weights are lazy, tables are torch's, and the targets of Reshape have a name that says what they are."""
+    return isinstance(value.const_value, ir.Tensor) and not str(value.name).startswith(TARGET)

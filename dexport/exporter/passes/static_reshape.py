@@ -7,6 +7,8 @@ import onnx_ir as ir
 
 from dexport.exporter.passes.lazy import add_initializer
 
+TARGET = "reshape_to_"
+
 
 class StaticReshape(ir.passes.InPlacePass):
     """``Reshape(x, Concat(Shape(..), ..))`` -> ``Reshape(x, [-1, 16, 72])``.
@@ -29,7 +31,7 @@ class StaticReshape(ir.passes.InPlacePass):
         if shape is None or sum(not isinstance(dim, int) for dim in shape) > 1:
             return False
         dims = [dim if isinstance(dim, int) else -1 for dim in shape]
-        name = "reshape_to_" + "x".join("B" if dim == -1 else str(dim) for dim in dims)
+        name = TARGET + "x".join("B" if dim == -1 else str(dim) for dim in dims)
         constant = graph.initializers.get(name) or add_initializer(graph, ir.Tensor(np.array(dims), name=name))
         node.replace_input_with(1, constant)
         node.attributes.pop("allowzero", None)

@@ -1,0 +1,410 @@
+"""Repeated blocks are traced and translated once.
+
+While a network is traced, every block that has an equal is opaque but for the first: the trace holds one ``call`` for
+it. The first one is traced as usual, between marks. In the ONNX graph each call is then replaced by a copy of the nodes
+between the marks, with the weights of the block that was called. Because every call of every block is recorded where it
+happens, it does not matter how blocks are connected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+DOMAIN = "dexport.trace"
+ENTER, LEAVE, CALL = "Enter", "Leave", "Call"
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+HOOKS = "_hooks"
+PARTS = frozenset({"_parameters", "_buffers", "_modules"})
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+class Irregular(Exception):  # noqa: N818 - not an error: the whole network is traced instead
+    """This network's blocks cannot be traced once; the reason is the message."""
+
+
+@torch.library.custom_op("dexport_trace::enter", mutates_args=())
+def _enter(x: Tensor, path: str, index: int) -> Tensor:
+    """Marks argument ``index`` of the block at ``path``."""
+    raise NotImplementedError
+
+
+@torch.library.custom_op("dexport_trace::leave", mutates_args=())
+def _leave(x: Tensor, path: str, index: int) -> Tensor:
+    """Marks result ``index`` of the block at ``path``."""
+    raise NotImplementedError
+
+
+@torch.library.custom_op("dexport_trace::call", mutates_args=())
+def _call(arguments: list[Tensor], path: str, like: str, index: int, layout: str) -> Tensor:
+    """Result ``index`` of the block at ``path``, which computes as the one at ``like`` does."""
+    raise NotImplementedError
+
+
+@_enter.register_fake
+@_leave.register_fake
+def _same(x: Tensor, _path: str, _index: int) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+@_call.register_fake
+def _result(arguments: list[Tensor], _path: str, _like: str, _index: int, layout: str) -> Tensor:
+    return Layout.from_json(layout).empty(arguments)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape, order in memory and type of a result, in terms of the arguments.
+
+    Attributes:
+        dims: sizes from the outermost dimension in memory to the innermost; (argument, axis) for a symbolic one.
+        order: the axis that each of them is.
+    """
+
+    dims: tuple[int | tuple[int, int], ...]
+    order: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, result: Tensor, arguments: Sequence[Tensor]) -> Layout:
+        """Raise Irregular for sizes that are not the arguments', and for memory with holes or overlaps."""
+        symbols = {str(dim): (n, axis) for n, x in enumerate(arguments) for axis, dim in enumerate(x.shape)}
+        strides: Sequence[Any] = result.stride()
+        order = sorted(range(result.dim()), key=lambda axis: _number(strides[axis]), reverse=True)
+        step: Any = 1
+        for axis in reversed(order):
+            if str(strides[axis]) != str(step) and str(result.shape[axis]) != "1":
+                raise Irregular(f"a block returns a view with strides {tuple(strides)}")
+            step = step * result.shape[axis]
+        dims = []
+        for axis in order:
+            dim = result.shape[axis]
+            if not isinstance(dim, int) and str(dim) not in symbols:
+                raise Irregular(f"a block returns the size {dim}, which none of its arguments has")
+            dims.append(dim if isinstance(dim, int) else symbols[str(dim)])
+        return cls(tuple(dims), tuple(order), str(result.dtype).removeprefix("torch."))
+
+    def empty(self, arguments: Sequence[Tensor]) -> Tensor:
+        sizes = [dim if isinstance(dim, int) else arguments[dim[0]].shape[dim[1]] for dim in self.dims]
+        x = torch.empty(sizes, dtype=getattr(torch, self.dtype), device=arguments[0].device)
+        return x.permute([self.order.index(axis) for axis in range(len(self.order))])
+
+    def to_json(self) -> str:
+        return json.dumps([self.dims, self.order, self.dtype])
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        dims, order, dtype = json.loads(text)
+        return cls(tuple(dim if isinstance(dim, int) else tuple(dim) for dim in dims), tuple(order), dtype)
+
+
+def _number(size: int | torch.SymInt) -> int:
+    return size if isinstance(size, int) else size.node.hint
+
+
+@dataclass
+class Traced:
+    """The first block of its kind."""
+
+    path: str
+    layouts: list[Layout]
+    results: Any
+
+
+class Repeats:
+    """Makes the repeated blocks of a network opaque while it is traced."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._blocks = repeated_blocks(root)
+        self._traced: dict[Any, Traced] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._blocks)
+
+    @contextlib.contextmanager
+    def opaque(self) -> Iterator[None]:
+        """Replace the forward of each of them. What a forward sets on its module, torch.export undoes."""
+        for path, (block, _) in self._blocks.items():
+            block.forward = self._replacement(path, block.forward)
+        try:
+            yield
+        finally:
+            for block, _ in self._blocks.values():
+                del block.forward
+
+    def check(self, program: torch.export.ExportedProgram) -> None:
+        """Raise Irregular where the network writes into tensors, which marks and calls would hide."""
+        for node in program.graph.nodes:
+            schema = getattr(node.target, "_schema", None)
+            if schema is not None and schema.is_mutable:
+                raise Irregular(f"{node.target} writes into its argument")
+
+    def _replacement(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            if not tensors or not all(isinstance(leaf, PLAIN) for leaf in others):
+                raise Irregular(f"{path} is called with something else than tensors and plain values")
+            key = (self._blocks[path][1], str(spec), repr(others), tuple(map(_meta, tensors)))
+            first = self._traced.get(key)
+            if first is not None and first.path != path:
+                return _calls(tensors, path, first)
+            marked = iter([_enter(x, path, index) for index, x in enumerate(tensors)])
+            args, kwargs = pytree.tree_unflatten(
+                [next(marked) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+            )
+            results, result_spec = pytree.tree_flatten(forward(*args, **kwargs))
+            if not results or not all(isinstance(result, Tensor) for result in results):
+                raise Irregular(f"{path} returns something else than tensors")
+            self._traced[key] = Traced(path, [Layout.of(result, tensors) for result in results], result_spec)
+            return pytree.tree_unflatten([_leave(x, path, index) for index, x in enumerate(results)], result_spec)
+
+        return replaced
+
+
+def _calls(tensors: list[Tensor], path: str, first: Traced) -> Any:
+    results = [_call(tensors, path, first.path, n, layout.to_json()) for n, layout in enumerate(first.layouts)]
+    return pytree.tree_unflatten(results, first.results)
+
+
+def _meta(x: Tensor) -> tuple[str, ...]:
+    return (str(tuple(x.shape)), str(x.stride()), str(x.dtype), str(x.requires_grad))
+
+
+def repeated_blocks(root: nn.Module) -> dict[str, tuple[nn.Module, Any]]:
+    """Path -> (block, structure) of the outermost modules with children that have an equal.
+
+    A block that shares a parameter with anything else, or has hooks, is left out.
+    """
+    owners: dict[int, int] = {}
+    for _, tensor in (*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)):
+        owners[id(tensor)] = owners.get(id(tensor), 0) + 1
+    structures = {}
+    for path, module in root.named_modules():
+        tensors = (*module.parameters(), *module.buffers())
+        if path and tensors and any(module.children()) and all(owners[id(tensor)] == 1 for tensor in tensors):
+            structure = structure_of(module)
+            if structure is not None and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+                structures[path] = (module, structure)
+    counts: dict[Any, int] = {}
+    for _, structure in structures.values():
+        counts[structure] = counts.get(structure, 0) + 1
+    blocks: dict[str, tuple[nn.Module, Any]] = {}
+    for path, (module, structure) in structures.items():
+        inside_another = any(path.startswith(f"{other}.") for other in blocks)
+        if counts[structure] > 1 and not inside_another:
+            blocks[path] = (module, structure)
+    return blocks
+
+
+def structure_of(module: nn.Module) -> Any:
+    """Everything that decides what a module computes, except the values of its tensors; None where hooks do, too.
+
+    What is neither a plain value nor a container of such is compared by identity.
+    """
+    plain = []
+    for name, value in sorted(vars(module).items()):
+        if name.endswith(HOOKS) and value:
+            return None
+        if name not in PARTS and not name.endswith(HOOKS):
+            plain.append((name, _plain(value)))
+    tensors = [
+        (name, None if x is None else (tuple(x.shape), x.stride(), x.dtype, x.requires_grad, type(x)))
+        for name, x in (*module._parameters.items(), *module._buffers.items())
+    ]
+    children = [(name, child and structure_of(child)) for name, child in module._modules.items()]
+    if any(child is None and module._modules[name] is not None for name, child in children):
+        return None
+    return (type(module), tuple(plain), tuple(tensors), tuple(children))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PLAIN):
+        return (type(value), repr(value))
+    if isinstance(value, (list, tuple)):
+        return (type(value), tuple(map(_plain, value)))
+    if isinstance(value, (set, frozenset)):
+        return (type(value), tuple(sorted(map(repr, value))) if all(isinstance(v, PLAIN) for v in value) else id(value))
+    if isinstance(value, dict):
+        return (type(value), tuple((_plain(key), _plain(item)) for key, item in value.items()))
+    return (type(value), id(value))
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """How marks and calls become ONNX nodes."""
+    operators = torch.ops.dexport_trace
+    parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
+    kinds = onnx.defs.OpSchema.AttrType
+    types = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)", "tensor(int64)", "tensor(bool)"]
+
+    def op(name: str, *strings: str) -> Any:
+        schema = onnx.defs.OpSchema(
+            name,
+            DOMAIN,
+            1,
+            inputs=[parameter("x", "T", param_option=parameter_variadic, is_homogeneous=False)],
+            outputs=[parameter("result", "T")],
+            type_constraints=[("T", types, "any")],
+            attributes=[
+                *(attribute(string, kinds.STRING, required=True) for string in strings),
+                attribute("index", kinds.INT, required=True),
+            ],
+        )
+        return onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), name, schema)
+
+    parameter_variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    enter, leave, call = op(ENTER, "path"), op(LEAVE, "path"), op(CALL, "path", "like")
+    return {
+        operators.enter.default: lambda x, path, index: enter(x, path=path, index=index),
+        operators.leave.default: lambda x, path, index: leave(x, path=path, index=index),
+        operators.call.default: lambda xs, path, like, index, _layout: call(*xs, path=path, like=like, index=index),
+    }
+
+
+def expand(model: ir.Model) -> None:
+    """Replace every call by a copy of the nodes that it stands for, and remove the marks.
+
+    Raises:
+        Irregular: a block's values are used past its end, or its marks are not in one place.
+    """
+    graph = model.graph
+    bodies = _find_bodies(graph)
+    copies: dict[tuple[str, tuple[ir.Value | None, ...]], list[ir.Value]] = {}
+    for node in list(graph):
+        if node.domain != DOMAIN or node.op_type != CALL:
+            continue
+        path = node.attributes.get_string("path")
+        key = (path, tuple(node.inputs))
+        if key not in copies:
+            body = bodies[node.attributes.get_string("like")]
+            copies[key] = body.copy(graph, node, path, f"{path}#{len(copies)}")
+        node.outputs[0].replace_all_uses_with(copies[key][node.attributes.get_int("index")], replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+    for body in bodies.values():
+        body.remove_marks(graph)
+    model.opset_imports.pop(DOMAIN, None)
+
+
+@dataclass
+class Body:
+    """The nodes of a block between its marks, which are ordered by their index."""
+
+    path: str
+    enters: list[ir.Node]
+    nodes: list[ir.Node]
+    leaves: list[ir.Node]
+
+    def share_invariants(self) -> None:
+        """Leave out of the copies what depends on neither arguments nor weights and is used elsewhere too.
+
+        The batch size and its multiples are computed where they are needed first, and reused from then on.
+        """
+        inside = {*self.nodes, *self.leaves}
+        own = {enter.outputs[0] for enter in self.enters}
+        shared: set[ir.Node] = set()
+        for node in self.nodes:
+            if node.domain == DOMAIN or any(attribute.type in SUBGRAPHS for attribute in node.attributes.values()):
+                raise Irregular(f"{self.path} holds {node.op_type}")
+            varies = any(value in own or self._is_weight(value) for value in node.inputs)
+            if varies:
+                own.update(node.outputs)
+            if any(use.node not in inside for value in node.outputs for use in value.uses()):
+                if varies:
+                    raise Irregular(f"{node.name} of {self.path} is used outside of it")
+                shared.add(node)
+        for node in reversed(self.nodes):
+            if node in shared:
+                shared.update(producer for value in node.inputs if value and (producer := value.producer()))
+        self.nodes = [node for node in self.nodes if node not in shared]
+
+    def _is_weight(self, value: ir.Value | None) -> bool:
+        return value is not None and value.is_initializer() and str(value.name).startswith(f"{self.path}.")
+
+    def copy(self, graph: ir.Graph, call: ir.Node, path: str, suffix: str) -> list[ir.Value]:
+        """Insert a copy before ``call`` and return its results."""
+        values: dict[ir.Value, ir.Value] = {
+            enter.outputs[0]: _given(argument) for enter, argument in zip(self.enters, call.inputs, strict=True)
+        }
+        for node in self.nodes:
+            inputs = [None if value is None else self._twin(graph, value, values, path) for value in node.inputs]
+            copied = ir.Node(
+                node.domain,
+                node.op_type,
+                inputs,
+                node.attributes.values(),
+                overload=node.overload,
+                num_outputs=len(node.outputs),
+                version=node.version,
+                name=f"{node.name}:{suffix}",
+                metadata_props=self._moved_scopes(node.metadata_props, path),
+            )
+            for old, new in zip(node.outputs, copied.outputs, strict=True):
+                new.name, new.type, new.shape = f"{old.name}:{suffix}", old.type, old.shape
+                values[old] = new
+            graph.insert_before(call, copied)
+        return [self._twin(graph, _given(leave.inputs[0]), values, path) for leave in self.leaves]
+
+    def _twin(self, graph: ir.Graph, value: ir.Value, values: dict[ir.Value, ir.Value], path: str) -> ir.Value:
+        """What the copy uses in place of ``value``: a copy, a weight of its own, or the same value from outside."""
+        if value in values:
+            return values[value]
+        if not self._is_weight(value):
+            return value
+        own = path + str(value.name).removeprefix(self.path)
+        if own not in graph.initializers:
+            # The exporter leaves out weights that no call reads. Its values have no bytes yet, so they may be shared.
+            graph.register_initializer(
+                ir.Value(name=own, type=value.type, shape=value.shape, const_value=value.const_value)
+            )
+        return graph.initializers[own]
+
+    def _moved_scopes(self, metadata: Mapping[str, str], path: str) -> dict[str, str]:
+        """Module paths are quoted: 'blocks.0' or 'blocks.0.attn'."""
+        moved = dict(metadata)
+        if NAME_SCOPES in moved:
+            for quote, end in ((q, e) for q in "'\"" for e in (q, ".")):
+                moved[NAME_SCOPES] = moved[NAME_SCOPES].replace(f"{quote}{self.path}{end}", f"{quote}{path}{end}")
+        return moved
+
+    def remove_marks(self, graph: ir.Graph) -> None:
+        for mark in (*self.enters, *self.leaves):
+            mark.outputs[0].replace_all_uses_with(_given(mark.inputs[0]), replace_graph_outputs=True)
+            graph.remove(mark, safe=True)
+
+
+def _find_bodies(graph: ir.Graph) -> dict[str, Body]:
+    bodies: dict[str, Body] = {}
+    current: Body | None = None
+    for node in graph:
+        is_mark = node.domain == DOMAIN and node.op_type in (ENTER, LEAVE)
+        path = node.attributes.get_string("path") if is_mark else ""
+        if is_mark and node.op_type == ENTER and (current is None or current.leaves):
+            if path in bodies:
+                raise Irregular(f"{path} runs more than once")
+            current = bodies[path] = Body(path, [], [], [])
+        if is_mark and (current is None or current.path != path):
+            raise Irregular(f"the marks of {path} are not in one place")
+        if is_mark and current is not None:
+            (current.enters if node.op_type == ENTER else current.leaves).append(node)
+        elif current is not None and not current.leaves and any(value is not None for value in node.inputs):
+            current.nodes.append(node)  # constants, which have no inputs, are shared
+    for body in bodies.values():
+        body.share_invariants()
+    return bodies
+
+
+def _given(value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    return value

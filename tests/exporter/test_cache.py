@@ -1,0 +1,189 @@
+"""The build cache: unchanged steps are copied, everything else runs, and nothing half-written or damaged is used."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dexport
+from dexport.errors import MachineError, UsageError
+from dexport.exporter.cache import ENTRY, PARTIAL, Cache, existing_cache, key_of, open_cache
+from dexport.exporter.recipes import find_recipe
+from dexport.exporter.reuse import is_built_in
+from dexport.exporter.variant import resolve
+from tests.test_cli import invoke
+
+TINY = {"hidden_size": 24, "depth": 1, "num_heads": 2, "num_classes": 5, "input_size": 4}
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "work" / "sub").mkdir(parents=True)
+    (tmp_path / "work" / "a").write_bytes(b"a" * 1000)
+    (tmp_path / "work" / "sub" / "b").write_bytes(b"b" * 500)
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache", 10_000)
+
+
+def store(cache: Cache, key: str, work: Path) -> None:
+    cache.keep(key, "label", work, ["a", "sub/b"], {"answer": 42})
+
+
+def test_what_was_kept_comes_back_as_a_copy(cache: Cache, work: Path, tmp_path: Path) -> None:
+    assert cache.take("k", tmp_path) is None
+    store(cache, "k", work)
+    assert cache.take("k", tmp_path / "out") == {"answer": 42}
+    assert (tmp_path / "out/a").read_bytes() == b"a" * 1000
+    assert (tmp_path / "out/sub/b").read_bytes() == b"b" * 500
+    assert {(tmp_path / "out/a").stat().st_nlink, (work / "a").stat().st_nlink} == {1}
+    assert [(kept.key, kept.label, kept.size) for kept in cache.entries()] == [("k", "label", 1500)]
+
+
+@pytest.mark.parametrize("name", ["a", "sub/b", ENTRY])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_a_damaged_entry_is_removed_and_leaves_nothing(
+    cache: Cache, work: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    store(cache, "k", work)
+    file = cache.folder / "k" / name
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    file.write_bytes(content[:-5] if damage == "cut" else content)
+    if damage == "delete":
+        file.unlink()
+    out = tmp_path / "out"
+    assert cache.take("k", out) is None
+    assert [path for path in out.rglob("*") if path.is_file()] == []
+    store(cache, "k", work)
+    assert cache.take("k", out) == {"answer": 42}
+
+
+def test_the_least_recently_used_makes_place(cache: Cache, work: Path, tmp_path: Path) -> None:
+    for index, key in enumerate("abcdef"):
+        store(cache, key, work)
+        os.utime(cache.folder / key / ENTRY, (index, index))
+    assert cache.take("a", tmp_path / "out") is not None
+    store(cache, "g", work)
+    assert {kept.key for kept in cache.entries()} == {"a", "c", "d", "e", "f", "g"}
+    assert sum(kept.size for kept in cache.entries()) <= cache.limit
+    Cache(cache.folder, 100).keep("big", "label", work, ["a"], None)
+    assert "big" not in {kept.key for kept in cache.entries()}
+    assert len(cache.prune()) == 6
+    assert cache.entries() == []
+
+
+def hammer(folder: Path, work: Path, out: Path, failures: Any) -> None:
+    cache = Cache(folder, 100_000)
+    for turn in range(30):
+        store(cache, "shared", work)
+        if cache.take("shared", out) is not None and (out / "a").read_bytes() != b"a" * 1000:
+            failures.value += 1
+        if turn % 10 == 9:
+            cache.prune()
+
+
+def test_builds_at_the_same_time_do_not_disturb_each_other(cache: Cache, work: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    failures = context.Value("i", 0)
+    builds = [
+        context.Process(target=hammer, args=(cache.folder, work, tmp_path / f"out{n}", failures)) for n in range(3)
+    ]
+    for build in builds:
+        build.start()
+    for build in builds:
+        build.join(60)
+    assert [build.exitcode for build in builds] == [0, 0, 0]
+    assert failures.value == 0
+
+
+def keep_large(folder: Path, work: Path) -> None:
+    Cache(folder, 10**9).keep("large", "label", work, ["large"], None)
+
+
+def test_a_killed_build_leaves_no_entry_and_its_remains_are_removed(cache: Cache, work: Path) -> None:
+    with (work / "large").open("wb") as file:
+        file.truncate(400_000_000)
+    build = multiprocessing.get_context("fork").Process(target=keep_large, args=(cache.folder, work))
+    build.start()
+    deadline = time.monotonic() + 30
+    while not list(cache.folder.glob(f"{PARTIAL}*/large")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(build.pid or 0, signal.SIGKILL)
+    build.join(30)
+    assert list(cache.folder.glob(f"{PARTIAL}*"))
+    assert cache.entries() == []
+    store(cache, "k", work)
+    assert list(cache.folder.glob(f"{PARTIAL}*")) == []
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert open_cache() is None
+    with pytest.raises(MachineError, match="DEXPORT_CACHE"):
+        existing_cache()
+    monkeypatch.delenv("DEXPORT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert existing_cache().folder == tmp_path / "dexport"
+    monkeypatch.setenv("DEXPORT_CACHE", str(tmp_path / "here"))
+    assert existing_cache().folder == tmp_path / "here"
+    monkeypatch.setenv("DEXPORT_CACHE_GB", "plenty")
+    with pytest.raises(UsageError, match="plenty"):
+        open_cache()
+
+
+def test_a_key_depends_on_every_fact() -> None:
+    facts = {"recipe": "dit", "options": {"precision": "fp16", "islands": ["a"]}}
+    assert key_of(facts) == key_of(json.loads(json.dumps(facts)))
+    assert key_of(facts) != key_of({**facts, "options": {"precision": "fp16", "islands": ["b"]}})
+
+
+def test_recipes_of_the_users_own_are_always_built() -> None:
+    assert is_built_in(resolve(find_recipe("dit-s-2")))
+    assert not is_built_in(resolve(find_recipe("examples/my_backbone.py")))
+
+
+def test_a_second_build_takes_everything_and_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEXPORT_CACHE", str(tmp_path / "cache"))
+
+    def build(name: str, **options: Any) -> Any:
+        return dexport.build("dit-s-2", tmp_path / name, settings=TINY, profile="ci", **options)
+
+    first, second = build("first"), build("second")
+    one, two = dict(first.bundle.manifest), dict(second.bundle.manifest)
+    assert {step["name"] for step in one["steps"] if step["cached"]} == set()
+    assert {step["name"] for step in two["steps"] if step["cached"]} == {"onnx", "parity"}
+    assert {"trace", "parity"} & {step["name"] for step in two["steps"] if not step["cached"]} == set()
+    assert second.verdict is not None
+    assert second.verdict.passed
+    assert second.verdict.summary() == first.verdict.summary()
+    for manifest in (one, two):
+        manifest["sizes"].pop("peak_rss")
+        manifest.pop("steps")
+    assert one == two
+    dexport.load(tmp_path / "second")
+    for name, options in {"other": {"seed": 1}, "fresh": {"cache": False}}.items():
+        steps = build(name, parity=False, **options).bundle.manifest["steps"]
+        assert not any(step["cached"] for step in steps), name
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    monkeypatch.setenv("DEXPORT_CACHE", str(tmp_path / "cache"))
+    assert json.loads(invoke("cache", "ls", "--json").stdout)["entries"] == []
+    store(existing_cache(), "k" * 64, work)
+    assert "label" in invoke("cache", "ls").stdout
+    (listed,) = json.loads(invoke("cache", "ls", "--json").stdout)["entries"]
+    assert (listed["key"], listed["size"]) == ("k" * 64, 1500)
+    assert invoke("cache", "prune", "--keep-gb", "1").stdout.startswith("removed 0")
+    assert invoke("cache", "prune").stdout.startswith("removed 1")
+    assert json.loads(invoke("cache", "ls", "--json").stdout)["entries"] == []
