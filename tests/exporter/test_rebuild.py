@@ -120,7 +120,7 @@ def test_the_decoder_is_copied(plain: Path, other: Path, tmp_path: Path) -> None
     bundle = load_bundle(plain)
     (tmp_path / "with/parts").mkdir(parents=True)
     (tmp_path / "with/parts" / DECODER).symlink_to(other)
-    held = replace(changed(bundle, parts=[DECODER]), path=tmp_path / "with")
+    held = replace(changed(bundle, parts=[DECODER], files=None), path=tmp_path / "with")
     recipe, options = options_of(held, tmp_path / "out", int8="weight", parity=False)
     assert options.decoder_bundle == tmp_path / "with/parts" / DECODER
     from dexport.exporter.build import build

@@ -166,7 +166,7 @@ def test_description_of_a_recipe_is_complete_json(recipe: Recipe) -> None:
     assert described["outputs"][0]["shape"] == ["B", 8, size, size]
     assert described["checkpoint"]["formats"] == list(SUFFIXES)
     assert described["checkpoint"]["containers"][1:] == list(CONTAINERS)
-    assert set(described["gates_relative_l2"]) == {"fp32", "fp16", "bf16", "int8", "w8a8"}
+    assert set(described["gates_relative_l2"]) == {"fp32", "fp16", "bf16", "int8", "w8a8", "int4", "ternary"}
     assert described["guidance"]["rule"].startswith(f"first {'four' if recipe in SMALL else 'three'} channels")
     assert described["sampling"]["latent_scale"] == (1.0 if recipe in SMALL else 0.18215)
     assert described["islands"]["modules"]

@@ -254,7 +254,7 @@ def test_opset_out_of_range(opset: int) -> None:
 def test_unknown_precision() -> None:
     with pytest.raises(UsageError, match="no precision 'fp8'") as caught:
         resolve_options("dico-s", options(precision="fp8"))
-    assert caught.value.hint == "choose from fp32, fp16, bf16"
+    assert caught.value.hint == "choose from fp32, fp16, bf16, auto"
 
 
 @pytest.mark.parametrize("fields", [{"engine": "tensorrt-rtx"}, {"targets": ("sm89",)}])
