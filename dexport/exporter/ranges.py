@@ -208,7 +208,7 @@ class _Watch(TorchDispatchMode):
         self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        # Views compute nothing, unlike what writes in place. The second results of norms and attention are for training.
+        # Views compute nothing; writing in place does. The second results of norms and attention are for training.
         first = result[0] if isinstance(result, (tuple, list)) and result else result
         aliases = [returned.alias_info for returned in func._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in aliases)
