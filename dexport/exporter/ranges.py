@@ -208,14 +208,16 @@ class _Watch(TorchDispatchMode):
         self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        # Views compute nothing. The second results of norms and attention are for training.
+        # Views compute nothing; writing in place does. The second results of norms and attention are for training.
         first = result[0] if isinstance(result, (tuple, list)) and result else result
-        is_view = any(returned.alias_info is not None for returned in func._schema.returns)
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
         if is_view or not _is_float(first):
             return result
         seen, name = self.of(self._stack[-1]), func._schema.name.rpartition("::")[2]
         if self._loud:
-            largest = max((float(a.abs().max()) for a in _tensors(args)), default=0.0)
+            # A mask's infinities fit into float16.
+            largest = max((float(a.abs().nan_to_num(posinf=0.0).max()) for a in _tensors(args)), default=0.0)
             if largest > LARGEST:
                 seen.because(f"{name} reads", largest)
         try:

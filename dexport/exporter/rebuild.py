@@ -10,7 +10,7 @@ from dexport.bundle import DECODER, PARTS, Bundle
 from dexport.errors import InputError, UsageError
 from dexport.exporter.build import BuildOptions
 from dexport.exporter.origin import variant_of, weights_of
-from dexport.exporter.quantize.ternary import ternary_layers
+from dexport.exporter.quantize.ternary import AUTO, ternary_layers
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.profiles import builtin_profiles
 
@@ -46,6 +46,8 @@ def options_of(
         raise UsageError("nothing says how to quantise", hint="give --int8, --ternary, --precision-map or --budget")
     given = {name: value for name, value in choices.items() if value is not None}
     found, recorded = recorded_options(bundle, output, checkpoint, recipe, profile)
+    if given.get("ternary") is False:  # dense weights need no carrier
+        recorded = replace(recorded, ternary_carrier=AUTO)
     return found, replace(recorded, **given)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,30 @@ def test_masks_are_no_overflow() -> None:
     seen = Range()
     assert not seen.observe(torch.tensor([-float("inf"), 3.0]), "masked_fill", LARGEST, small=True)
     assert seen.largest == 3 and not seen.reasons
+
+
+class Masking(nn.Module):
+    """Multiplies in place by a number, and hides one column."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        y.mul_(self.factor)
+        hidden = torch.tensor([True, False])
+        return (torch.zeros(2).masked_fill(hidden, -float("inf")) + x).softmax(-1) * y
+
+
+@pytest.mark.parametrize(("factor", "reasons"), [(2.0, {}), (1e6, {"mul_ reaches": 2e6, "mul reads": 2e6})])
+def test_what_is_computed_in_place_is_seen_and_masks_are_not(factor: float, reasons: dict[str, float]) -> None:
+    watch = ranges._Watch()
+    with watch.over(Masking(factor), {}), torch.inference_mode():
+        Masking(factor)(torch.ones(1, 2))
+    assert {name: watch.of("").reasons.get(name) for name in reasons} == reasons
+    assert all(math.isfinite(figure) for figure in watch.of("").reasons.values())
+    assert bool(watch.of("").reasons) == bool(reasons)
 
 
 def test_islands_are_not_repeated() -> None:

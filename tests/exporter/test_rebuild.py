@@ -114,6 +114,12 @@ def test_ternary_layers_stay_as_they_were_stored(tmp_path: Path) -> None:
     done = invoke("quantize", tmp_path / "packed", "--int8", "weight", "-o", tmp_path / "out")
     assert done.exit_code == 2
     assert "--no-ternary" in done.stderr
+    done = invoke(
+        *("quantize", tmp_path / "packed", "--int8", "weight", "--no-ternary", "--no-parity", "-o", tmp_path / "out")
+    )
+    assert done.exit_code == 0, done.output
+    stored = load_bundle(tmp_path / "out").manifest
+    assert stored["ternary"] is None and set(stored["precision"]["layers"].values()) == {"float", "int8"}
 
 
 def test_the_decoder_is_copied(plain: Path, other: Path, tmp_path: Path) -> None:
