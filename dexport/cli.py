@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from dexport.bundle import writing_to
 from dexport.errors import DexportError, GateError, MachineError, UsageError
@@ -309,6 +310,11 @@ def quantize_command(bundle: Path, output: Path, recipe: str | None, as_json: bo
 EVALUATOR = click.Choice(["inception", "efficientnet-lite0", "pixels"])
 
 
+FOREIGN = ("output", "recipe", "checkpoints", "seed", "as_json")
+"""Parameters of ``validate`` that hold for a file that something else made."""
+OF_DISTRIBUTION = ("reference", "count", "batch", "evaluator", "evaluator_weights", "work")
+
+
 def _views(command: Callable[..., None]) -> Callable[..., None]:
     """The options that write a report for other readers."""
     for option, what in (
@@ -407,7 +413,11 @@ def validate_command(
     BUNDLE may also be an ONNX file that something else made; then --recipe NAME says what it should compute, and
     --checkpoint of which weights. Only single evaluations are compared.
     """
+    given = _given_options()
     if bundle.suffix == ".onnx":
+        refused = [option for name, option in given.items() if name not in FOREIGN]
+        if refused:
+            raise UsageError(f"{', '.join(refused)} is for bundles, and {bundle} is none", hint="leave it out")
         sys.exit(_validate_foreign(bundle, output, recipe, checkpoints, options["seed"], as_json))
     from dexport.bundle import change_manifest, check_changeable, load_bundle
     from dexport.console import Progress, print_validation
@@ -418,6 +428,9 @@ def validate_command(
     from dexport.validate.validate import Distribution, validate
     from dexport.validate.views import write_views
 
+    unused = [given[name] for name in OF_DISTRIBUTION if name in given]
+    if unused and "distribution" not in levels:
+        raise UsageError(f"{', '.join(unused)}: the level distribution does not run", hint="add --level distribution")
     opened = load_bundle(bundle)
     if record:
         check_changeable(opened)
@@ -425,7 +438,7 @@ def validate_command(
         progress.start("validate")
         result = validate(
             opened,
-            levels,
+            levels if "levels" in given else None,
             checkpoints=_by_part(checkpoints),
             recipe=find_recipe(recipe) if recipe else None,
             against=_by_part(against),
@@ -886,8 +899,7 @@ def _validate_foreign(
         checkpoint = checkpoints[0] if checkpoints else None
         report = validate_foreign(model, find_recipe(recipe), checkpoint, seed=seed, on_progress=progress.advance)
     if output is not None:
-        with writing_to(output.parent):
-            output.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+        _write(output, json.dumps(report.to_json(), indent=2) + "\n")
     _print_json(report.to_json()) if as_json else print_parity(report, str(model))
     return 0 if report.passed else GateError.exit_code
 
@@ -926,7 +938,23 @@ def _parse_numbers(text: str, option: str, example: str, kind: Callable[[str], N
 
 def _by_part(texts: tuple[str, ...]) -> dict[str, str]:
     """``("decoder=vae.pt",)`` -> ``{"decoder": "vae.pt"}``; a bundle that holds one network has the part ``""``."""
-    return {part: value for part, _, value in (text.rpartition("=") for text in texts)}
+    found: dict[str, str] = {}
+    for part, _, value in (text.rpartition("=") for text in texts):
+        if part in found:
+            raise UsageError(f"{found[part]} and {value}: one part is given twice", hint="name other parts: PART=...")
+        found[part] = value
+    return found
+
+
+def _given_options() -> dict[str, str]:
+    """Parameters of the running command that its caller gave, with their options."""
+    context = click.get_current_context()
+    return {
+        str(parameter.name): parameter.opts[-1]
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option)
+        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    }
 
 
 def _write(path: Path, text: str) -> None:

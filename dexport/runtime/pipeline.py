@@ -48,6 +48,7 @@ class Pipeline:
         decoder: a decoder's bundle, where the bundle brings none.
         sessions: what runs in place of the bundle's own models: the denoisers in their order.
         decoder_session: what runs in place of the decoder's model.
+        pictures: whether latents will be decoded; without, a decoder is not needed.
 
     Attributes:
         facts: the manifest's ``sampling`` section.
@@ -65,6 +66,7 @@ class Pipeline:
         *,
         sessions: Sequence[NamedSession] = (),
         decoder_session: DecoderSession | None = None,
+        pictures: bool = True,
     ) -> None:
         self.bundle = bundle
         self.facts: Mapping[str, Any] = bundle.manifest.get("sampling") or {}
@@ -83,7 +85,8 @@ class Pipeline:
         self._sessions = list(sessions) or [open_session(part, provider) for part in self._parts]
         self.runner = self._sessions[0].runner
         self.shape = tuple(self._parts[0].manifest["io"]["inputs"][0]["shape"][1:])
-        self.decode = self._decoder(provider, decoder, decoder_session)
+        self.pictures = pictures
+        self.decode = self._decoder(provider, decoder, decoder_session) if pictures else _undecoded
 
     @classmethod
     def open(
@@ -198,13 +201,28 @@ class Pipeline:
         if kind.startswith(PIXEL_SHUFFLE):
             factor, _, tiles = kind.removeprefix(PIXEL_SHUFFLE).partition(TILES)
             return PixelShuffle(int(factor), int(tiles or 1))
-        inside = [bundle.parts[DECODER] for bundle in (self.bundle, *self._parts) if DECODER in bundle.parts]
-        if session is None and given is None and not inside:
+        inside = decoders_in(self.bundle)
+        if session is None and given is None and lacks_decoder(self.bundle):
             raise UsageError(
                 f"{self.bundle.path} makes latents and has no decoder",
                 hint=f"build it with --with-decoder, or build {kind} and give that bundle with --decoder",
             )
         return VaeDecoder(session or open_session(given or inside[0], provider), self.facts["latent_scale"])
+
+
+def decoders_in(bundle: Bundle) -> list[Bundle]:
+    """The decoders that a bundle, or the denoisers stitched in it, bring."""
+    return [one.parts[DECODER] for one in (bundle, *(part for part, _ in bundle.stitch)) if DECODER in one.parts]
+
+
+def lacks_decoder(bundle: Bundle) -> bool:
+    """Whether a denoiser's bundle makes latents that nothing in it can decode."""
+    kind = bundle.manifest["sampling"]["decoder"]
+    return kind != "none" and not kind.startswith(PIXEL_SHUFFLE) and not decoders_in(bundle)
+
+
+def _undecoded(latents: np.ndarray) -> np.ndarray:
+    raise RuntimeError(f"latents {latents.shape}: this pipeline was made without a decoder")
 
 
 def _clipped(latents: np.ndarray) -> np.ndarray:

@@ -61,6 +61,11 @@ class Deviation:
     allowed: float
 
     @property
+    def comparable(self) -> bool:
+        """Whether what an export computes here is known, so that ``altered`` means something."""
+        return self.unexplained is not None
+
+    @property
     def altered(self) -> bool:
         """Whether something else is computed than an export computes, rounding aside."""
         if self.unexplained is None or self.expected is None:

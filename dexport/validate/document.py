@@ -215,9 +215,9 @@ def metrics(report: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     if (trajectory := report["trajectory"]) is not None:
         _worst(found, (("trajectory/evaluation/relative_l2", at["relative_l2"]) for at in trajectory["evaluations"]))
         found["trajectory/final/relative_l2"] = {"value": trajectory["states"][-1]["relative_l2"]}
-        psnr = [MOST_PSNR if value is None else min(value, MOST_PSNR) for value in trajectory["psnr_db"]]
-        found["trajectory/pictures/psnr_db"] = {"value": min(psnr, default=None)}
-        found["trajectory/pictures/ssim"] = {"value": min(trajectory["ssim"], default=None)}
+        if psnr := [MOST_PSNR if value is None else min(value, MOST_PSNR) for value in trajectory["psnr_db"]]:
+            found["trajectory/pictures/psnr_db"] = {"value": min(psnr)}
+            found["trajectory/pictures/ssim"] = {"value": min(trajectory["ssim"])}
     if (distribution := report["distribution"]) is not None:
         for name in ("delta", "kernel_delta"):
             if (delta := distribution[name]) is not None:

@@ -6,6 +6,7 @@ Two errors per step tell different things. The *state* error is that of two free
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class TrajectoryReport:
     Attributes:
         states: error of the state after each step, of two free runs.
         evaluations: error of each evaluation of the guided network at the reference's states.
-        psnr_db, ssim: of every picture, bundle against PyTorch; empty where values are not finite.
+        psnr_db, ssim: of every picture, bundle against PyTorch; empty where values are not finite, or not decoded.
         gate_snr_db: smallest SNR allowed for the last state.
         pairs, histograms: the pictures that are least alike, and how large the errors of all of them are.
     """
@@ -77,7 +78,7 @@ class TrajectoryReport:
     @property
     def worst_evaluation(self) -> At:
         """The evaluation that is furthest from the reference's."""
-        return max(self.evaluations, key=lambda at: at.metrics.relative_l2)
+        return max(self.evaluations, key=lambda at: at.metrics.relative_l2 if at.metrics.finite else math.inf)
 
     @property
     def drift(self) -> str:
@@ -148,7 +149,8 @@ def check_trajectory(
     on_progress(2, 3, "bundle, at PyTorch's states")
     ends = wanted[-1].x.astype(np.float32), got[-1].x.astype(np.float32)
     finite = all(np.isfinite(end).all() for end in ends)
-    pictures = (reference.images(ends[0]), pipeline.images(ends[1])) if finite else ()
+    decoded = finite and pipeline.pictures
+    pictures = (reference.images(ends[0]), pipeline.images(ends[1])) if decoded else ()
     likeness = compare_pictures([pictures] if pictures else [], captions(pipeline, labels))
     return TrajectoryReport(
         reference=reference.runner,
@@ -163,7 +165,10 @@ def check_trajectory(
         ssim=tuple(ssim(*pair) for pair in zip(*pictures, strict=True)),
         gate_snr_db=gate_snr_db,
         pairs=likeness.pairs,
-        histograms=(error_histogram("final latents", *ends), likeness.histogram) if pictures else (),
+        histograms=(
+            *((error_histogram("final latents", *ends),) if finite else ()),
+            *((likeness.histogram,) if pictures else ()),
+        ),
     )
 
 

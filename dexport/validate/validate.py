@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dexport.bundle import DECODER, Bundle, sha256_of
-from dexport.errors import GateError, UsageError
+from dexport.errors import GateError, InputError, UsageError
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe
-from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.pipeline import Pipeline, lacks_decoder
 from dexport.validate.against import session_against
 from dexport.validate.baseline import Baseline, Change, changes, check_comparable
 from dexport.validate.blocks import BlockError
@@ -31,6 +31,9 @@ from dexport.version import __version__
 LEVELS = ("op", "forward", "trajectory", "distribution")
 DEFAULT_LEVELS = ("op", "forward", "trajectory")
 SAMPLED = ("trajectory", "distribution")
+OF_PICTURES = ("psnr", "ssim")
+NO_DECODER = "pictures: the bundle has no decoder, so the latents were compared"
+NO_DENOISER = "the bundle holds no denoiser"
 OnProgress = Callable[[int, int, str], None]
 
 
@@ -112,7 +115,7 @@ class Validation:
 
 def validate(
     bundle: Bundle,
-    levels: Sequence[str] = DEFAULT_LEVELS,
+    levels: Sequence[str] | None = None,
     *,
     checkpoints: Mapping[str, str] | None = None,
     recipe: Recipe | None = None,
@@ -132,7 +135,7 @@ def validate(
     Args:
         levels: ``op`` (every custom op and every block by itself), ``forward`` (single evaluations of every network),
             ``trajectory`` (whole sampling runs, step by step), ``distribution`` (many images and their distances to
-            real ones).
+            real ones). None for those of ``DEFAULT_LEVELS`` that the bundle can have.
         checkpoints: where the weights are now, by part; ``""`` is a bundle that holds one network.
         recipe: for a bundle that was built from a recipe of one's own.
         against: modules of the user's own, ``file.py:Class`` by part, in place of dexport's networks.
@@ -146,10 +149,8 @@ def validate(
             limits on what is not measured.
         InputError: weights that are not those of the build, a reference that does not fit.
     """
-    unknown = [level for level in levels if level not in LEVELS]
-    if unknown:
-        raise UsageError(f"no level {', '.join(unknown)}", hint=f"choose from {', '.join(LEVELS)}")
     limits, chosen = limits or Limits(), distribution or Distribution()
+    levels = _levels(bundle, levels, limits)
     networks = networks_of(bundle)
     checkpoints, against = checkpoints or {}, against or {}
     for name in (*checkpoints, *against):
@@ -191,10 +192,11 @@ def validate(
 
     op_report = OpReport(tuple(c for r in ops for c in r.checks), tuple(t for r in ops for t in r.not_run))
     gates = [*_op_gates(op_report, limits), *_block_gates(blocks, limits), *_forward_gates(forward, limits)]
-    not_run = [f"{level}: not asked for (--level {level})" for level in LEVELS if level not in levels]
+    not_run = [f"{level}: {_why_not(bundle, level)}" for level in LEVELS if level not in levels]
     not_run += [f"op: {reason}" for reason in op_report.not_run]
     if "op" in levels and not op_report.checks and not op_report.not_run:
         not_run.append(f"op: {NO_OPS}")
+    not_run += [f"op: {reason}" for reason in _not_compared(blocks, limits)]
     result = Validation(
         run,
         op_report if "op" in levels else None,
@@ -213,6 +215,33 @@ def validate(
     return replace(result, changes=changes(baseline, result.to_json()))
 
 
+def _levels(bundle: Bundle, asked: Sequence[str] | None, limits: Limits) -> Sequence[str]:
+    """The levels to run; what cannot be had is refused before any work."""
+    samples = bool(bundle.manifest.get("sampling"))
+    levels = asked or [level for level in DEFAULT_LEVELS if samples or level not in SAMPLED]
+    unknown = [level for level in levels if level not in LEVELS]
+    if unknown:
+        raise UsageError(f"no level {', '.join(unknown)}", hint=f"choose from {', '.join(LEVELS)}")
+    sampled = [level for level in levels if level in SAMPLED]
+    if sampled and not samples:
+        raise InputError(
+            f"{bundle.path} cannot be sampled: {NO_DENOISER}", hint=f"leave out --level {' and '.join(sampled)}"
+        )
+    pictures = [*(level for level in levels if level == "distribution"), *(m for m in OF_PICTURES if m in limits.given)]
+    if sampled and pictures and lacks_decoder(bundle):
+        raise UsageError(
+            f"{bundle.path} makes latents and has no decoder, and {', '.join(pictures)} needs pictures",
+            hint="build it with --with-decoder",
+        )
+    return levels
+
+
+def _why_not(bundle: Bundle, level: str) -> str:
+    if level in SAMPLED and not bundle.manifest.get("sampling"):
+        return NO_DENOISER
+    return f"not asked for (--level {level})"
+
+
 def _sampled(
     result: Validation,
     networks: Mapping[str, Bundle],
@@ -224,12 +253,14 @@ def _sampled(
 ) -> Validation:
     """Add the levels that sample the whole bundle."""
     run = result.run
+    pictures = not lacks_decoder(run.bundle)
     rounded = {name: open_graph(kind_of(part), part.model_path) for name, part in networks.items()}
     pipeline, reference = (
         Pipeline(
             run.bundle,
             sessions=[session for name, session in sessions.items() if not name.endswith(DECODER)],
             decoder_session=next((session for name, session in sessions.items() if name.endswith(DECODER)), None),
+            pictures=pictures,
         )
         for sessions in (rounded, references)
     )
@@ -248,6 +279,7 @@ def _sampled(
             result,
             trajectory=trajectory,
             gates=(*result.gates, *_trajectory_gates(trajectory, limits)),
+            not_run=result.not_run if pictures else (*result.not_run, f"trajectory: {NO_DECODER}"),
         )
     if evaluator is None:
         return result
@@ -290,17 +322,34 @@ def _op_gates(report: OpReport, limits: Limits) -> Iterable[Gate]:
 
 
 def _block_gates(blocks: Mapping[str, Sequence[BlockError]], limits: Limits) -> Iterable[Gate]:
-    """How exact the worst block is, and how many are not what an export writes, however little it does."""
+    """How exact the worst block is, and how many are not what an export writes, however little it does.
+
+    The second is not judged where no block can be compared with an export in its own precision.
+    """
     found = [(": ".join(filter(None, (name, block.path))), block) for name, some in blocks.items() for block in some]
     if not found:
         return
     where, worst = max(found, key=lambda pair: _excess(pair[1].own if pair[1].finite else math.nan, pair[1].allowed))
     own = worst.own if worst.finite else math.nan
     yield Gate("block_l2", own, worst.allowed, limits.source("block_l2"), where or "outside of blocks")
-    altered = [path or "outside of blocks" for path, block in found if block.altered]
-    where = ", ".join(altered) or f"{len(found)} blocks"
+    known = [(path, block) for path, block in found if block.comparable]
+    if not known:  # told as not run
+        return
+    altered = [path or "outside of blocks" for path, block in known if block.altered]
+    where = ", ".join(altered) or f"{len(known)} blocks"
     limit = limits.get("altered_blocks", 0)
     yield Gate("altered_blocks", len(altered), limit, limits.source("altered_blocks"), where)
+
+
+def _not_compared(blocks: Mapping[str, Sequence[BlockError]], limits: Limits) -> list[str]:
+    """Networks whose blocks are judged by their errors alone."""
+    unknown = [name for name, some in blocks.items() if not all(block.comparable for block in some)]
+    if unknown and len(unknown) == len(blocks) and "altered_blocks" in limits.given:
+        raise UsageError(
+            "altered_blocks has a limit, and what quantised layers should hold is not known",
+            hint="leave it out; block_l2 judges their errors",
+        )
+    return [f"{name and f'{name}: '}altered blocks: what quantised layers should hold is not known" for name in unknown]
 
 
 def _forward_gates(forward: Mapping[str, ParityReport], limits: Limits) -> Iterable[Gate]:
@@ -309,7 +358,11 @@ def _forward_gates(forward: Mapping[str, ParityReport], limits: Limits) -> Itera
         return
 
     def gate(metric: str, limit: Callable[[Check], float], value: Callable[[Check], float], sign: int) -> Gate:
-        name, worst = max(checks, key=lambda pair: sign * _excess(value(pair[1]), limit(pair[1]) if sign > 0 else 1))
+        def badness(check: Check) -> float:
+            excess = _excess(value(check), limit(check) if sign > 0 else 1)
+            return sign * excess if check.metrics.finite else math.inf
+
+        name, worst = max(checks, key=lambda pair: badness(pair[1]))
         where = f"{name and f'{name}, '}{worst.kind}, batch {worst.batch}"
         shown = value(worst) if worst.metrics.finite else math.nan
         return Gate(metric, shown, limit(worst), limits.source(metric), where)

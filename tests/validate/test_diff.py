@@ -23,11 +23,12 @@ from dexport.exporter.recipes.recipe import DEFAULT_GATES
 from dexport.exporter.variant import resolve
 from dexport.validate import comparison
 from dexport.validate.blocks import block_paths
-from dexport.validate.comparison import block_errors
 from dexport.validate.diff import ALTERED, EXPORT, INEXACT, PRECISION, Diff, diff
 from dexport.validate.fix import fixing_islands
+from dexport.validate.gates import FAIL, PASS, Limits
 from dexport.validate.parity import check_parity
 from dexport.validate.reference import variant_of, weights_of
+from dexport.validate.validate import validate
 from tests.validate.planted import Edit, attribute, loud_checkpoint, one_element, plant, swapped_outputs, weight
 
 TRANSFORMER = {"hidden_size": 24, "depth": 2, "num_heads": 2, "num_classes": 5, "input_size": 8}
@@ -152,10 +153,13 @@ def test_planted_faults(built: Built, exported: Callable, tmp_path: Path, name: 
     assert result.others == ()
     assert result.mend is None
     # What one evaluation of the whole network does not show, the blocks do.
-    variant = variant_of(bundle.manifest)
-    weights = weights_of(bundle.manifest["weights"], variant)
-    assert [e.path for e in block_errors(bundle, variant, weights, result.allowed) if not e.passed] == [block]
+    found = validate(bundle, ["op"])
+    assert found.verdict == "failed"
+    assert [error.path for error in found.blocks[""] if not error.passed] == [block]
+    assert {gate.metric for gate in found.gates if gate.verdict == FAIL} >= {"altered_blocks"}
     if precision == "fp32":
+        variant = variant_of(bundle.manifest)
+        weights = weights_of(bundle.manifest["weights"], variant)
         report = check_parity(variant, weights, bundle.model_path, precision=precision, max_batch=2)
         assert report.passed is not visible
 
@@ -212,6 +216,9 @@ def test_an_overflow_is_mended_by_islands(loud: Path, tmp_path: Path) -> None:
     assert fixed.manifest["status"] == "passed"
     assert set(mend["islands"]) < set(fixed.manifest["precision"]["islands"]["modules"])
     assert fixed.manifest["config"] == load_bundle(loud).manifest["config"]
+    gates = {gate.metric: gate for gate in validate(load_bundle(loud), ["op"]).gates}
+    assert gates["block_l2"].verdict == FAIL and gates["block_l2"].where == "blocks.1"
+    assert gates["altered_blocks"].verdict == PASS
 
 
 def test_an_altered_file_is_not_fixed(built: Built, exported: Callable, tmp_path: Path) -> None:
@@ -273,10 +280,16 @@ def test_a_quantised_bundle_is_judged_by_own_errors(exported: Callable, tmp_path
     dexport.build("dit-s-2", tmp_path / "int8", **options, **TINY["dit-s-2"])
     clean = diff(load_bundle(tmp_path / "int8"))
     assert clean.passed and clean.gate == "int8" and "no reference in the same precision" in clean.notes[0]
+    validated = validate(load_bundle(tmp_path / "int8"), ["op"])
+    assert [gate.metric for gate in validated.gates] == ["block_l2"]
+    assert any("altered blocks: what quantised layers" in reason for reason in validated.not_run)
+    with pytest.raises(UsageError, match="altered_blocks has a limit"):
+        validate(load_bundle(tmp_path / "int8"), ["op"], limits=Limits({"altered_blocks": 0}))
     planted = plant(load_bundle(tmp_path / "int8").path, tmp_path / "planted", swapped_outputs("blocks.1/Split", 0, 1))
     finding = diff(planted).finding
     assert finding is not None
     assert (finding.kind, finding.block, finding.op and finding.op.node) == (INEXACT, "blocks.1", "blocks.1/Split")
+    assert validate(planted, ["op"]).verdict == "failed"
 
 
 def test_refusals(stitched: Path, built: Built, tmp_path: Path) -> None:

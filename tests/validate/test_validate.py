@@ -103,7 +103,33 @@ def test_a_decoder_has_no_trajectory(tmp_path: Path) -> None:
     settings = {"block_out_channels": [32, 32], "layers_per_block": 1}
     dexport.build("sd-vae-decoder", tmp_path / "vae", latent=(8, 8), settings=settings, profile="ci", parity=False)
     assert command(tmp_path / "vae", "--level", "forward").exit_code == 0
-    assert command(tmp_path / "vae").exit_code == 4
+    assert command(tmp_path / "vae", "--level", "trajectory").exit_code == 4
+    result = command(tmp_path / "vae")
+    assert result.exit_code == 0
+    assert "not run: trajectory: the bundle holds no denoiser" in result.stdout
+    assert set(load_bundle(tmp_path / "vae").manifest["validation"]["settings"]["levels"]) == {"op", "forward"}
+
+
+def test_latents_are_compared_where_there_is_no_decoder(tmp_path: Path) -> None:
+    settings = {"hidden_size": 24, "depth": 1, "num_heads": 2, "num_classes": 5, "input_size": 8}
+    dexport.build("dit-s-2", tmp_path / "dit", settings=settings, profile="ci", parity=False)
+    result = command(tmp_path / "dit", "--level", "trajectory", "--steps", 3)
+    assert result.exit_code == 0, result.output
+    assert "the bundle has no decoder" in result.stdout
+    refused = command(tmp_path / "dit", "--level", "trajectory", "--fail-under", "psnr=3")
+    assert refused.exit_code == 2 and "psnr needs pictures" in refused.stderr
+
+
+def test_options_that_would_be_ignored_are_refused(plain: Path, tmp_path: Path) -> None:
+    model = [plain / "model.onnx", "--recipe", "dit-fashion"]
+    for options in (["--html", tmp_path / "x.html"], ["--baseline", tmp_path / "x.json"], ["--fail-over", "max_abs=1"]):
+        result = command(*model, *options)
+        assert result.exit_code == 2 and f"{options[0]} is for bundles" in result.stderr
+    result = command(plain, "--reference", tmp_path)
+    assert result.exit_code == 2 and "add --level distribution" in result.stderr
+    result = command(plain, "--checkpoint", "a.pt", "--checkpoint", "b.pt")
+    assert result.exit_code == 2 and "given twice" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("scheme", "gate"), [("weight", "int8"), ("w8a8", "w8a8")])

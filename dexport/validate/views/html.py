@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ def _heat(blocks: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     low, high = (math.log10(edge) for edge in (min(values), max(values))) if values else (0.0, 1.0)
 
     def shade(value: float | None) -> int:
+        if value is None:
+            return STEPS_HEAT
         if not value:
             return 0
         return round(STEPS_HEAT * (math.log10(value) - low) / (high - low)) if high > low else STEPS_HEAT // 2
@@ -84,11 +86,19 @@ def _heat(blocks: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     return [
         {
             "path": row["path"] or "(outside of blocks)",
-            "cells": [{"value": row.get(name), "shade": shade(row.get(name))} for name in columns],
+            "cells": [_cell(row, name, shade) for name in columns],
             "failed": row.get("passed") is False,
         }
         for row in blocks
     ]
+
+
+def _cell(row: Mapping[str, Any], name: str, shade: Callable[[float | None], int]) -> dict[str, Any]:
+    """An error that is not finite is the worst there is; what a precision explains may be not known."""
+    value = row.get(name)
+    if value is None and name == "expected":
+        return {"text": "-", "shade": 0}
+    return {"text": _number(value, 1), "shade": shade(value)}
 
 
 def _histograms(report: Mapping[str, Any]) -> list[dict[str, Any]]:

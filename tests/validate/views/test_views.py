@@ -84,7 +84,7 @@ def test_html_shows_every_section(report: Report, failed: Report) -> None:
     page, bad = html(report), html(failed)
     for expected in ("Along the trajectory", "Least alike", "Precision map", "final latents", "<svg", "95 % interval"):
         assert expected in page
-    assert "<code>dexport diff</code> measures errors block by block" in page
+    assert "gathered by its end" in page
     assert page.count("data:image/png;base64,") == 3 * len(report["distribution"]["pairs"])
     for expected in ("blocks.2", "Against the baseline", "not finite", "about 400 images"):
         assert expected in bad
