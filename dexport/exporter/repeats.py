@@ -281,7 +281,7 @@ def expand(model: ir.Model) -> None:
     """
     graph = model.graph
     bodies = _find_bodies(graph)
-    copies: dict[tuple[str, tuple[ir.Value | None, ...]], list[ir.Value]] = {}
+    copies: dict[tuple[str, tuple[ir.Value | None, ...]], dict[int, ir.Value]] = {}
     for node in list(graph):
         if node.domain != DOMAIN or node.op_type != CALL:
             continue
@@ -290,7 +290,10 @@ def expand(model: ir.Model) -> None:
         if key not in copies:
             body = bodies[node.attributes.get_string("like")]
             copies[key] = body.copy(graph, node, path, f"{path}#{len(copies)}")
-        node.outputs[0].replace_all_uses_with(copies[key][node.attributes.get_int("index")], replace_graph_outputs=True)
+        index = _index(node)
+        if index not in copies[key]:
+            raise Irregular(f"result {index} of {node.attributes.get_string('like')} is used in a copy only")
+        node.outputs[0].replace_all_uses_with(copies[key][index], replace_graph_outputs=True)
         graph.remove(node, safe=True)
     for body in bodies.values():
         body.remove_marks(graph)
@@ -299,7 +302,7 @@ def expand(model: ir.Model) -> None:
 
 @dataclass
 class Body:
-    """The nodes of a block between its marks, which are ordered by their index."""
+    """The nodes of a block between its marks; marks of arguments and results that are not used are not there."""
 
     path: str
     enters: list[ir.Node]
@@ -332,11 +335,9 @@ class Body:
     def _is_weight(self, value: ir.Value | None) -> bool:
         return value is not None and value.is_initializer() and str(value.name).startswith(f"{self.path}.")
 
-    def copy(self, graph: ir.Graph, call: ir.Node, path: str, suffix: str) -> list[ir.Value]:
-        """Insert a copy before ``call`` and return its results."""
-        values: dict[ir.Value, ir.Value] = {
-            enter.outputs[0]: _given(argument) for enter, argument in zip(self.enters, call.inputs, strict=True)
-        }
+    def copy(self, graph: ir.Graph, call: ir.Node, path: str, suffix: str) -> dict[int, ir.Value]:
+        """Insert a copy before ``call`` and return its results by their index."""
+        values = {enter.outputs[0]: _given(call.inputs[_index(enter)]) for enter in self.enters}
         for node in self.nodes:
             inputs = [None if value is None else self._twin(graph, value, values, path) for value in node.inputs]
             copied = ir.Node(
@@ -354,7 +355,7 @@ class Body:
                 new.name, new.type, new.shape = f"{old.name}:{suffix}", old.type, old.shape
                 values[old] = new
             graph.insert_before(call, copied)
-        return [self._twin(graph, _given(leave.inputs[0]), values, path) for leave in self.leaves]
+        return {_index(leave): self._twin(graph, _given(leave.inputs[0]), values, path) for leave in self.leaves}
 
     def _twin(self, graph: ir.Graph, value: ir.Value, values: dict[ir.Value, ir.Value], path: str) -> ir.Value:
         """What the copy uses in place of ``value``: a copy, a weight of its own, or the same value from outside."""
@@ -403,6 +404,10 @@ def _find_bodies(graph: ir.Graph) -> dict[str, Body]:
     for body in bodies.values():
         body.share_invariants()
     return bodies
+
+
+def _index(mark: ir.Node) -> int:
+    return mark.attributes.get_int("index")
 
 
 def _given(value: ir.Value | None) -> ir.Value:
