@@ -668,8 +668,7 @@ def sweep_command(
             **options,
         )
     plot(result, output.with_suffix(".png"))
-    with writing_to(output.parent):
-        output.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    _write(output, json.dumps(result.to_json(), indent=2) + "\n")
     _print_json(result.to_json()) if as_json else print_sweep(result, output)
 
 
@@ -886,8 +885,7 @@ def _validate_foreign(
         checkpoint = checkpoints[0] if checkpoints else None
         report = validate_foreign(model, find_recipe(recipe), checkpoint, seed=seed, on_progress=progress.advance)
     if output is not None:
-        with writing_to(output.parent):
-            output.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+        _write(output, json.dumps(report.to_json(), indent=2) + "\n")
     _print_json(report.to_json()) if as_json else print_parity(report, str(model))
     return 0 if report.passed else GateError.exit_code
 
