@@ -83,7 +83,7 @@ def pack(
         on_progress: told (bytes done, bytes in all, file).
 
     Raises:
-        UsageError: the output exists and ``force`` is not given.
+        UsageError: the output exists and ``force`` is not given, or lies in the bundle.
         InputError: not a bundle, or one that cannot be an archive.
         MachineError: the disk is full or cannot be written.
     """
@@ -91,9 +91,15 @@ def pack(
         raise UsageError(
             f"{output} exists already", hint="choose another output with -o, or replace a file with --force"
         )
+    if output.resolve().is_relative_to(Path(path).resolve()):
+        raise UsageError(
+            f"{output} would lie in the bundle, which holds nothing that its manifest does not list",
+            hint="choose another output with -o",
+        )
     bundle = load_bundle(path)
     manifest = (bundle.path / MANIFEST).read_bytes()
     signature = sign(manifest, sign_key) if sign_key is not None else signature_of(bundle.path)
+    key = _key(signature, bundle.path)
     files = _checked_files(parse_manifest(manifest, bundle.path), bundle.path)
     with _replacing(output) as file:
         _write_start(file, manifest, signature)
@@ -109,7 +115,7 @@ def pack(
             done += size
         file.write(END)
         length = file.tell()
-    return Archive(output, length, bundle.manifest, _key(signature, output))
+    return Archive(output, length, bundle.manifest, key)
 
 
 def check(

@@ -40,6 +40,7 @@ DRAFT = ".partial-"
 REPORTS = "reports"
 PARTS = "parts"
 DECODER = "decoder"
+PIXEL_SHUFFLE, TILES = "pixel-shuffle-", "-tiles-"
 STITCH = "stitch"
 REPLACED = "replaced"
 UNFINISHED = f".{MANIFEST}.partial"
@@ -374,6 +375,20 @@ def parse_manifest(content: bytes, name: str | Path) -> dict[str, Any]:
             hint="pip install --upgrade dexport",
         )
     return manifest
+
+
+def pixel_shuffle(decoder: str) -> tuple[int, int] | None:
+    """Factor and tiles of ``pixel-shuffle-N`` or ``pixel-shuffle-N-tiles-M``; None for another decoder.
+
+    Raises:
+        ValueError: something else than whole numbers from 1.
+    """
+    if not decoder.startswith(PIXEL_SHUFFLE):
+        return None
+    factor, _, tiles = decoder.removeprefix(PIXEL_SHUFFLE).partition(TILES)
+    if min(int(factor), int(tiles or 1)) < 1:
+        raise ValueError(f"decoder {printable(decoder)}")
+    return int(factor), int(tiles or 1)
 
 
 def printable(name: str) -> str:

@@ -681,8 +681,7 @@ def sweep_command(
             **options,
         )
     plot(result, output.with_suffix(".png"))
-    with writing_to(output.parent):
-        output.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    _write(output, json.dumps(result.to_json(), indent=2) + "\n")
     _print_json(result.to_json()) if as_json else print_sweep(result, output)
 
 

@@ -22,7 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import DECODER, MODEL, MODEL_DATA, Bundle, Draft, load_bundle, reading_manifest, writing_to
+from dexport.bundle import (
+    DECODER,
+    MODEL,
+    MODEL_DATA,
+    Bundle,
+    Draft,
+    load_bundle,
+    pixel_shuffle,
+    reading_manifest,
+    writing_to,
+)
 from dexport.errors import InputError, UsageError
 
 CONFIG = "config.pbtxt"
@@ -39,7 +49,6 @@ TYPES = {
 }
 QUEUE_MICROSECONDS = 1000
 """How long a request waits for others that can join its batch."""
-PIXEL_SHUFFLE = "pixel-shuffle-"
 MODEL_PY = '''\
 """Labels and seeds in, pictures out, from the bundle beside this file. Needs dexport and onnxruntime."""
 
@@ -154,8 +163,8 @@ def picture_shape(bundle: Bundle, parts: Sequence[Bundle]) -> tuple[int, int, in
     kind = bundle.manifest["sampling"]["decoder"]
     if kind == "none":
         return height, width, channels
-    if kind.startswith(PIXEL_SHUFFLE):
-        factor = int(kind.removeprefix(PIXEL_SHUFFLE))
+    if shuffle := pixel_shuffle(kind):
+        factor, _ = shuffle
         return height * factor, width * factor, channels // factor**2
     decoders = [each.parts[DECODER] for each in (bundle, *parts) if DECODER in each.parts]
     if not decoders:

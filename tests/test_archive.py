@@ -352,3 +352,16 @@ def test_the_commands(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run("sample", plain.name, "--steps", "2", "--classes", "1")
     archive.write_bytes(archive.read_bytes()[:-1])
     assert "copy it again" in run("info", archive, code=4)
+
+
+def test_an_archive_in_the_bundle_itself_is_refused(small: Bundle) -> None:
+    with pytest.raises(UsageError, match="would lie in the bundle"):
+        pack(small.path, small.path / "x.dexport")
+    load_bundle(small.path)
+
+
+def test_a_signature_that_cannot_be_read_leaves_no_archive(small: Bundle, tmp_path: Path) -> None:
+    (small.path / SIGNATURE).write_bytes(b"{}")
+    with pytest.raises(InputError, match="has a signature that cannot be read"):
+        pack(small.path, tmp_path / "x.dexport")
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]

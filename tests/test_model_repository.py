@@ -114,6 +114,7 @@ def test_the_shape_of_pictures_follows_the_decoder(plain: Path) -> None:
     for decoder, latent, parts, shape in [
         ("none", (3, 64, 64), (), (64, 64, 3)),
         ("pixel-shuffle-2", (4, 16, 20), (), (32, 40, 1)),
+        ("pixel-shuffle-2-tiles-4", (4, 16, 20), (), (32, 40, 1)),
         ("sd-vae-decoder", (4, 64, 32), ("decoder",), (512, 256, 3)),  # larger than the decoder's own 32: tiles
     ]:
         fake = bundle(decoder, latent, parts)

@@ -169,3 +169,12 @@ def test_without_cryptography_only_signatures_are_missing(signed: Path, keys: tu
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"pip install 'dexport\[sign\]'\n", done.stdout)
     assert MachineError.exit_code == 3
+
+
+def test_validate_does_not_change_the_manifest_of_a_signed_bundle(signed: Path) -> None:
+    before = (signed / MANIFEST).read_bytes()
+    result = CliRunner().invoke(main, ["validate", str(signed), "--level", "forward"])
+    assert result.exit_code == 2
+    assert "is signed, and a changed manifest would not be" in result.stderr
+    assert "--no-record" in result.stderr
+    assert (signed / MANIFEST).read_bytes() == before

@@ -290,9 +290,10 @@ def expand(model: ir.Model) -> None:
         if key not in copies:
             body = bodies[node.attributes.get_string("like")]
             copies[key] = body.copy(graph, node, path, f"{path}#{len(copies)}")
-        if _index(node) not in copies[key]:
-            raise Irregular(f"{path} gives a result that its equal is not asked for")
-        node.outputs[0].replace_all_uses_with(copies[key][_index(node)], replace_graph_outputs=True)
+        index = _index(node)
+        if index not in copies[key]:
+            raise Irregular(f"result {index} of {node.attributes.get_string('like')} is used in a copy only")
+        node.outputs[0].replace_all_uses_with(copies[key][index], replace_graph_outputs=True)
         graph.remove(node, safe=True)
     for body in bodies.values():
         body.remove_marks(graph)
@@ -301,7 +302,7 @@ def expand(model: ir.Model) -> None:
 
 @dataclass
 class Body:
-    """The nodes of a block between its marks. An argument or result that is not read has none."""
+    """The nodes of a block between its marks; marks of arguments and results that are not used are not there."""
 
     path: str
     enters: list[ir.Node]
@@ -335,10 +336,8 @@ class Body:
         return value is not None and value.is_initializer() and str(value.name).startswith(f"{self.path}.")
 
     def copy(self, graph: ir.Graph, call: ir.Node, path: str, suffix: str) -> dict[int, ir.Value]:
-        """Insert a copy before ``call`` and return its results by index."""
-        values: dict[ir.Value, ir.Value] = {
-            enter.outputs[0]: _given(call.inputs[_index(enter)]) for enter in self.enters
-        }
+        """Insert a copy before ``call`` and return its results by their index."""
+        values = {enter.outputs[0]: _given(call.inputs[_index(enter)]) for enter in self.enters}
         for node in self.nodes:
             inputs = [None if value is None else self._twin(graph, value, values, path) for value in node.inputs]
             copied = ir.Node(
@@ -407,8 +406,8 @@ def _find_bodies(graph: ir.Graph) -> dict[str, Body]:
     return bodies
 
 
-def _index(node: ir.Node) -> int:
-    return node.attributes.get_int("index")
+def _index(mark: ir.Node) -> int:
+    return mark.attributes.get_int("index")
 
 
 def _given(value: ir.Value | None) -> ir.Value:

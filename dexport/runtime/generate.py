@@ -78,7 +78,7 @@ def generate(
         "files": {name: entry["sha256"] for name, entry in pipeline.bundle.manifest["files"].items()},
         "runner": pipeline.runner,
         "sampler": sampler or pipeline.facts["sampler"],
-        "steps": steps or pipeline.facts["steps"],
+        "steps": pipeline.facts["steps"] if steps is None else steps,
         "cfg": pipeline.default_scale if cfg_scale is None else cfg_scale,
         "fractions": list(fractions or pipeline.fractions),
         "seed": seed,

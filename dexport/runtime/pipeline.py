@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dexport.bundle import DECODER, Bundle, load_bundle, reading_manifest
+from dexport.bundle import DECODER, Bundle, load_bundle, pixel_shuffle, reading_manifest
 from dexport.errors import GateError, InputError, UsageError
 from dexport.runtime.decode import Decoder, DecoderSession, PixelShuffle, VaeDecoder, to_uint8
 from dexport.runtime.guidance import (
@@ -28,7 +28,6 @@ from dexport.runtime.stitch import Stitch
 
 SAME_SCHEDULE = ({"ddpm", "ddim"},)
 """Samplers that may stand in for each other."""
-PIXEL_SHUFFLE, TILES = "pixel-shuffle-", "-tiles-"
 
 
 class NamedSession(Protocol):
@@ -133,7 +132,7 @@ class Pipeline:
                 f"{self.bundle.manifest['name']} was trained for {own!r}, whose schedule {name!r} does not share",
                 hint="leave out --sampler",
             )
-        return make_sampler(name, steps or self.facts["steps"])
+        return make_sampler(name, self.facts["steps"] if steps is None else steps)
 
     def denoiser(
         self, labels: Sequence[int], cfg_scale: float | None = None, fractions: Sequence[float] | None = None
@@ -198,9 +197,10 @@ class Pipeline:
         kind = self.facts["decoder"]
         if kind == "none":
             return _clipped
-        if kind.startswith(PIXEL_SHUFFLE):
-            factor, _, tiles = kind.removeprefix(PIXEL_SHUFFLE).partition(TILES)
-            return PixelShuffle(int(factor), int(tiles or 1))
+        with reading_manifest(self.bundle):
+            shuffle = pixel_shuffle(kind)
+        if shuffle is not None:
+            return PixelShuffle(*shuffle)
         inside = decoders_in(self.bundle)
         if session is None and given is None and lacks_decoder(self.bundle):
             raise UsageError(
@@ -218,7 +218,7 @@ def decoders_in(bundle: Bundle) -> list[Bundle]:
 def lacks_decoder(bundle: Bundle) -> bool:
     """Whether a denoiser's bundle makes latents that nothing in it can decode."""
     kind = bundle.manifest["sampling"]["decoder"]
-    return kind != "none" and not kind.startswith(PIXEL_SHUFFLE) and not decoders_in(bundle)
+    return kind != "none" and pixel_shuffle(kind) is None and not decoders_in(bundle)
 
 
 def _undecoded(latents: np.ndarray) -> np.ndarray:

@@ -126,12 +126,17 @@ class Pair(Block):
         return self.linear(x).transpose(0, 1), x.sum(dim=1, keepdim=True)
 
 
+class Deaf(Block):
+    def forward(self, x: Tensor, _t: Tensor) -> Tensor:
+        return super().forward(x)
+
+
 class Network(nn.Module):
     """Four blocks and a way of calling them."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        block = {"in place": InPlace, "remembering": Remembering, "pair": Pair}.get(kind, Block)
+        block = {"in place": InPlace, "remembering": Remembering, "pair": Pair, "deaf": Deaf}.get(kind, Block)
         self.kind = kind
         self.blocks = nn.ModuleList(block() for _ in range(4))
         if kind == "different gain":
@@ -156,6 +161,8 @@ class Network(nn.Module):
                 for block in self.blocks:
                     y_first, y_second = block(x)
                     x = y_first.transpose(0, 1) + y_second
+            case "deaf":
+                x = d(c(b(a(x, t), t), t), t)
             case "in place":
                 x = d(c(b(a(x)))) + x
             case _:
@@ -172,6 +179,7 @@ KINDS = {
     "hook": False,
     "tied": False,
     "pair": False,
+    "deaf": False,
     "twice": True,
     "in place": True,
     "remembering": False,  # torch.export undoes what a forward sets
