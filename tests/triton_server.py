@@ -124,6 +124,8 @@ def _environment() -> dict[str, str]:
     paths = [str(Path(__file__).parent.parent), *(path for path in sys.path if path)]
     return {
         **os.environ,
+        # The embedded interpreter takes its prefix from the `python3` that it finds first.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "LD_LIBRARY_PATH": str(libraries),
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": "1",

@@ -41,7 +41,9 @@ IMAGE_ROWS = 2
 """Rows of anything else, such as a decoder, whose activations are large."""
 FLOAT32 = "fp32"
 NO_ISLANDS = Islands()
-QUANTISED = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits"})
+QUANTISED = frozenset(
+    {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits", "DexTernaryMatMul"}
+)
 
 
 @dataclass(frozen=True)
