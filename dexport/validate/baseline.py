@@ -105,7 +105,9 @@ def read_baseline(path: Path) -> Baseline:
         raise InputError(f"{path} is not a baseline", hint=UPDATE)
     if content.get("schema") != SCHEMA:
         raise InputError(f"{path} has baseline schema {content.get('schema')}; this dexport reads {SCHEMA}", UPDATE)
-    missing = [name for name in ("network", "settings", "metrics", "files", "tools") if name not in content]
+    missing = [
+        name for name in ("dexport", "date", "network", "settings", "metrics", "files", "tools") if name not in content
+    ]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}", hint=UPDATE)
     return Baseline(path, content)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 SCHEMA = 1
 KIND = "dexport validation"
 WORSE = "worse"
+SECTIONS = (
+    *("dexport", "date", "verdict", "passed", "bundle", "network", "settings", "gates", "baseline", "not_run"),
+    *("ops", "forward", "trajectory", "distribution", "blocks", "metrics", "precision_map", "sizes", "environment"),
+)
 DEFAULT_LABELS = (0, 1)
 NUMBERED = re.compile(r"^[^./]+(\.\d+)?")
 """A block of a network in the name of a node: ``blocks.3`` in ``blocks.3.attn.qkv/MatMul``."""
@@ -185,6 +189,9 @@ def read_report(path: Path) -> dict[str, Any]:
             f"{path} has report schema {report.get('schema')}; this dexport reads {SCHEMA}",
             hint="write it again with `dexport validate`",
         )
+    missing = [name for name in SECTIONS if name not in report]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}", hint="write it again with `dexport validate`")
     return report
 
 
