@@ -9,15 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 import yaml
 
 from dexport.bundle import load_bundle
-from dexport.cli import main
 from dexport.validate.baseline import update
 from dexport.validate.gates import parse_limits
 from dexport.validate.validate import validate
+from tests.commands import parsed
 from tests.validate.faults import planted
 
 ROOT = Path(__file__).parent.parent
@@ -74,10 +73,7 @@ def test_every_command_that_it_runs_exists(tmp_path: Path, asked: str) -> None:
     calls = [line.split() for line in (tmp_path / "calls.txt").read_text().splitlines()]
     assert [call[0] for call in calls] == ["build", "validate", "baseline"][: 3 if asked else 2]
     for call in calls:
-        command = main
-        while isinstance(command, click.Group):
-            command = command.commands[call.pop(0)]  # type: ignore[assignment]
-        command.make_context(str(command.name), call)
+        parsed(call)
 
 
 def test_without_a_recipe_it_says_what_is_missing(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from dexport.exporter.variant import resolve
 from dexport.profiles import load_profile
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import SAMPLERS
+from tests.commands import parsed
 from tests.runtime.test_environment import NEEDED
 
 ROOT = Path(__file__).parent.parent
@@ -108,11 +109,8 @@ def check_dexport(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None
         result = CliRunner().invoke(main, arguments)
         assert isinstance(result.exception, Resolved), result.output
         return
-    command: click.Command = main
-    while isinstance(command, click.Group):
-        command = command.commands[arguments.pop(0)]
-    context = command.make_context(command.name, arguments)
-    if command.name == "info" and not context.params["name"].startswith("out/"):
+    context = parsed(arguments)
+    if context.info_name == "info" and not context.params["name"].startswith("out/"):
         find_recipe(context.params["name"])
 
 
