@@ -232,10 +232,7 @@ def change_manifest(bundle: Bundle, **fields: Any) -> Bundle:
     """
     check_changeable(bundle)
     complete = {**bundle.manifest, **fields}
-    with writing_to(bundle.path):
-        draft = bundle.path / UNFINISHED
-        draft.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
-        draft.replace(bundle.path / MANIFEST)
+    write_whole(bundle.path / MANIFEST, json.dumps(complete, indent=2) + "\n")
     return Bundle(bundle.path, complete)
 
 
@@ -293,6 +290,19 @@ def writing_to(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written: {os.strerror(error.errno or 0)}",
             hint="free some space or choose another output with -o",
         ) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, and its folder where there is none; a process that is killed leaves the file as it was.
+
+    Raises:
+        MachineError: it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.partial")
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
 
 
 def _check_output(output: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:

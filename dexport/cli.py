@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from dexport.bundle import writing_to
+from dexport.bundle import write_whole
 from dexport.errors import DexportError, GateError, MachineError, UsageError
 from dexport.version import __version__
 
@@ -451,7 +451,7 @@ def validate_command(
         )
     report = result.to_json()
     if output is not None:
-        _write(output, json.dumps(report, indent=2) + "\n")
+        write_whole(output, json.dumps(report, indent=2) + "\n")
     write_views(report, junit=junit, markdown=markdown, html=html)
     if record:
         change_manifest(opened, validation=summary(report))
@@ -681,7 +681,7 @@ def sweep_command(
             **options,
         )
     plot(result, output.with_suffix(".png"))
-    _write(output, json.dumps(result.to_json(), indent=2) + "\n")
+    write_whole(output, json.dumps(result.to_json(), indent=2) + "\n")
     _print_json(result.to_json()) if as_json else print_sweep(result, output)
 
 
@@ -898,7 +898,7 @@ def _validate_foreign(
         checkpoint = checkpoints[0] if checkpoints else None
         report = validate_foreign(model, find_recipe(recipe), checkpoint, seed=seed, on_progress=progress.advance)
     if output is not None:
-        _write(output, json.dumps(report.to_json(), indent=2) + "\n")
+        write_whole(output, json.dumps(report.to_json(), indent=2) + "\n")
     _print_json(report.to_json()) if as_json else print_parity(report, str(model))
     return 0 if report.passed else GateError.exit_code
 
@@ -954,15 +954,6 @@ def _given_options() -> dict[str, str]:
         if isinstance(parameter, click.Option)
         and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
     }
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or none."""
-    draft = path.with_name(f".{path.name}.partial")
-    with writing_to(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
 
 
 def _print_json(value: Any) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dexport.bundle import MANIFEST, load_bundle, writing_to
+from dexport.bundle import MANIFEST, load_bundle, write_whole
 from dexport.errors import InputError, UsageError
 from dexport.validate.document import WORSE, Run, read_report, summary
 
@@ -166,11 +166,7 @@ def update(source: Path, output: Path) -> Baseline:
     kept = ("dexport", "date", "network", "settings", "metrics", "files", "tools")
     content = {"kind": KIND, "schema": SCHEMA, **{name: found[name] for name in kept}}
     content["metrics"] = {name: _rounded(figures) for name, figures in sorted(found["metrics"].items())}
-    with writing_to(output.parent):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        draft = output.with_name(f".{output.name}.partial")
-        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        draft.replace(output)
+    write_whole(output, json.dumps(content, indent=2) + "\n")
     return Baseline(output, content)
 
 

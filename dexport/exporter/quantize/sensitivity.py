@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dexport.bundle import writing_to
+from dexport.bundle import write_whole
 from dexport.errors import InputError
 from dexport.exporter.quantize.calibrate import OnProgress
 from dexport.exporter.quantize.simulate import Simulation, relative_error
@@ -54,7 +54,4 @@ def _resume(file: Path, key: str) -> dict[str, dict[str, float]]:
 
 
 def _save(file: Path, key: str, errors: Sensitivity) -> None:
-    unfinished = file.with_name(f"{file.name}.part")
-    with writing_to(file.parent):
-        unfinished.write_text(json.dumps({"key": key, "errors": errors}), encoding="utf-8")
-        unfinished.replace(file)
+    write_whole(file, json.dumps({"key": key, "errors": errors}))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import writing_to
+from dexport.bundle import write_whole
 from dexport.validate.views.html import html
 from dexport.validate.views.junit import junit
 from dexport.validate.views.markdown import markdown
@@ -22,11 +22,5 @@ def write_views(report: Mapping[str, Any], **paths: Path | None) -> None:
         MachineError: a folder that cannot be written.
     """
     for name, path in paths.items():
-        if path is None:
-            continue
-        text = VIEWS[name](report)
-        with writing_to(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{path.name}.partial")
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
+        if path is not None:
+            write_whole(path, VIEWS[name](report))
