@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dexport.errors import InputError
 from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.module_path import inside
-from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, TorchSession, sample_batches
+from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, TimedSession, sample_batches
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.variant import Variant
 
@@ -141,7 +141,7 @@ def find_ranges(variant: Variant, weights: WeightSource, on_progress: OnProgress
         with watch.over(network, {}), torch.inference_mode():
             network(*example)
         return Ranges(f"{ROWS} example rows", watch.ranges)
-    session = TorchSession(network, variant)
+    session = TimedSession(network, variant)
 
     def watched(**inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         with watch.over(network, inputs):

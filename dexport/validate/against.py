@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dexport.errors import InputError, UsageError
 from dexport.exporter.checkpoint import WeightSource, check_names
+from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import Variant
-from dexport.validate.reference import TorchSession
 
 FORM = "give path/to/file.py:Class"
 ROWS = 2

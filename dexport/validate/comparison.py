@@ -17,7 +17,7 @@ from dexport.errors import UsageError
 from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.export import export_onnx
 from dexport.exporter.passes.precision import ToLowPrecision
-from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, TorchSession, sample_batches
+from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, TimedSession, sample_batches
 from dexport.exporter.quantize.ternary import choose_storage
 from dexport.exporter.recipes.recipe import BATCH, Islands
 from dexport.exporter.steps import StepLog
@@ -181,7 +181,7 @@ def trajectory_inputs(variant: Variant, weights: WeightSource, seed: int = 0) ->
     """
     if variant.recipe.sampling is None:
         raise UsageError(f"{variant.recipe.name} is no denoiser: it has no trajectory", hint="--states example")
-    session = TorchSession(load_into(weights, variant.meta_module()).eval(), variant)
+    session = TimedSession(load_into(weights, variant.meta_module()).eval(), variant)
     calls: list[dict[str, np.ndarray]] = []
 
     def recorded(**inputs: np.ndarray) -> dict[str, np.ndarray]:

@@ -20,10 +20,11 @@ import onnx_ir as ir
 from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
 from dexport.exporter.recipes.recipe import BATCH, DEFAULT_GATES, Signature
+from dexport.exporter.torch_session import TorchSession, torch_runner
 from dexport.exporter.variant import Variant
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
-from dexport.validate.reference import TorchSession, torch_runner, torch_session
+from dexport.validate.reference import torch_session
 
 MAX_DISTINCT_ROWS = 4
 """Rows of input that differ; larger batches repeat them. More rows would cost more reference passes, not show more."""

@@ -12,6 +12,7 @@ from dexport.bundle import DECODER, Bundle, sha256_of
 from dexport.errors import GateError, InputError, UsageError
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe
+from dexport.exporter.torch_session import TorchSession
 from dexport.runtime.pipeline import Pipeline, lacks_decoder
 from dexport.validate.against import session_against
 from dexport.validate.baseline import Baseline, Change, changes, check_comparable
@@ -23,7 +24,7 @@ from dexport.validate.features.evaluator import Evaluator, open_evaluator
 from dexport.validate.gates import METRICS, Gate, Limits, check_limits, delta_metrics
 from dexport.validate.ops import NO_OPS, OpReport, check_ops
 from dexport.validate.parity import Check, ParityReport, check_parity, open_graph
-from dexport.validate.reference import TorchSession, torch_session
+from dexport.validate.reference import torch_session
 from dexport.validate.trajectory import DEFAULT_SNR, TrajectoryReport, check_trajectory
 from dexport.validate.workplace import fingerprint
 from dexport.version import __version__

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dexport.bundle import writing_to
@@ -24,6 +23,7 @@ from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.manifest import sampling
 from dexport.exporter.quantize.layers import stays_convolution
 from dexport.exporter.quantize.observer import METHODS, LayerStatistics, Statistics, TensorStatistics
+from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import Variant
 from dexport.runtime.guidance import UNGUIDED, Session, feed_of, find_rule, guided
 from dexport.runtime.noise import Noise
@@ -90,7 +90,7 @@ def calibrate(
     statistics = {path: LayerStatistics(_weight_absmax(layer)) for path, layer in observed.items()}
     key = calibration_key(variant, weights, settings, layers)
     done = _resume(partial, key, statistics)
-    session = TorchSession(module, variant)
+    session = TimedSession(module, variant)
     with watching(observed, lambda path, layer, x, out: _observe(statistics[path], layer, x, out, session.time)):
         for finished in sample_batches(variant, session, settings, done, on_progress):
             _save(partial, key, finished, statistics)
@@ -118,23 +118,17 @@ def sample_batches(
     on_progress(len(batches), len(batches), "")
 
 
-class TorchSession:
-    """A PyTorch module behind the interface of the runtime's sessions; ``time`` is that of the call in progress."""
+class TimedSession(TorchSession):
+    """A network without its guidance; ``time`` is that of the call in progress."""
 
     def __init__(self, module: nn.Module, variant: Variant) -> None:
+        super().__init__(module, variant.recipe.signature(variant.config, variant.latent))
         self.time = 0.0
-        self._module = module
-        signature = variant.recipe.signature(variant.config, variant.latent)
-        self._inputs = [spec.name for spec in signature.inputs]
-        self._outputs = [spec.name for spec in signature.outputs]
-        self._time_input = self._inputs[1]
+        self._time_input = list(self.inputs)[1]
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         self.time = float(inputs[self._time_input].flat[0])
-        with torch.inference_mode():
-            results = self._module(*(torch.from_numpy(np.asarray(inputs[name])) for name in self._inputs))
-        tensors = results if isinstance(results, tuple) else (results,)
-        return {name: tensor.numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
+        return super().__call__(**inputs)
 
 
 def _weight_absmax(layer: nn.Module) -> np.ndarray:

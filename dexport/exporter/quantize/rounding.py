@@ -18,7 +18,7 @@ from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.quantize.calibrate import (
     Calibration,
     OnProgress,
-    TorchSession,
+    TimedSession,
     calibration_key,
     channel_axis,
     sample_batches,
@@ -107,7 +107,7 @@ def _collect(
         if str(arrays.pop("key")) == key:
             done = int(arrays.pop("done"))
             hessians = {path: torch.from_numpy(array) for path, array in arrays.items()}
-    session = TorchSession(module, variant)
+    session = TimedSession(module, variant)
 
     def observe(path: str, layer: nn.Module, x: Tensor, _output: Tensor) -> None:
         rows = x.movedim(channel_axis(layer), -1).flatten(0, -2)

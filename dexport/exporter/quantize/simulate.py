@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.manifest import sampling
-from dexport.exporter.quantize.calibrate import TorchSession, denoiser_of
+from dexport.exporter.quantize.calibrate import TimedSession, denoiser_of
 from dexport.exporter.quantize.rounded import RoundedWeights
 from dexport.exporter.quantize.schemes import FLOAT, INT8
 from dexport.exporter.quantize.weights import channel_scale, quantise
@@ -43,7 +43,7 @@ class Simulation:
         assert facts is not None, "only denoisers are sampled"
         self._variant = variant
         self._module = load_into(weights, variant.meta_module()).eval()
-        self._session = TorchSession(self._module, variant)
+        self._session = TimedSession(self._module, variant)
         self._rounded = rounded
         self._sampler = make_sampler(facts["sampler"], STEPS)
         self._shape = (IMAGES, *variant.signature.inputs[0].dims(1)[1:])

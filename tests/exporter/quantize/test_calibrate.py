@@ -16,7 +16,7 @@ import dexport
 from dexport.errors import InputError, UsageError
 from dexport.exporter.checkpoint import RandomSource
 from dexport.exporter.quantize import calibrate as calibration
-from dexport.exporter.quantize.calibrate import Calibration, TorchSession, calibrate
+from dexport.exporter.quantize.calibrate import Calibration, TimedSession, calibrate
 from dexport.exporter.quantize.observer import Statistics
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
@@ -90,12 +90,12 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 def test_classes_are_mixed_and_both_halves_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels: list[list[int]] = []
 
-    class Spy(TorchSession):
+    class Spy(TimedSession):
         def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
             labels.append(inputs["y"].tolist())
             return super().__call__(**inputs)
 
-    monkeypatch.setattr(calibration, "TorchSession", Spy)
+    monkeypatch.setattr(calibration, "TimedSession", Spy)
     run(tmp_path / "partial.npz")
     assert labels == [[0, 2, 10, 10]] * 3 + [[5, 7, 10, 10]] * 3
 

@@ -1,0 +1,40 @@
+"""PyTorch modules behind the interface of the runtime's sessions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from dexport.exporter.manifest import tensor_specs
+from dexport.exporter.recipes.recipe import Signature
+from dexport.runtime.inputs import port_of
+
+
+class TorchSession:
+    """A module behind the call signature of every session: named numpy inputs, a dict of numpy outputs.
+
+    Args:
+        module: takes its inputs by position, in the order of the signature.
+
+    Attributes:
+        inputs: name -> shape and type of each input; ``"B"`` is the symbolic batch.
+    """
+
+    def __init__(self, module: nn.Module, signature: Signature) -> None:
+        self._module = module.eval()
+        self._outputs = [spec.name for spec in signature.outputs]
+        self.inputs = {spec["name"]: port_of(spec) for spec in tensor_specs(signature.inputs)}
+        self.runner = torch_runner()
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Run once, without gradients."""
+        with torch.inference_mode():
+            results = self._module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs))
+        tensors = results if isinstance(results, tuple) else (results,)
+        return {name: tensor.numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
+
+
+def torch_runner() -> str:
+    """What computes the references, for reports."""
+    return f"PyTorch {torch.__version__} float32 on CPU"
