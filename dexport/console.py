@@ -425,7 +425,9 @@ def print_trajectory(report: TrajectoryReport) -> None:
     out.print(f"worst evaluation: relative L2 {worst.metrics.relative_l2:.2e} at t = {worst.t:g}")
     out.print(report.drift)
     if report.psnr_db:
-        out.print(f"pictures: PSNR at least {min(report.psnr_db):.1f} dB, SSIM at least {min(report.ssim):.5f}")
+        psnr, ssim = f"PSNR at least {min(report.psnr_db):.1f} dB", f"SSIM at least {min(report.ssim):.5f}"
+        lpips = f"LPIPS at most {max(report.lpips):.4f}" if report.lpips else "LPIPS not measured"
+        out.print(f"pictures: {psnr}, {ssim}, {lpips}")
 
 
 def print_diff(result: Diff) -> None:
