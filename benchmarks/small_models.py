@@ -105,7 +105,7 @@ def measure(
         checkpoint = str(ROOT / f"checkpoints/{model}.safetensors")
         dexport.build(model, path, checkpoint=checkpoint, parity=False, profile="ci", **options)
     chosen = Distribution(
-        real, arguments.evaluator, count=arguments.count, batch=8, work=arguments.work / "sets" / model
+        real, arguments.evaluator, count=arguments.count, batch=8, work=arguments.work / "sets"
     )
     result = validate(
         load_bundle(path),

@@ -14,7 +14,9 @@ from dexport.errors import InputError, MachineError
 from dexport.validate.features.lpips import PACKAGE, open_lpips
 
 GOLDEN = Path(__file__).parents[2] / "goldens/lpips.safetensors"
-installed = pytest.mark.skipif(not importlib.util.find_spec(PACKAGE), reason=f"the weights ({PACKAGE}) are not installed")
+installed = pytest.mark.skipif(
+    not importlib.util.find_spec(PACKAGE), reason=f"the weights ({PACKAGE}) are not installed"
+)
 
 
 @installed
