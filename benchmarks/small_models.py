@@ -104,9 +104,7 @@ def measure(
         print(f"building {path}", flush=True)
         checkpoint = str(ROOT / f"checkpoints/{model}.safetensors")
         dexport.build(model, path, checkpoint=checkpoint, parity=False, profile="ci", **options)
-    chosen = Distribution(
-        real, arguments.evaluator, count=arguments.count, batch=8, work=arguments.work / "sets"
-    )
+    chosen = Distribution(real, arguments.evaluator, count=arguments.count, batch=8, work=arguments.work / "sets")
     result = validate(
         load_bundle(path),
         ["trajectory", "distribution"],

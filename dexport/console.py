@@ -267,6 +267,9 @@ def print_fid(report: FidReport) -> None:
         name = "KID" if report.distance == "FID" else "kernel distance"
         shown = f"{1000 * floor.kernel:.3f}" if floor else "not known"
         table.add_row(f"{name} x 1000", f"{mean:.3f} ± {deviation:.3f}", shown)
+    if report.rbf is not None:
+        shown = f"{1000 * floor.rbf:.4f}" if floor else "not known"
+        table.add_row("RBF distance x 1000", f"{1000 * report.rbf:.4f}", shown)
     if report.precision_recall is not None:
         table.add_row("precision, recall", "{:.3f}, {:.3f}".format(*report.precision_recall), "")
     if report.score is not None:
