@@ -192,6 +192,12 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
     help="Keep a module in float32, such as 'final_layer' or 'blocks.2*'. Repeatable.",
 )
 @quantisation_options
+@click.option(
+    "--fold-steps",
+    type=int,
+    metavar="STEPS",
+    help="Compute what depends on time alone now, for the times of so many sampling steps; the bundle takes no others.",
+)
 @click.option("--opset", default=23, show_default=True, help="ONNX opset.")
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine as well.")
 @click.option(

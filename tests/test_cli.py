@@ -66,6 +66,7 @@ FROZEN = {
         "--precision fp32|fp16|bf16|auto",
         "--island text ...",
         *QUANTISATION,
+        "--fold-steps integer",
         "--opset integer = 23",
         "--trt",
         "--engine auto|tensorrt|tensorrt-rtx = auto",

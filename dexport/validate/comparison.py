@@ -17,7 +17,7 @@ from dexport.errors import UsageError
 from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.export import export_onnx
 from dexport.exporter.passes.precision import ToLowPrecision
-from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, TimedSession, sample_batches
+from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, STEPS, Calibration, TimedSession, sample_batches
 from dexport.exporter.quantize.ternary import choose_storage
 from dexport.exporter.recipes.recipe import BATCH, Islands
 from dexport.exporter.steps import StepLog
@@ -188,7 +188,8 @@ def trajectory_inputs(variant: Variant, weights: WeightSource, seed: int = 0) ->
         calls.append(inputs)
         return session(**inputs)
 
-    for _ in sample_batches(variant, recorded, Calibration(FEWEST_IMAGES, seed), 0, lambda *_: None):
+    steps = variant.table.steps if variant.table else STEPS
+    for _ in sample_batches(variant, recorded, Calibration(FEWEST_IMAGES, seed, steps), 0, lambda *_: None):
         pass
     chosen = [calls[round(n * (len(calls) - 1) / (ROWS - 1))] for n in range(ROWS)]
     inputs = variant.signature.example(ROWS, seed)
