@@ -22,6 +22,7 @@ from dexport.exporter.quantize.ternary import choose_storage
 from dexport.exporter.recipes.recipe import BATCH, Islands
 from dexport.exporter.steps import StepLog
 from dexport.exporter.variant import Variant
+from dexport.runtime.time_table import TimeTable
 from dexport.validate.blocks import (
     BlockError,
     Deviation,
@@ -109,6 +110,11 @@ def beside_bundle(reference: Bundle, bundle: Bundle, variant: Variant) -> Iterat
                 f"{bundle.path} and {reference.path} are of different networks: {key} is {_short(ours, theirs)}",
                 hint="compare bundles of one recipe and configuration",
             )
+    if TimeTable.of(bundle.manifest["sampling"]) != TimeTable.of(reference.manifest["sampling"]):
+        raise UsageError(
+            f"{bundle.path} and {reference.path} take other times: at least one of them has tables for its own steps",
+            hint="build both with the same --fold-steps, or none",
+        )
     a, b = (other.manifest["precision"] for other in (reference, bundle))
     if a["name"] != FLOAT32 and b["name"] == FLOAT32:
         raise UsageError(
