@@ -170,6 +170,7 @@ def _print_bundle(bundle: Bundle) -> None:
             "layers": _layers_line(precision),
             "guidance": m["guidance"],
             "sampling": _sampling_line(m.get("sampling")),
+            "times": _times_line(m),
             "parts": ", ".join(m.get("parts", ())) or "none",
             "custom ops": ", ".join(map(_custom_op, m["custom_ops"])) or "none",
             "engine": Text.from_markup(_engine_line(engine)) if engine else "none",
@@ -296,6 +297,8 @@ def print_result(result: BuildResult) -> None:
         out.print("parity: [yellow]not run[/] (--no-parity)")
     if any(scheme != "float" for scheme in manifest.get("precision", {}).get("layers", {}).values()):
         out.print(f"layers: {_layers_line(manifest['precision'])}{_lost(manifest)}")
+    if "sizes" in manifest and manifest["sizes"]["time_tables"] is not None:
+        out.print(f"times: {_times_line(manifest)}")
     for name, bundle in {"": result.bundle, **result.bundle.parts}.items():
         if bundle.manifest.get("engine"):
             out.print(f"engine{name and f' of {name}'}: {_engine_line(bundle.manifest['engine'])}")
@@ -592,6 +595,17 @@ def _sampling_line(facts: Mapping[str, Any] | None) -> str:
         return "none"
     shown = "{steps} {sampler} steps, {schedule}, {prediction}, latent scale {latent_scale:g}, decoder {decoder}"
     return shown.format(**facts)
+
+
+def _times_line(manifest: Mapping[str, Any]) -> str:
+    tables = manifest["sizes"].get("time_tables")
+    if tables is None:
+        return "any"
+    return (
+        f"those of {manifest['sampling']['folded']['steps']} steps: {tables['tables']} tables, "
+        f"{tables['bytes'] / MB:.2f} MB in place of {tables['weight_bytes'] / MB:.2f} MB of weights and "
+        f"{tables['nodes']} nodes"
+    )
 
 
 def _custom_op(op: Mapping[str, Any]) -> str:

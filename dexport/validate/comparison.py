@@ -171,7 +171,7 @@ def _quantised_nodes(graph: CutGraph) -> int:
 def islands_of(manifest: Mapping[str, Any]) -> Islands:
     """The islands of a bundle."""
     islands = manifest["precision"]["islands"]
-    return Islands(tuple(islands["modules"]), tuple(islands["ops"])) if islands else NO_ISLANDS
+    return Islands(**{kind: tuple(patterns) for kind, patterns in islands.items()}) if islands else NO_ISLANDS
 
 
 def example_inputs(variant: Variant, seed: int = 0) -> dict[str, np.ndarray]:
