@@ -13,18 +13,14 @@ import importlib.util
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 import dexport
 from benchmarks.export import naive_program
@@ -32,9 +28,12 @@ from benchmarks.quantize import machine
 from dexport.exporter.checkpoint import load_into, open_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import Variant, resolve
+from dexport.runtime.session import OnnxSession
+from dexport.validate.eager import PRODUCT_FLOPS, Eager, matrix_product
+from dexport.validate.timing import take_turns
 
 MODELS = ("dit-s-2", "dit-b-2", "dico-s", "dico-b")
-PEAK_SIDE = 2048
+PRODUCT = "matrix product"
 RESULTS = Path(__file__).parent / "results" / "run.json"
 
 Feed = dict[str, np.ndarray]
@@ -119,47 +118,32 @@ def columns(variant: Variant, folder: Path, threads: int, without: list[str]) ->
 
 
 def onnx_runner(path: Path, threads: int) -> Runner:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = {value.name for value in session.get_inputs()}
-    return lambda feed: session.run(["out"], {name: feed[name] for name in names})[0]
+    session = OnnxSession(path, threads=threads)
+    return lambda feed: session(**{name: feed[name] for name in session.inputs})["out"]
 
 
 def measure(variant: Variant, runners: dict[str, Runner], batch: int, rounds: int) -> dict[str, Any]:
     """Wall and processor seconds of every column and of a matrix product, in turns."""
     feed = {name: np.asarray(array) for name, array in variant.signature.example(batch).items()}
-    flops = count_flops(variant, batch)
-    a, b = torch.randn(PEAK_SIDE, PEAK_SIDE), torch.randn(PEAK_SIDE, PEAK_SIDE)
-    work: dict[str, Callable[[], Any]] = {name: lambda run=run: run(feed) for name, run in runners.items()}
-    work["matrix product"] = lambda: a @ b
-    expected = next(iter(work.values()))()
-    errors = {}
-    for name, run in work.items():
-        got = run()  # warm-up; torch.compile compiles here
-        if name != "matrix product":
-            errors[name] = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+    flops = Eager.of_variant(variant, None).flops(batch)
+    outputs = {name: run(feed) for name, run in runners.items()}
+    expected = next(iter(outputs.values()))
+    work: dict[str, Callable[[], object]] = {name: partial(run, feed) for name, run in runners.items()}
     load = os.getloadavg()[0]
-    for _ in range(rounds):
-        for name, run in work.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    # The fastest of the matrix products is the rate that the machine can reach.
-    peak = 2 * PEAK_SIDE**3 / min(wall for wall, _ in times["matrix product"])
-    ours = {kind: median(row[kind] for row in times["ours"]) for kind in (0, 1)} if "ours" in times else None
+    times = take_turns({**work, PRODUCT: matrix_product()}, rounds)
+    peak = PRODUCT_FLOPS / times[PRODUCT].fastest
+    ours = times.get("ours")
     rows = {}
     for name in runners:
-        wall, cpu = (median(row[kind] for row in times[name]) for kind in (0, 1))
+        taken = times[name]
+        faster = {"wall": taken.median / ours.median, "cpu": taken.median_cpu / ours.median_cpu} if ours else None
         rows[name] = {
-            "wall s": round(wall, 4),
-            "fastest s": round(min(row[0] for row in times[name]), 4),
-            "cpu s": round(cpu, 4),
-            "ours is faster by": ours and {"wall": round(wall / ours[0], 2), "cpu": round(cpu / ours[1], 2)},
-            "of peak": round(flops / min(row[0] for row in times[name]) / peak, 3),
-            "relative L2 to ours": errors[name],
+            "wall s": round(taken.median, 4),
+            "fastest s": round(taken.fastest, 4),
+            "cpu s": round(taken.median_cpu, 4),
+            "ours is faster by": faster and {kind: round(ratio, 2) for kind, ratio in faster.items()},
+            "of peak": round(flops / taken.fastest / peak, 3),
+            "relative L2 to ours": float(np.linalg.norm(outputs[name] - expected) / np.linalg.norm(expected)),
         }
     return {
         "recipe": variant.recipe.name,
@@ -169,14 +153,6 @@ def measure(variant: Variant, runners: dict[str, Runner], batch: int, rounds: in
         "load": load,
         "columns": rows,
     }
-
-
-def count_flops(variant: Variant, batch: int) -> int:
-    """Of the matrix products and convolutions, a multiplication and an addition being two."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.inference_mode():
-        inputs = [torch.zeros(s.dims(batch), dtype=getattr(torch, s.dtype)) for s in variant.signature.inputs]
-        variant.module()(*inputs)
-    return counter.get_total_flops()
 
 
 def table(entry: dict[str, Any]) -> str:

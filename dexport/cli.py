@@ -192,6 +192,12 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
     help="Keep a module in float32, such as 'final_layer' or 'blocks.2*'. Repeatable.",
 )
 @quantisation_options
+@click.option(
+    "--fold-steps",
+    type=int,
+    metavar="STEPS",
+    help="Compute what depends on time alone now, for the times of so many sampling steps; the bundle takes no others.",
+)
 @click.option("--opset", default=23, show_default=True, help="ONNX opset.")
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine as well.")
 @click.option(
@@ -457,6 +463,43 @@ def validate_command(
         change_manifest(opened, validation=summary(report))
     _print_json(report) if as_json else print_validation(result)
     sys.exit(0 if result.passed else GateError.exit_code)
+
+
+@main.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), help="Another bundle or ONNX file with the same inputs.")
+@click.option("--recipe", metavar="FILE|NAME", help="The recipe, where BUNDLE is an ONNX file or was built from one.")
+@click.option("--checkpoint", metavar="FILE", help="Where the weights of the build are now, if they were moved.")
+@click.option("--batch", "batches", multiple=True, type=int, help="Repeatable. [default: the profile's]")
+@click.option("--threads", type=int, help="Of the CPU, for every side. [default: one per core]")
+@click.option("--rounds", default=7, show_default=True, help="Evaluations of each side, which take turns.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="What runs ONNX files. An engine runs wherever it can.",
+)
+@click.option("--fail-under", multiple=True, metavar="NAME=N", help="Smallest speedup, speedup_against. Repeatable.")
+@click.option("--fail-over", multiple=True, metavar="NAME=N", help="Largest wall_ms.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+def bench_command(
+    bundle: Path, fail_under: tuple[str, ...], fail_over: tuple[str, ...], as_json: bool, **options: Any
+) -> None:
+    """Time one evaluation of a bundle, beside PyTorch eager in float32; exit with 1 where a gate fails.
+
+    BUNDLE may also be an ONNX file that something else made; then --recipe NAME says what it computes.
+    """
+    from dexport.console import Progress, print_bench
+    from dexport.validate.bench import bench
+    from dexport.validate.gates import OF_BENCH, parse_limits
+
+    limits = parse_limits(fail_under, fail_over, OF_BENCH)
+    with Progress() as progress:
+        progress.start("bench")
+        report = bench(bundle, limits=limits, on_progress=progress.advance, **options)
+    _print_json(report.to_json()) if as_json else print_bench(report)
+    sys.exit(0 if report.passed else GateError.exit_code)
 
 
 @main.command("diff")

@@ -26,9 +26,11 @@ if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.exporter.steps import Step
     from dexport.model_repository import Models
     from dexport.runtime.generate import Generated
+    from dexport.validate.bench import BenchReport
     from dexport.validate.diff import Diff, Finding
     from dexport.validate.distribution import DistributionReport
     from dexport.validate.fid import FidReport, SetFacts
+    from dexport.validate.gates import Gate
     from dexport.validate.ops import OpReport
     from dexport.validate.parity import ParityReport
     from dexport.validate.sweep import Sweep
@@ -168,6 +170,7 @@ def _print_bundle(bundle: Bundle) -> None:
             "layers": _layers_line(precision),
             "guidance": m["guidance"],
             "sampling": _sampling_line(m.get("sampling")),
+            "times": _times_line(m),
             "parts": ", ".join(m.get("parts", ())) or "none",
             "custom ops": ", ".join(map(_custom_op, m["custom_ops"])) or "none",
             "engine": Text.from_markup(_engine_line(engine)) if engine else "none",
@@ -297,6 +300,8 @@ def print_result(result: BuildResult) -> None:
         out.print("parity: [yellow]not run[/] (--no-parity)")
     if any(scheme != "float" for scheme in manifest.get("precision", {}).get("layers", {}).values()):
         out.print(f"layers: {_layers_line(manifest['precision'])}{_lost(manifest)}")
+    if "sizes" in manifest and manifest["sizes"]["time_tables"] is not None:
+        out.print(f"times: {_times_line(manifest)}")
     for name, bundle in {"": result.bundle, **result.bundle.parts}.items():
         if bundle.manifest.get("engine"):
             out.print(f"engine{name and f' of {name}'}: {_engine_line(bundle.manifest['engine'])}")
@@ -343,7 +348,7 @@ def print_validation(result: Validation) -> None:
         print_trajectory(result.trajectory)
     if result.distribution is not None:
         print_distribution(result.distribution)
-    print_gates(result)
+    print_gates(result.gates)
     for change in result.changes:
         if change.verdict != "same":
             before, now = (f"{value:.4g}" if value is not None else "-" for value in (change.before, change.now))
@@ -356,16 +361,39 @@ def print_validation(result: Validation) -> None:
     out.print(f"{result.bundle}: {_colored(result.verdict)}")
 
 
-def print_gates(result: Validation) -> None:
+def print_bench(report: BenchReport) -> None:
+    """One table per batch size, then the gates."""
+    for result in report.results:
+        of = "" if result.gflop is None else f", {result.gflop:.4g} GFLOP, peak {result.peak_gflop_s:.4g} GFLOP/s"
+        table = Table(
+            *("", "runs on", "wall", "fastest", "processor", "images/s", "to PyTorch", "to other", "of peak"),
+            title=f"batch {result.batch}{of}; {report.rounds} rounds, {report.threads} threads, load {result.load:.1f}",
+        )
+        for row in result.rows:
+            times = (f"{value:.1f} ms" for value in (row.wall_ms, row.fastest_ms, row.cpu_ms))
+            ratios = ("-" if value is None else f"{value:.2f}x" for value in (row.speedup, row.speedup_against))
+            peak = "-" if row.of_peak is None else f"{row.of_peak:.0%}"
+            name = f"{row.owner}, {row.kind}"
+            table.add_row(name, escape(row.runner), *times, f"{row.images_per_s:.3g}", *ratios, peak)
+        out.print(table)
+    if report.gates:
+        print_gates(report.gates)
+    for note in report.notes:
+        out.print(f"note: {escape(note)}", soft_wrap=True)
+    for reason in report.not_run:
+        out.print(f"not run: {escape(reason)}", soft_wrap=True)
+
+
+def print_gates(gates: Sequence[Gate]) -> None:
     """Every judged metric."""
     from dexport.validate.views.text import limit_of, value_of
 
     table = Table("gate", "value", "limit", "of", "result", title="gates")
-    for gate in result.gates:
+    for gate in gates:
         shown = gate.to_json()
         table.add_row(gate.metric, escape(value_of(shown)), limit_of(shown), escape(gate.where), _colored(gate.verdict))
     out.print(table)
-    for gate in result.gates:
+    for gate in gates:
         if gate.advice:
             out.print(f"[yellow]{gate.metric}[/]: {gate.advice}", soft_wrap=True)
 
@@ -572,6 +600,17 @@ def _sampling_line(facts: Mapping[str, Any] | None) -> str:
         return "none"
     shown = "{steps} {sampler} steps, {schedule}, {prediction}, latent scale {latent_scale:g}, decoder {decoder}"
     return shown.format(**facts)
+
+
+def _times_line(manifest: Mapping[str, Any]) -> str:
+    tables = manifest["sizes"].get("time_tables")
+    if tables is None:
+        return "any"
+    return (
+        f"those of {manifest['sampling']['folded']['steps']} steps: {tables['tables']} tables, "
+        f"{tables['bytes'] / MB:.2f} MB in place of {tables['weight_bytes'] / MB:.2f} MB of weights and "
+        f"{tables['nodes']} nodes"
+    )
 
 
 def _custom_op(op: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes.precision import DATA_MOVEMENT
 from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES
 from dexport.exporter.quantize.request import Asked, Workplace, check_asked, prepare, request_of
-from dexport.exporter.quantize.schemes import gate_of
+from dexport.exporter.quantize.schemes import FLOAT, gate_of
 from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_storage
 from dexport.exporter.ranges import Ranges, find_ranges
 from dexport.exporter.recipes import all_recipes, find_recipe
@@ -73,6 +73,7 @@ class BuildOptions:
         precision_map: a file, or glob patterns of layers -> scheme; see :mod:`dexport.exporter.quantize.schemes`.
         budget: ``snr>=DB``, ``size<=SHARE`` or ``size<=NMB``, or both: schemes are chosen layer by layer to meet it.
         calibration_images, calibration_seed: trajectories that quantisation is calibrated on.
+        fold_steps: of the recipe's sampler; what depends on time alone becomes tables of their times.
         engine: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; used when ``trt`` is set.
         init_from: checkpoint of another model to inherit from, as far as the recipe allows.
         plugins: ``auto``, ``on`` or ``off``; only TensorRT engines can have plugins.
@@ -102,6 +103,7 @@ class BuildOptions:
     budget: str | None = None
     calibration_images: int = DEFAULT_IMAGES
     calibration_seed: int = 0
+    fold_steps: int | None = None
     opset: int = DEFAULT_OPSET
     trt: bool = False
     engine: str = "auto"
@@ -189,7 +191,15 @@ def build(
 
             def graph() -> ir.Model:
                 traced = trace(variant, weights, opset=options.opset)
-                return convert(traced, precision=options.precision, islands=islands, ternary=ternary)
+                chosen = [path for path, scheme in request.schemes.items() if scheme != FLOAT]
+                return convert(
+                    traced,
+                    variant,
+                    precision=options.precision,
+                    islands=islands,
+                    ternary=ternary,
+                    quantised=chosen,
+                )[0]
 
             size = BYTES_PER_WEIGHT[options.precision]
             quantisation = prepare(request, variant, weights, place, graph, size, log)
@@ -293,7 +303,7 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
                 hint="for example --image-size 256",
             )
         latent = (cells, cells)
-    return resolve(recipe, options.settings, latent, fused=options.guidance == "fused")
+    return resolve(recipe, options.settings, latent, options.guidance == "fused", options.fold_steps)
 
 
 def resolve_decoder(variant: Variant, options: BuildOptions) -> Variant | None:
@@ -337,6 +347,7 @@ def decoder_options(draft: Draft, decoder: Variant, options: BuildOptions) -> Bu
         latent=decoder.latent,
         image_size=None,
         guidance="none",
+        fold_steps=None,
         islands=(),
         ternary=None,
         ternary_carrier=AUTO,

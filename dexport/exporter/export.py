@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -17,6 +18,7 @@ from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.custom_ops import CustomOp, custom_ops
 from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
+from dexport.exporter.passes.fold_time import TABLE, FoldTime
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
 from dexport.exporter.quantize.plan import Plan
 from dexport.exporter.quantize.ternary import StoreTernary, TernaryStorage
@@ -37,6 +39,7 @@ class Exported:
         custom_ops: ops that the graph keeps as nodes with a function body.
         onnx_bytes: size of the file with its weights.
         quantised: module path -> what was done to its layer.
+        time_tables: where time is folded, :func:`fold_time`'s figures.
     """
 
     ops_traced: dict[str, int]
@@ -45,6 +48,7 @@ class Exported:
     custom_ops: tuple[CustomOp, ...]
     onnx_bytes: int
     quantised: dict[str, str] = field(default_factory=dict)
+    time_tables: dict[str, int] | None = None
 
 
 def export_onnx(
@@ -76,7 +80,10 @@ def export_onnx(
         model = trace(variant, weights, opset=opset)
         traced = passes.op_histogram(model)
     with log.step("passes"), _own_errors():
-        model = convert(model, precision=precision, islands=islands, ternary=ternary)
+        kept = () if plan is None else plan.quantised
+        model, time_tables = convert(
+            model, variant, precision=precision, islands=islands, ternary=ternary, quantised=kept
+        )
         quantised = {} if plan is None else plan.apply(model)
         ops = custom_ops(model, plugin_target)
         AttachFunctions()(model)
@@ -92,16 +99,57 @@ def export_onnx(
         ops,
         sum(path.with_name(file).stat().st_size for file in (path.name, MODEL_DATA)),
         quantised,
+        time_tables,
     )
 
 
-def convert(model: ir.Model, *, precision: str, islands: Islands, ternary: TernaryStorage | None) -> ir.Model:
-    """A traced graph in the build's precision, before anything is quantised."""
+def convert(
+    model: ir.Model,
+    variant: Variant,
+    *,
+    precision: str,
+    islands: Islands,
+    ternary: TernaryStorage | None,
+    quantised: Collection[str] = (),
+) -> tuple[ir.Model, dict[str, int] | None]:
+    """A traced graph in the build's precision, before anything is quantised; and what :func:`fold_time` returns.
+
+    Args:
+        quantised: paths of the layers that will be.
+    """
     if ternary is not None:
         StoreTernary(ternary)(model)
     model = passes.clean()(model).model
     _check_modules(model, "island", islands.modules)
-    return model if precision == "fp32" else ToLowPrecision(precision, islands)(model).model
+    folded = fold_time(model, variant, quantised)
+    return model if precision == "fp32" else ToLowPrecision(precision, islands)(model).model, folded
+
+
+def fold_time(model: ir.Model, variant: Variant, keep: Collection[str] = ()) -> dict[str, int] | None:
+    """Fold what depends on time alone, where the variant has a table of times.
+
+    Returns:
+        How many ``tables`` there are, their ``bytes``, and how many ``nodes`` and bytes of weights (``weight_bytes``)
+        they replace, all in float32.
+    """
+    if variant.table is None:
+        return None
+    name, times = variant.time_input(variant.signature, variant.table)
+    nodes, weights = len(model.graph), _sizes(model)
+    FoldTime(name, np.unique(times), keep)(model)
+    left = _sizes(model)
+    tables = [size for name, size in left.items() if name.endswith(TABLE)]
+    return {
+        "tables": len(tables),
+        "bytes": sum(tables),
+        "nodes": nodes - len(model.graph),
+        "weight_bytes": sum(size for name, size in weights.items() if name not in left),
+    }
+
+
+def _sizes(model: ir.Model) -> dict[str, int]:
+    weights = model.graph.initializers.items()
+    return {name: value.const_value.nbytes for name, value in weights if value.const_value is not None}
 
 
 @contextlib.contextmanager

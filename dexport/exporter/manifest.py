@@ -98,6 +98,7 @@ def compose(
             "onnx": exported.onnx_bytes,
             "plan": engine and engine.report.plan_bytes,
             "peak_rss": max(step.peak_rss_bytes for step in steps),
+            "time_tables": exported.time_tables,
         },
         "engine": None if engine is None else _engine(engine),
         "parity": {"passed": None, "not_run": ["switched off"]} if verdict is None else verdict.summary(),
@@ -122,8 +123,11 @@ def sampling(variant: Variant) -> dict[str, Any] | None:
     if guidance is not None:
         with contextlib.suppress(ValueError):
             null_label = guidance.null_label(variant.config)
+    table = variant.table
     return {
         **asdict(recipe.sampling),
+        **({} if table is None else {"steps": table.steps}),
+        "folded": table and {"steps": table.steps, "times": list(table.times)},
         "classes": classes[0] if classes else None,
         "null_label": null_label,
         "guidance": guidance and {"rule": guidance.rule_for(variant.config), "default_scale": guidance.default_scale},

@@ -9,6 +9,8 @@ import onnx_ir as ir
 METADATA_KEY = "dexport.module"
 GUIDANCE = "guidance"
 """Path of the nodes that the fused guidance adds around the network."""
+TIME_TABLE = "time_table"
+"""Path of the nodes that find the row of a time."""
 
 
 def module_path(node: ir.Node) -> str:

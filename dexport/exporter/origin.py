@@ -13,13 +13,15 @@ from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import Variant
+from dexport.runtime.time_table import TimeTable
 
 
 def variant_of(manifest: Mapping[str, Any], recipe: Recipe | None = None) -> Variant:
     """The variant that a manifest describes."""
     height, width = manifest["latent"]
     recipe = recipe or find_recipe(manifest["recipe"]["name"])
-    return Variant(recipe, manifest["config"], (height, width), fused=manifest["guidance"] != "none")
+    table = TimeTable.of(manifest.get("sampling"))
+    return Variant(recipe, manifest["config"], (height, width), manifest["guidance"] != "none", table)
 
 
 def weights_of(origin: Mapping[str, Any], variant: Variant, checkpoint: str | None = None) -> WeightSource:

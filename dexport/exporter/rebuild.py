@@ -84,6 +84,7 @@ def _recorded(
         "settings": dict(m["config"]),
         "latent": variant.latent,
         "guidance": "fused" if variant.fused else "none",
+        "fold_steps": variant.table and variant.table.steps,
         "precision": m["precision"]["name"],
         "islands": tuple(module for module in islands if module not in recipe.islands.modules),
         "opset": m["opset"],

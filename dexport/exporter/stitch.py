@@ -15,10 +15,11 @@ from dexport.exporter.machine import package_versions
 from dexport.exporter.manifest import Verdict, sampling, worst
 from dexport.exporter.steps import Listener
 from dexport.runtime.stitch import check_fractions
+from dexport.runtime.time_table import TimeTable
 from dexport.version import __version__
 
 SHARED = ("schedule", "prediction", "latent_scale", "decoder", "classes", "null_label")
-"""What denoisers of one trajectory must agree on, besides the shape of their latents."""
+"""What denoisers of one trajectory must agree on, besides the shape of their latents and the times that they take."""
 FORM = "give NAME[=CHECKPOINT]:FRACTION,..., noisiest first, such as dit-s-2=small.pt:0.4,dit-xl-2=large.pt:0.6"
 
 
@@ -111,7 +112,9 @@ def promise(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _promise(facts: Mapping[str, Any] | None, shape: Sequence[int | str]) -> dict[str, Any]:
     shared = {key: (facts or {}).get(key) for key in SHARED}
-    return {"latent": list(shape[1:]), **shared, "denoiser": bool(facts and shape)}
+    table = TimeTable.of(facts)
+    times = f"those of {table.steps} {(facts or {}).get('sampler')} steps" if table else "any"
+    return {"latent": list(shape[1:]), **shared, "times": times, "denoiser": bool(facts and shape)}
 
 
 def check_agreement(promises: Mapping[str, Mapping[str, Any]]) -> None:

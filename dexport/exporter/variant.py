@@ -6,16 +6,19 @@ import difflib
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from dexport.errors import UsageError
-from dexport.exporter.recipes.recipe import Recipe, Signature, TensorSpec, value_of
+from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec, value_of
 from dexport.graphs.guidance import Guided
-from dexport.runtime.guidance import find_rule
+from dexport.runtime.guidance import feed_of, find_rule
+from dexport.runtime.samplers import make_sampler
+from dexport.runtime.time_table import TimeTable, evaluated_times
 
 CFG_SCALE = "cfg_scale"
 
@@ -24,13 +27,14 @@ CFG_SCALE = "cfg_scale"
 class Variant:
     """What will be built: a recipe with every setting decided.
 
-    ``fused`` says that the graph applies the system's guidance itself.
+    ``fused`` says that the graph applies the system's guidance itself. With a ``table`` it takes its times only.
     """
 
     recipe: Recipe
     config: Mapping[str, Any]
     latent: tuple[int, int]
     fused: bool = False
+    table: TimeTable | None = None
 
     def module(self) -> nn.Module:
         """The bare network in eval mode, on the current default device."""
@@ -72,11 +76,33 @@ class Variant:
     @property
     def signature(self) -> Signature:
         plain = self.recipe.signature(self.config, self.latent)
+        if self.table is not None:
+            name, times = self.time_input(plain, self.table)
+            chosen = tuple(map(float, times))
+            inputs = (replace(spec, choices=chosen) if spec.name == name else spec for spec in plain.inputs)
+            plain = replace(plain, inputs=tuple(inputs))
         if not self.fused:
             return plain
         assert self.recipe.guidance is not None
         scale = TensorSpec(CFG_SCALE, "float32", (), "constant", high=self.recipe.guidance.default_scale)
         return Signature((*plain.inputs, scale), plain.outputs)
+
+    def time_input(self, signature: Signature, table: TimeTable) -> tuple[str, np.ndarray]:
+        """The name of the graph's time input, and the times of a table (S,) float32 as it takes them.
+
+        Raises:
+            UsageError: there is no such input, or samplers do not know it.
+        """
+        names = [spec.name for spec in signature.inputs]
+        times = [spec.name for spec in signature.inputs if spec.values == "stratified" and spec.shape == (BATCH,)]
+        t = np.array(table.times, dtype=np.float32)
+        feed = feed_of(names)(np.zeros((len(t), 1, 1, 1), np.float32), t, np.zeros(len(t), np.int64))
+        if len(times) != 1 or times[0] not in feed:
+            raise UsageError(
+                f"{self.recipe.name} has no time input that samplers feed: its inputs are {', '.join(names)}",
+                hint="leave out --fold-steps",
+            )
+        return times[0], feed[times[0]]
 
     @property
     def guidance_rule(self) -> str:
@@ -92,15 +118,17 @@ def resolve(
     settings: Mapping[str, Any] | None = None,
     latent: tuple[int, int] | None = None,
     fused: bool = False,
+    fold_steps: int | None = None,
 ) -> Variant:
     """Apply ``--set`` values and the spatial size to a recipe.
 
     Args:
         settings: constructor arguments that override the recipe's.
         latent: (height, width) of the spatial input, or None for the recipe's (or the size argument's).
+        fold_steps: of the recipe's sampler, whose times will be all that the graph takes.
 
     Raises:
-        UsageError: unknown argument, or a size that the network cannot take.
+        UsageError: unknown argument, a size that the network cannot take, or steps that its sampler cannot.
     """
     settings = dict(settings or {})
     _check_arguments(recipe, settings)
@@ -128,7 +156,7 @@ def resolve(
             f"{recipe.name}: spatial input {latent[0]}x{latent[1]} must be positive multiples of {multiple}",
             hint=f"for example --latent {recipe.latent[0]}x{recipe.latent[1]}",
         )
-    variant = Variant(recipe, config, latent, fused)
+    variant = Variant(recipe, config, latent, fused, _table(recipe, fold_steps))
     # Refuse a bad configuration here, before any work starts.
     module = variant.meta_module()
     empty = [name for name, tensor in module.state_dict().items() if not tensor.numel()]
@@ -137,8 +165,16 @@ def resolve(
             f"{recipe.name}: this configuration leaves {empty[0]} empty", hint="give sizes above 0 with --set"
         )
     variant.wrap(module)
-    recipe.signature(config, latent)
+    _ = variant.signature
     return variant
+
+
+def _table(recipe: Recipe, steps: int | None) -> TimeTable | None:
+    if steps is None:
+        return None
+    if recipe.sampling is None:
+        raise UsageError(f"{recipe.name} is no denoiser: it has no steps to fold", hint="leave out --fold-steps")
+    return TimeTable(steps, evaluated_times(make_sampler(recipe.sampling.sampler, steps)))
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ BUNDLE: Mapping[str, Kinds] = {
     "sampling.null_label": (int, NoneType),
     "sampling.guidance": (dict, NoneType),
 }
+FOLDED: Mapping[str, Kinds] = {"sampling.folded.steps": (int,), "sampling.folded.times": (list,)}
 GUIDANCE: Mapping[str, Kinds] = {"sampling.guidance.rule": (str,), "sampling.guidance.default_scale": NUMBER}
 DENOISER: Mapping[str, Kinds] = {
     "name": (str,),
@@ -53,6 +54,10 @@ def check_denoiser(bundle: Bundle) -> None:
         _check(bundle, GUIDANCE)
     if facts["null_label"] is not None and facts["guidance"] is None:
         raise _wrong(bundle, "sampling.guidance")
+    if facts.get("folded") is not None:
+        _check(bundle, FOLDED)
+        if not all(_is(time, NUMBER) for time in facts["folded"]["times"]):
+            raise _wrong(bundle, "sampling.folded.times")
     _check_tensors(bundle)
     names, classes = facts["class_names"], facts["classes"]
     if names and (len(names) != classes or not all(isinstance(name, str) for name in names)):

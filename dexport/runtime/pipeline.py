@@ -25,6 +25,7 @@ from dexport.runtime.noise import Noise
 from dexport.runtime.samplers import Denoiser, Sampler, make_sampler, sample
 from dexport.runtime.session import open_session
 from dexport.runtime.stitch import Stitch
+from dexport.runtime.time_table import TimeTable
 
 SAME_SCHEDULE = ({"ddpm", "ddim"},)
 """Samplers that may stand in for each other."""
@@ -124,15 +125,8 @@ class Pipeline:
         return min(limits)
 
     def sampler(self, name: str | None = None, steps: int | None = None) -> Sampler:
-        """The system's own sampler, or one that fits its schedule."""
-        own = self.facts["sampler"]
-        name = name or own
-        if name != own and not any({name, own} <= group for group in SAME_SCHEDULE):
-            raise UsageError(
-                f"{self.bundle.manifest['name']} was trained for {own!r}, whose schedule {name!r} does not share",
-                hint="leave out --sampler",
-            )
-        return make_sampler(name, self.facts["steps"] if steps is None else steps)
+        """The system's own sampler, or one that fits its schedule; see :func:`sampler_of`."""
+        return sampler_of(self.bundle, name, steps)
 
     def denoiser(
         self, labels: Sequence[int], cfg_scale: float | None = None, fractions: Sequence[float] | None = None
@@ -208,6 +202,34 @@ class Pipeline:
                 hint=f"build it with --with-decoder, or build {kind} and give that bundle with --decoder",
             )
         return VaeDecoder(session or open_session(given or inside[0], provider), self.facts["latent_scale"])
+
+
+def sampler_of(bundle: Bundle, name: str | None = None, steps: int | None = None) -> Sampler:
+    """The sampler that a denoiser's or stitched bundle is sampled with.
+
+    Args:
+        name: of one that fits its schedule, None for the system's own.
+        steps: None for the system's own.
+
+    Raises:
+        UsageError: a sampler of another schedule, steps that it cannot take, or times that the bundle does not take.
+        InputError: an incomplete manifest.
+    """
+    with reading_manifest(bundle):
+        facts = bundle.manifest["sampling"]
+        own, usual = facts["sampler"], facts["steps"]
+        parts = [part.manifest for part, _ in bundle.stitch] or [bundle.manifest]
+        tables = {part["name"]: table for part in parts if (table := TimeTable.of(part["sampling"])) is not None}
+    name = name or own
+    if name != own and not any({name, own} <= group for group in SAME_SCHEDULE):
+        raise UsageError(
+            f"{bundle.manifest['name']} was trained for {own!r}, whose schedule {name!r} does not share",
+            hint="leave out --sampler",
+        )
+    sampler = make_sampler(name, usual if steps is None else steps)
+    for part_name, table in tables.items():
+        table.check(sampler, part_name)
+    return sampler
 
 
 def decoders_in(bundle: Bundle) -> list[Bundle]:

@@ -25,6 +25,7 @@ class OnnxSession:
         model: path of the file, or its bytes; then ``data_folder`` is where its external data lies.
         provider: ``cpu`` or ``cuda``. The provider that really runs is asserted: ONNX Runtime falls back to the CPU
             silently.
+        threads: of the CPU; None for what ONNX Runtime chooses.
 
     Attributes:
         runner: what runs, for reports, such as ``ONNX Runtime 1.31.1, CPUExecutionProvider``.
@@ -34,7 +35,14 @@ class OnnxSession:
         InputError: ONNX Runtime refuses the model.
     """
 
-    def __init__(self, model: str | Path | bytes, provider: str = "cpu", *, data_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path | bytes,
+        provider: str = "cpu",
+        *,
+        data_folder: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
         if provider not in PROVIDERS:
             raise UsageError(f"no provider {provider!r}", hint=f"choose from {', '.join(PROVIDERS)}")
         wanted = PROVIDERS[provider]
@@ -45,6 +53,8 @@ class OnnxSession:
             )
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
+        if threads is not None:
+            options.intra_op_num_threads = threads
         if data_folder is not None:
             options.add_session_config_entry(DATA_FOLDER, str(data_folder))
         content = model if isinstance(model, bytes) else str(model)

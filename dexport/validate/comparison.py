@@ -17,11 +17,12 @@ from dexport.errors import UsageError
 from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.export import export_onnx
 from dexport.exporter.passes.precision import ToLowPrecision
-from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, TimedSession, sample_batches
+from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, STEPS, Calibration, TimedSession, sample_batches
 from dexport.exporter.quantize.ternary import choose_storage
 from dexport.exporter.recipes.recipe import BATCH, Islands
 from dexport.exporter.steps import StepLog
 from dexport.exporter.variant import Variant
+from dexport.runtime.time_table import TimeTable
 from dexport.validate.blocks import (
     BlockError,
     Deviation,
@@ -109,6 +110,11 @@ def beside_bundle(reference: Bundle, bundle: Bundle, variant: Variant) -> Iterat
                 f"{bundle.path} and {reference.path} are of different networks: {key} is {_short(ours, theirs)}",
                 hint="compare bundles of one recipe and configuration",
             )
+    if TimeTable.of(bundle.manifest["sampling"]) != TimeTable.of(reference.manifest["sampling"]):
+        raise UsageError(
+            f"{bundle.path} and {reference.path} take other times: at least one of them has tables for its own steps",
+            hint="build both with the same --fold-steps, or none",
+        )
     a, b = (other.manifest["precision"] for other in (reference, bundle))
     if a["name"] != FLOAT32 and b["name"] == FLOAT32:
         raise UsageError(
@@ -165,7 +171,7 @@ def _quantised_nodes(graph: CutGraph) -> int:
 def islands_of(manifest: Mapping[str, Any]) -> Islands:
     """The islands of a bundle."""
     islands = manifest["precision"]["islands"]
-    return Islands(tuple(islands["modules"]), tuple(islands["ops"])) if islands else NO_ISLANDS
+    return Islands(**{kind: tuple(patterns) for kind, patterns in islands.items()}) if islands else NO_ISLANDS
 
 
 def example_inputs(variant: Variant, seed: int = 0) -> dict[str, np.ndarray]:
@@ -188,7 +194,8 @@ def trajectory_inputs(variant: Variant, weights: WeightSource, seed: int = 0) ->
         calls.append(inputs)
         return session(**inputs)
 
-    for _ in sample_batches(variant, recorded, Calibration(FEWEST_IMAGES, seed), 0, lambda *_: None):
+    steps = variant.table.steps if variant.table else STEPS
+    for _ in sample_batches(variant, recorded, Calibration(FEWEST_IMAGES, seed, steps), 0, lambda *_: None):
         pass
     chosen = [calls[round(n * (len(calls) - 1) / (ROWS - 1))] for n in range(ROWS)]
     inputs = variant.signature.example(ROWS, seed)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from dexport.errors import InputError, UsageError
+from dexport.errors import UsageError
 from dexport.exporter.checkpoint import open_weights
-from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe, Signature
+from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe
 from dexport.exporter.variant import Variant, resolve
-from dexport.runtime.inputs import Port
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import compare
 from dexport.validate.parity import (
@@ -24,15 +23,9 @@ from dexport.validate.parity import (
     row_order,
     take_rows,
 )
+from dexport.validate.ports import as_taken, match_ports
 
 MAX_BATCH = 4
-NUMPY_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-}
 HALVES = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 NOT_RUN = "the trajectory: it runs on bundles only"
 
@@ -61,9 +54,9 @@ def validate_foreign(
     if not model.is_file():
         raise UsageError(f"{model} does not exist", hint="name an ONNX file, or a bundle's folder")
     session = OnnxSession(model)
-    variant = _variant(recipe, session)
+    variant = variant_for(recipe, session)
     weights = open_weights(checkpoint, variant.meta_module(), seed=seed, adapt=recipe.adapt)
-    names = _match(model, variant.signature, session)
+    names = match_ports(str(model), session, "the recipe", variant.signature.inputs, variant.signature.outputs)
     fixed = next(iter(session.inputs.values())).shape[0]
     batches = [fixed] if isinstance(fixed, int) else batch_sizes(MAX_BATCH)
     rows = min(MAX_DISTINCT_ROWS, max(batches))
@@ -77,7 +70,7 @@ def validate_foreign(
         on_progress(done, len(batches) + 1, f"batch {batch}")
         order = row_order(batch, rows)
         taken = take_rows(variant.signature, inputs, order)
-        results = session(**{names[name]: _cast(array, session.inputs[names[name]]) for name, array in taken.items()})
+        results = session(**as_taken(taken, names, session))
         for name, reference in expected.items():
             metrics = compare(reference[order], results[names[name]].astype(np.float32))
             checks.append(Check("as given", session.runner, batch, name, metrics, gate))
@@ -86,41 +79,12 @@ def validate_foreign(
     return ParityReport(precision, reference_name, times, tuple(checks), (NOT_RUN,))
 
 
-def _variant(recipe: Recipe, session: OnnxSession) -> Variant:
+def variant_for(recipe: Recipe, session: OnnxSession) -> Variant:
     """The recipe at the size that the file has, fused where the file takes a scale."""
     shapes = [port.shape for port in session.inputs.values() if len(port.shape) == 4]
     sides = tuple(shapes[0][2:]) if shapes else ()
     latent = sides if len(sides) == 2 and all(isinstance(side, int) for side in sides) else None
     return resolve(recipe, latent=latent, fused=any(not port.shape for port in session.inputs.values()))
-
-
-def _match(model: Path, signature: Signature, session: OnnxSession) -> Mapping[str, str]:
-    """The recipe's name of every input and output -> the file's."""
-    names: dict[str, str] = {}
-    for kind, specs, found in (
-        ("inputs", signature.inputs, list(session.inputs)),
-        ("outputs", signature.outputs, session.outputs),
-    ):
-        wanted = [spec.name for spec in specs]
-        if len(found) != len(wanted):
-            raise InputError(
-                f"{model} has the {kind} {', '.join(found)}; the recipe has {', '.join(wanted)}",
-                hint="choose the recipe that fits: `dexport info RECIPE` shows its inputs",
-            )
-        names.update(zip(wanted, wanted if set(found) == set(wanted) else found, strict=True))
-    for spec in signature.inputs:
-        port = session.inputs[names[spec.name]]
-        if len(port.shape) != len(spec.shape) or port.type not in NUMPY_TYPES:
-            raise InputError(
-                f"{model}: {names[spec.name]} is {port.type} {list(port.shape)}, where the recipe takes {spec.name} "
-                f"of shape {list(spec.shape)}",
-                hint="inputs are matched by name, or else by their order",
-            )
-    return names
-
-
-def _cast(array: np.ndarray, port: Port) -> np.ndarray:
-    return array.astype(NUMPY_TYPES[port.type])
 
 
 def _precision(model: Path) -> str:

@@ -31,7 +31,7 @@ class Metric:
     meaning: str
 
 
-METRICS: Mapping[str, Metric] = {
+OF_VALIDATION: Mapping[str, Metric] = {
     "op_l2": Metric("op", OVER, "relative L2 of a custom op"),
     "block_l2": Metric("op", OVER, "relative L2 of a block on exact inputs"),
     "altered_blocks": Metric("op", OVER, "blocks that compute something else than an export, rounding aside"),
@@ -48,6 +48,12 @@ METRICS: Mapping[str, Metric] = {
     "frechet_delta": Metric("distribution", OVER, "another network's Fréchet distance, bundle minus PyTorch"),
     "kernel_delta": Metric("distribution", OVER, "another network's kernel distance, bundle minus PyTorch"),
 }
+OF_BENCH: Mapping[str, Metric] = {
+    "speedup": Metric("bench", UNDER, "how many times as fast as PyTorch eager on the same device"),
+    "speedup_against": Metric("bench", UNDER, "how many times as fast as the other model"),
+    "wall_ms": Metric("bench", OVER, "median milliseconds of one evaluation"),
+}
+METRICS: Mapping[str, Metric] = {**OF_VALIDATION, **OF_BENCH}
 OF_INCEPTION = {"fid_delta": "frechet_delta", "kid_delta": "kernel_delta"}
 """Names that the published Inception alone deserves, and what other networks' are called."""
 
@@ -131,8 +137,13 @@ class Limits:
         return METRICS[metric].option if metric in self.given else "default"
 
 
-def parse_limits(under: Sequence[str] = (), over: Sequence[str] = ()) -> Limits:
+def parse_limits(
+    under: Sequence[str] = (), over: Sequence[str] = (), known: Mapping[str, Metric] = OF_VALIDATION
+) -> Limits:
     """``("snr=25",), ("fid_delta=0.3",)`` -> limits.
+
+    Args:
+        known: what the command measures.
 
     Raises:
         UsageError: another form, a metric that does not exist, or one that the other option takes.
@@ -141,12 +152,12 @@ def parse_limits(under: Sequence[str] = (), over: Sequence[str] = ()) -> Limits:
     for option, texts in ((UNDER, under), (OVER, over)):
         for text in texts:
             name, _, number = text.partition("=")
-            metric = METRICS.get(name)
+            metric = known.get(name)
             if metric is None:
-                near = difflib.get_close_matches(name, METRICS, n=2)
+                near = difflib.get_close_matches(name, known, n=2)
                 raise UsageError(
                     f"{option} {text!r}: there is no metric {name!r}",
-                    hint=f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METRICS)}",
+                    hint=f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}",
                 )
             if metric.option != option:
                 better = "less" if metric.option == OVER else "more"
@@ -155,7 +166,7 @@ def parse_limits(under: Sequence[str] = (), over: Sequence[str] = ()) -> Limits:
                 )
             if name in given:
                 raise UsageError(f"{option} {text!r}: {name} has a limit already", hint="give one limit per metric")
-            given[name] = _number(option, text, number)
+            given[name] = _number(option, name, number)
     return Limits(given)
 
 
@@ -185,13 +196,13 @@ def delta_metrics(evaluator: Evaluator) -> tuple[str, str]:
     return tuple(OF_INCEPTION) if evaluator.distance == "FID" else tuple(OF_INCEPTION.values())  # type: ignore[return-value]
 
 
-def _number(option: str, text: str, number: str) -> float:
+def _number(option: str, name: str, number: str) -> float:
     try:
         value = float(number)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(f"{option} {text!r} is not NAME=NUMBER", hint="for example --fail-under snr=25")
+        raise UsageError(f"{option} {name}={number} is not NAME=NUMBER", hint=f"for example {option} {name}=25")
     return value
 
 

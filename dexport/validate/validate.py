@@ -13,7 +13,7 @@ from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe
 from dexport.exporter.torch_session import TorchSession
-from dexport.runtime.pipeline import Pipeline, lacks_decoder
+from dexport.runtime.pipeline import Pipeline, lacks_decoder, sampler_of
 from dexport.validate.against import session_against
 from dexport.validate.baseline import Baseline, Change, changes, check_comparable
 from dexport.validate.blocks import BlockError
@@ -154,6 +154,8 @@ def validate(
     """
     limits, chosen = limits or Limits(), distribution or Distribution()
     levels = _levels(bundle, levels, limits)
+    if set(levels) & set(SAMPLED):
+        sampler_of(bundle, sampler, steps)  # refuses what it cannot be sampled with
     networks = networks_of(bundle)
     checkpoints, against = checkpoints or {}, against or {}
     for name in (*checkpoints, *against):

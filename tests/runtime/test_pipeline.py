@@ -33,6 +33,7 @@ def test_the_manifest_says_how_to_sample(plain: Path) -> None:
         "prediction": "epsilon, learned variance",
         "sampler": "ddpm",
         "steps": 50,
+        "folded": None,
         "latent_scale": 1.0,
         "decoder": "pixel-shuffle-2",
         "class_names": [

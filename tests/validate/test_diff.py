@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from dexport.cli import main
 from dexport.errors import GateError, UsageError
 from dexport.exporter import passes
 from dexport.exporter.passes.fold_constants import FoldConstants
-from dexport.exporter.recipes import find_recipe
-from dexport.exporter.recipes.recipe import DEFAULT_GATES
+from dexport.exporter.recipes import all_recipes, find_recipe
+from dexport.exporter.recipes.recipe import DEFAULT_GATES, Islands
 from dexport.exporter.variant import resolve
 from dexport.validate import comparison
 from dexport.validate.blocks import block_paths
@@ -315,3 +316,10 @@ def test_blocks_are_found_in_any_module_tree(recipe: str, some: set[str]) -> Non
     paths = block_paths(network)
     assert some <= set(paths)
     assert not any(a != b and a.startswith(f"{b}.") for a in paths for b in paths)
+
+
+def test_islands_are_those_of_the_manifest() -> None:
+    for recipe in all_recipes().values():
+        recorded = json.loads(json.dumps(asdict(recipe.islands)))
+        assert comparison.islands_of({"precision": {"islands": recorded}}) == recipe.islands
+    assert comparison.islands_of({"precision": {"islands": None}}) == Islands()

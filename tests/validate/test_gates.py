@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dexport.errors import UsageError
 from dexport.validate.features.evaluator import Evaluator, Features
-from dexport.validate.gates import METRICS, Gate, check_limits, delta_metrics, parse_limits
+from dexport.validate.gates import OF_VALIDATION, Gate, check_limits, delta_metrics, parse_limits
 
 INCEPTION = Evaluator("inception", "FID", lambda _: Features(None))  # type: ignore[arg-type]
 PIXELS = Evaluator("pixels", "Fréchet distance (8x8 pixels)", lambda _: Features(None))  # type: ignore[arg-type]
@@ -49,9 +49,9 @@ def test_what_is_not_finite_fails_and_equality_passes() -> None:
 
 
 def test_every_metric_can_be_given() -> None:
-    under = [f"{name}=1" for name, metric in METRICS.items() if metric.option == "--fail-under"]
-    over = [f"{name}=1" for name, metric in METRICS.items() if metric.option == "--fail-over"]
-    assert set(parse_limits(under, over).given) == set(METRICS)
+    under = [f"{name}=1" for name, metric in OF_VALIDATION.items() if metric.option == "--fail-under"]
+    over = [f"{name}=1" for name, metric in OF_VALIDATION.items() if metric.option == "--fail-over"]
+    assert set(parse_limits(under, over).given) == set(OF_VALIDATION)
 
 
 def test_a_distance_has_the_name_of_its_network() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dexport.errors import InputError
 from dexport.exporter.checkpoint import is_finite
-from dexport.exporter.module_path import GUIDANCE, inside, module_path, set_module_path
+from dexport.exporter.module_path import GUIDANCE, TIME_TABLE, inside, module_path, set_module_path
 from dexport.exporter.passes.lazy import add_initializer, lazily, static_shape
 from dexport.exporter.recipes.recipe import Islands
 
@@ -37,7 +37,8 @@ class ToLowPrecision(ir.passes.InPlacePass):
 
     Args:
         precision: ``fp16`` or ``bf16``.
-        islands: what stays in float32, and with it the arithmetic of a fused guidance, which amplifies rounding.
+        islands: what stays in float32, and with it the arithmetic of a fused guidance, which amplifies rounding, and
+            of the look-up of a time.
     """
 
     def __init__(self, precision: str, islands: Islands) -> None:
@@ -76,7 +77,7 @@ class ToLowPrecision(ir.passes.InPlacePass):
     def _is_island(self, node: ir.Node) -> bool:
         path = module_path(node)
         return node.op_type in self.islands.ops or any(
-            inside(path, pattern) for pattern in (*self.islands.modules, *self.islands.optional, GUIDANCE)
+            inside(path, pattern) for pattern in (*self.islands.modules, *self.islands.optional, GUIDANCE, TIME_TABLE)
         )
 
     def _set_output_types(self, node: ir.Node, wanted: ir.DataType) -> None:

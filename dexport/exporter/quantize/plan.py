@@ -43,6 +43,11 @@ class Plan:
     rounded: RoundedWeights | None = None
     carriers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def quantised(self) -> tuple[str, ...]:
+        """The layers that do not stay in floating point."""
+        return tuple(path for path, scheme in self.schemes.items() if scheme != FLOAT)
+
     def apply(self, model: ir.Model) -> dict[str, str]:
         """Quantise the graph in place; returns what was done to each layer: its scheme, or ``w8a8 smoothed``.
 
@@ -51,7 +56,7 @@ class Plan:
         """
         PointwiseConvToMatMul()(model)
         layers = graph_layers(model)
-        wanted = {path: scheme for path, scheme in self.schemes.items() if scheme != FLOAT}
+        wanted = {path: self.schemes[path] for path in self.quantised}
         _check_layers("the precision map", wanted, layers)
         _check_layers("the calibration", self.statistics, layers)
         _check_layers("the graph", [path for path in wanted if wanted[path] == W8A8], self.statistics)

@@ -21,7 +21,7 @@ class TensorSpec:
 
     ``shape`` holds integers, or ``"B"`` for the symbolic batch. ``values`` says what example inputs look like:
     standard normal noise, integers in [low, high], or values stratified over [low, high] along the batch (so that
-    the rows of one batch cover the whole schedule).
+    the rows of one batch cover the whole schedule); of ``choices`` where a graph takes only those.
     """
 
     name: str
@@ -30,6 +30,7 @@ class TensorSpec:
     values: Literal["normal", "integers", "stratified", "constant"] = "normal"
     low: float = 0.0
     high: float = 0.0
+    choices: tuple[float, ...] = ()
 
     def dims(self, batch: int) -> tuple[int, ...]:
         """The shape with the batch dimension filled in."""
@@ -43,6 +44,9 @@ class TensorSpec:
                 return rng.standard_normal(dims).astype(self.dtype)
             case "integers":
                 return rng.integers(int(self.low), int(self.high), size=dims, dtype=self.dtype, endpoint=True)
+            case "stratified" if self.choices:
+                rows = np.linspace(0, len(self.choices) - 1, batch).round().astype(int)
+                return np.array(self.choices, dtype=self.dtype)[rows]
             case "stratified":
                 return np.linspace(self.high, self.low, batch, dtype=self.dtype)
             case "constant":

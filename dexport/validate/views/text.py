@@ -19,6 +19,10 @@ def figure(metric: str, value: float | None) -> str:
         return f"{value:+.2e}"
     if metric.endswith("delta"):
         return f"{value:+.4f}"
+    if metric.startswith("speedup"):
+        return f"{value:.2f}x"
+    if metric == "wall_ms":
+        return f"{value:.1f} ms"
     if metric.endswith("onnx_bytes"):
         return f"{value / 1e6:,.2f} MB"
     if metric in ("ssim", "cosine", "lpips") or metric.endswith(("ssim", "lpips")):

@@ -1,0 +1,277 @@
+"""``dexport bench``: how long one evaluation of a model takes, beside PyTorch eager and beside another model.
+
+Speed does not depend on values: inputs are noise, and where the checkpoint is gone PyTorch gets random weights. Without
+torch the model is timed by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dexport.bundle import load_bundle
+from dexport.errors import DexportError, MachineError, UsageError
+from dexport.runtime.inputs import NamedPort
+from dexport.validate.gates import METRICS, PASS, UNDER, Gate, Limits
+from dexport.validate.timed_models import Model, Opener, Run, Side
+from dexport.validate.timing import Clock, Times, take_turns
+
+if TYPE_CHECKING:  # timing a bundle needs no torch
+    from dexport.validate.eager import Eager
+
+MODEL, OTHER, PYTORCH, PRODUCT = "model", "other", "PyTorch", "matrix product"
+CPU = "cpu"
+DEFAULT_ROUNDS = 7
+QUIET = 0.5
+"""Load that a machine has when nothing else runs on it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one side took at one batch size.
+
+    Attributes:
+        runner: what really ran.
+        wall_ms, fastest_ms, cpu_ms: of one evaluation: median and minimum by the clock, median of processor time.
+        images_per_s: rows of the batch over the median.
+        speedup: PyTorch's median on the same device over this one; None where PyTorch did not run.
+        speedup_against: that of the other model's file of the same kind over this one.
+        of_peak: the share of the rate of a large float32 matrix product; None on a GPU, or without torch.
+    """
+
+    owner: str
+    kind: str
+    runner: str
+    wall_ms: float
+    fastest_ms: float
+    cpu_ms: float
+    images_per_s: float
+    speedup: float | None
+    speedup_against: float | None
+    of_peak: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """All sides at one batch size; ``gflop`` of one evaluation, and the ``peak_gflop_s`` of this CPU."""
+
+    batch: int
+    gflop: float | None
+    peak_gflop_s: float | None
+    load: float
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Everything that was timed.
+
+    Attributes:
+        notes: what the figures depend on and do not show.
+        not_run: what was not timed, and why.
+    """
+
+    model: str
+    other: str | None
+    threads: int
+    rounds: int
+    results: tuple[Result, ...]
+    gates: tuple[Gate, ...]
+    notes: tuple[str, ...]
+    not_run: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.verdict == PASS for gate in self.gates)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"passed": self.passed, **asdict(self), "gates": [gate.to_json() for gate in self.gates]}
+
+
+def bench(
+    path: Path,
+    *,
+    against: Path | None = None,
+    recipe: str | None = None,
+    checkpoint: str | None = None,
+    batches: Sequence[int] = (),
+    threads: int | None = None,
+    rounds: int = DEFAULT_ROUNDS,
+    provider: str = CPU,
+    limits: Limits | None = None,
+    wall: Clock = time.perf_counter,
+    cpu: Clock = time.process_time,
+    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
+) -> BenchReport:
+    """Time a model, PyTorch eager in float32, and another model where there is one, in turns.
+
+    Args:
+        path: a bundle's folder, or an ONNX file that something else made; then ``recipe`` says what PyTorch computes.
+        against: another bundle or ONNX file with the same inputs.
+        recipe: a name, or a file with a recipe of one's own.
+        checkpoint: where the weights are, if not where they were.
+        batches: batch sizes; by default the profile's usual one.
+        threads: of the CPU, for every side; by default one per core.
+        provider: ``cpu`` or ``cuda``, for ONNX files. An engine runs wherever it can.
+        limits: of ``speedup``, ``speedup_against`` and ``wall_ms``; the worst batch and file of the model counts.
+
+    Raises:
+        UsageError: numbers below 1, a limit on what is not measured, a stitched bundle, a batch that a side lacks.
+        InputError: a damaged model, or one with other inputs than the first.
+        MachineError: the provider, or what a limit needs, is missing.
+    """
+    limits = limits or Limits()
+    threads = threads or os.cpu_count() or 1
+    if min(threads, rounds, *batches) < 1:
+        raise UsageError("--threads, --rounds and --batch start at 1", hint="give 1 or more")
+    if "speedup_against" in limits.given and against is None:
+        raise UsageError("speedup_against has a limit, and there is no other model", hint="add --against OTHER")
+    opener = Opener(provider, threads)
+    model, open_eager = _open(opener, path, recipe, checkpoint)
+    models = [model] if against is None else [model, opener.beside(against, OTHER, model)]
+    sides = [side for one in models for side in one.sides]
+    not_run = [reason for one in models for reason in one.not_run]
+    batches = tuple(dict.fromkeys(batches or (model.usual_batch,)))
+    on_progress(0, len(batches) * rounds, PYTORCH)
+    work: dict[str, Run] = {}
+    eager: Eager | None = None
+    with ExitStack() as stack:
+        try:
+            eager = open_eager()
+            sides += _eager_sides(eager, dict.fromkeys(side.device for side in sides))
+            work[PRODUCT] = _product(stack, threads)
+        except DexportError as error:
+            if "speedup" in limits.given:
+                raise
+            not_run.append(f"{PYTORCH}: {error}")
+        work |= {side.name: side.run for side in sides}
+        results: list[Result] = []
+        for batch in batches:
+            load = os.getloadavg()[0]
+            inputs = example(model.inputs, batch)
+
+            def tell(done: int, batch: int = batch) -> None:
+                on_progress(len(results) * rounds + done, len(batches) * rounds, f"batch {batch}, round {done + 1}")
+
+            turns = {name: partial(run, inputs) for name, run in work.items()}
+            times = take_turns(turns, rounds, wall=wall, cpu=cpu, on_round=tell)
+            results.append(_result(batch, load, sides, times, eager))
+    return BenchReport(
+        model=str(path),
+        other=None if against is None else str(against),
+        threads=threads,
+        rounds=rounds,
+        results=tuple(results),
+        gates=tuple(_gates(results, limits)),
+        notes=tuple(_notes(eager, results[0].load, threads)),
+        not_run=tuple(not_run),
+    )
+
+
+def example(ports: Iterable[NamedPort], batch: int) -> dict[str, np.ndarray]:
+    """Inputs to time with: noise, and zeros for integers."""
+    rng = np.random.default_rng(0)
+    inputs = {}
+    for port in ports:
+        shape = [size if isinstance(size, int) else batch for size in port.shape]
+        floating = port.type == "tensor(float)"
+        inputs[port.name] = rng.standard_normal(shape, np.float32) if floating else np.zeros(shape, np.int64)
+    return inputs
+
+
+def _open(opener: Opener, path: Path, recipe: str | None, checkpoint: str | None) -> tuple[Model, Callable[[], Eager]]:
+    """The model, and what opens PyTorch's side of it."""
+    if path.suffix == ".onnx":
+        if recipe is None:
+            raise UsageError(f"{path} does not say what it computes", hint=f"dexport bench {path} --recipe NAME")
+        model, eager = opener.file(path, MODEL, recipe, checkpoint)
+        return model, lambda: eager
+    bundle = load_bundle(path)
+
+    def of_bundle() -> Eager:
+        try:
+            from dexport.validate.eager import Eager
+        except ModuleNotFoundError as error:
+            raise MachineError(f"{error.name} is not installed", hint="pip install dexport") from error
+        return Eager.of_bundle(bundle, recipe, checkpoint)
+
+    return opener.bundle(bundle, MODEL), of_bundle
+
+
+def _eager_sides(eager: Eager, devices: Iterable[str]) -> Iterable[Side]:
+    for device in devices:
+        session = eager.session(device)
+        yield Side(PYTORCH, device, session.runner, device, lambda given, session=session: session(**given))  # type: ignore[misc]
+
+
+def _product(stack: ExitStack, threads: int) -> Run:
+    from dexport.validate.eager import matrix_product, torch_threads
+
+    stack.enter_context(torch_threads(threads))
+    product = matrix_product()
+    return lambda _inputs: product()
+
+
+def _result(batch: int, load: float, sides: Sequence[Side], times: Mapping[str, Times], eager: Eager | None) -> Result:
+    flops = peak = None
+    if eager is not None and PRODUCT in times:
+        from dexport.validate.eager import PRODUCT_FLOPS
+
+        flops, peak = eager.flops(batch), PRODUCT_FLOPS / times[PRODUCT].fastest
+    references = {side.device: times[side.name].median for side in sides if side.owner == PYTORCH}
+    others = {side.kind: times[side.name].median for side in sides if side.owner == OTHER}
+    rows = []
+    for side in sides:
+        taken = times[side.name]
+        row = Row(
+            owner=side.owner,
+            kind=side.kind,
+            runner=side.runner,
+            wall_ms=taken.median * 1e3,
+            fastest_ms=taken.fastest * 1e3,
+            cpu_ms=taken.median_cpu * 1e3,
+            images_per_s=batch / taken.median,
+            speedup=_ratio(references.get(side.device), taken.median),
+            speedup_against=_ratio(others.get(side.kind), taken.median),
+            of_peak=flops / taken.fastest / peak if flops and peak and side.device == CPU else None,
+        )
+        rows.append(row)
+    return Result(batch, flops and flops / 1e9, peak and peak / 1e9, load, tuple(rows))
+
+
+def _ratio(theirs: float | None, ours: float) -> float | None:
+    return None if theirs is None else theirs / ours
+
+
+def _notes(eager: Eager | None, load: float, threads: int) -> Iterable[str]:
+    if eager is not None and eager.note:
+        yield eager.note
+    cores = os.cpu_count() or 1
+    if load + threads > cores + QUIET:
+        yield (
+            f"the machine was busy: a load of {load:.1f} on {cores} cores. A side whose threads wait for each other, "
+            "such as PyTorch, loses most by that; fewer --threads make the ratios fairer"
+        )
+
+
+def _gates(results: Sequence[Result], limits: Limits) -> Iterable[Gate]:
+    """Every limited metric at the batch and the file of the model where it is worst."""
+    for metric, limit in limits.given.items():
+        measured = [
+            (value, f"{row.kind}, batch {result.batch}")
+            for result in results
+            for row in result.rows
+            if row.owner == MODEL and (value := getattr(row, metric)) is not None
+        ]
+        worst = min if METRICS[metric].option == UNDER else max
+        value, where = worst(measured)
+        yield Gate(metric, value, limit, limits.source(metric), where)
