@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from dexport.bundle import write_whole
+from dexport.collector import collector_paused
 from dexport.errors import DexportError, GateError, MachineError, UsageError
 from dexport.version import __version__
 
@@ -252,9 +253,11 @@ def build_command(
     RECIPE is a name from `dexport recipes`, or a file with a recipe of your own.
     """
     from dexport.console import Progress, print_result
-    from dexport.exporter.build import exit_code
-    from dexport.exporter.variant import parse_settings
-    from dexport.validate.build import build_and_validate
+
+    with collector_paused():
+        from dexport.exporter.build import exit_code
+        from dexport.exporter.variant import parse_settings
+        from dexport.validate.build import build_and_validate
 
     if (recipe is None) == (stitch is None):
         raise UsageError("give a recipe, or --stitch", hint="`dexport recipes` lists what can be built")

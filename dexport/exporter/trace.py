@@ -18,8 +18,10 @@ from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dexport.collector import collector_paused
 from dexport.errors import InputError
 from dexport.exporter.checkpoint import WeightSource
+from dexport.exporter.decompose import decompose
 from dexport.exporter.module_path import GUIDANCE, path_of_producer, set_module_path
 from dexport.exporter.recipes.recipe import BATCH, Signature
 from dexport.exporter.repeats import Irregular, Repeats, expand, translations
@@ -32,6 +34,7 @@ TRACED_BATCH = 3
 """A size of 1 would be specialised."""
 
 
+@collector_paused()
 def trace(
     variant: Variant, weights: WeightSource, *, opset: int = DEFAULT_OPSET, every_block: bool = False
 ) -> ir.Model:
@@ -72,6 +75,7 @@ def _repeats_once(
         with repeats.opaque():
             program = _export(graph_module, inputs, signature)
         repeats.check(program)
+        decompose(program)
         model = _to_onnx(program, signature, opset)
         expand(model)
     except Exception as error:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dexport.collector import collector_paused
 from dexport.errors import UsageError
 from dexport.exporter.recipes.recipe import Recipe, Signature, TensorSpec, value_of
 from dexport.graphs.guidance import Guided
@@ -87,6 +88,7 @@ class Variant:
         return json.dumps(dict(self.config), sort_keys=True)
 
 
+@collector_paused()  # the first network that is made imports much of torch
 def resolve(
     recipe: Recipe,
     settings: Mapping[str, Any] | None = None,
