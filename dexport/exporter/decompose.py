@@ -1,82 +1,78 @@
 """What torch's second trace would do to an exported program, without tracing.
 
-``torch.onnx.export`` retraces a program to decompose composite operators and to make it functional. Of what our
-networks consist of, five operators change by that, all for views of a tensor or casts: they are replaced here by what
-the second trace makes of them. A program with anything else goes through it.
+``torch.onnx.export`` traces a program again to decompose composite operators and to make it functional. Five operators
+of our networks change by that, all of them views of a tensor or casts: they are replaced here by what
+ONNX is given for the result of the second trace. A program with anything else to decompose goes through it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import SymInt, fx
+from torch import fx
 from torch.export import ExportedProgram
 
 aten = torch.ops.aten
-COMPOSITE = "CompositeImplicitAutograd"
 
 
 def decompose(program: ExportedProgram) -> None:
     """Rewrite the program in place, and keep torch from tracing it again where nothing is left to decompose."""
     trace_again = program.run_decompositions
-    _rewrite(program.graph)
+    for node in list(program.graph.nodes):
+        if node.target in REWRITES:
+            REWRITES[node.target](node)
 
-    def run_decompositions(table: dict[Any, Any] | None = None) -> ExportedProgram:
-        if table is None or not all(_stays(operator, table) for operator in _operators(program.graph)):
-            return trace_again(table)
-        return program
+    def run_decompositions(decomp_table: dict[Any, Any], **options: Any) -> ExportedProgram:
+        operators = {node.target for node in program.graph.nodes if node.op == "call_function"}
+        if all(_stays(operator, decomp_table) for operator in operators):
+            return program
+        return trace_again(decomp_table, **options)
 
-    program.run_decompositions = run_decompositions  # type: ignore[method-assign, assignment]
-
-
-def _rewrite(graph: fx.Graph) -> None:
-    for node in list(graph.nodes):
-        rewrite = REWRITES.get(node.target)
-        new = rewrite and rewrite(node)
-        if not new:
-            continue
-        target, arguments = new
-        if target is None:
-            node.replace_all_uses_with(arguments[0])
-            graph.erase_node(node)
-        else:
-            node.target, node.args, node.kwargs = target, arguments, {}
-
-
-def _operators(graph: fx.Graph) -> Iterable[Any]:
-    return (node.target for node in graph.nodes if node.op == "call_function")
+    program.run_decompositions = run_decompositions
 
 
 def _stays(operator: Any, table: dict[Any, Any]) -> bool:
-    """Whether the second trace leaves an operator as it is: nothing to decompose, and no aliasing to make explicit."""
+    """Whether the second trace leaves an operator as it is: it has no decomposition, and hides no view or write."""
+    if operator is aten.reshape.default or not isinstance(operator, torch._ops.OperatorBase):
+        return True
     if not isinstance(operator, torch._ops.OpOverload):
-        return callable(operator)
+        return False
     schema = operator._schema
-    aliases = any(result.alias_info is not None for result in schema.returns)
     composite = operator.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    return operator in MADE or (operator not in table and not schema.is_mutable and not (composite and aliases))
+    is_view = any(result.alias_info is not None for result in schema.returns)
+    return operator not in table and not schema.is_mutable and not (composite and is_view)
 
 
-def _reshape(node: fx.Node) -> tuple[Any, tuple[Any, ...]] | None:
+def _reshape(node: fx.Node) -> None:
+    """To a target with -1 for the symbolic size; several of those have to be computed."""
     sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
-    return (aten.reshape.default, (node.args[0], sizes)) if sizes.count(-1) < 2 else None
+    if sizes.count(-1) < 2:
+        _replace(node, aten.reshape.default, node.args[0], sizes)
 
 
-def _split(node: fx.Node) -> tuple[Any, tuple[Any, ...]] | None:
-    first, axis = node.meta["val"][0], node.args[2] if len(node.args) > 2 else 0
-    size = first.shape[axis]
-    return None if isinstance(size, SymInt) else (aten.split.Tensor, (node.args[0], size, axis))
+def _split(node: fx.Node) -> None:
+    tensor, _, axis = (*node.args, 0)[:3]
+    size = node.meta["val"][0].shape[axis]
+    if isinstance(size, int):
+        _replace(node, aten.split.Tensor, tensor, size, axis)
 
 
-def _cast(node: fx.Node) -> tuple[Any, tuple[Any, ...]] | None:
-    given, wanted = node.args[0].meta["val"].dtype, node.meta["val"].dtype
-    return (None, node.args[:1]) if given == wanted else None
+def _cast(node: fx.Node) -> None:
+    tensor: Any = node.args[0]
+    if tensor.meta["val"].dtype == node.meta["val"].dtype:
+        node.replace_all_uses_with(tensor)
+        node.graph.erase_node(node)
+    else:
+        _replace(node, aten._to_copy.default, tensor, dtype=node.meta["val"].dtype)
 
 
-MADE = frozenset({aten.reshape.default, aten.split.Tensor})
-REWRITES: dict[Any, Callable[[fx.Node], tuple[Any, tuple[Any, ...]] | None]] = {
+def _replace(node: fx.Node, operator: Any, *arguments: Any, **named: Any) -> None:
+    node.target, node.args, node.kwargs = operator, arguments, named
+
+
+REWRITES: dict[Any, Callable[[fx.Node], None]] = {
     aten.reshape.default: _reshape,
     aten.flatten.using_ints: _reshape,
     aten.unflatten.int: _reshape,

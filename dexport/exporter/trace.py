@@ -41,7 +41,8 @@ def trace(
     """Trace the variant with a symbolic batch.
 
     Args:
-        every_block: trace each block by itself, however many are equal; the result is the same.
+        every_block: trace each block by itself, however many are equal, and leave decomposing to torch; the result is
+            the same.
 
     Returns:
         A model whose initializers carry official parameter names and lazy values, whose nodes carry their module path
@@ -57,10 +58,13 @@ def trace(
     network_path = next(path for path, module in graph_module.named_modules() if module is network)
     model = None if every_block else _repeats_once(graph_module, inputs, signature, opset)
     if model is None:
-        model = _to_onnx(_export(graph_module, inputs, signature), signature, opset)
+        program = _export(graph_module, inputs, signature)
+        if not every_block:
+            decompose(program)
+        model = _to_onnx(program, signature, opset)
     _rename_batch(model)
     _record_module_paths(model, network_path)
-    _bind_weights(model, _official_names(graph_module, network_path), weights, variant.meta_module())
+    _bind_weights(model, _official_names(graph_module, network_path), weights, variant.outline)
     return model
 
 

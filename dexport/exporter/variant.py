@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import json
 from collections.abc import Mapping
@@ -70,6 +71,11 @@ class Variant:
         with torch.device("meta"):
             return self.module()
 
+    @functools.cached_property
+    def outline(self) -> nn.Module:
+        """One :meth:`meta_module` for all who only look at its modules, names, shapes and types."""
+        return self.meta_module()
+
     @property
     def signature(self) -> Signature:
         plain = self.recipe.signature(self.config, self.latent)
@@ -132,7 +138,7 @@ def resolve(
         )
     variant = Variant(recipe, config, latent, fused)
     # Refuse a bad configuration here, before any work starts.
-    module = variant.meta_module()
+    module = variant.outline
     empty = [name for name, tensor in module.state_dict().items() if not tensor.numel()]
     if empty:
         raise UsageError(
