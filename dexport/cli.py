@@ -939,9 +939,15 @@ def _parse_numbers(text: str, option: str, example: str, kind: Callable[[str], N
 
 
 def _by_part(texts: tuple[str, ...]) -> dict[str, str]:
-    """``("decoder=vae.pt",)`` -> ``{"decoder": "vae.pt"}``; a bundle that holds one network has the part ``""``."""
+    """``("decoder=vae.pt",)`` -> ``{"decoder": "vae.pt"}``; a bundle that holds one network has the part ``""``.
+
+    A file that is there, such as ``lr=1/w.pt``, or one with a class behind it, is no part and a file.
+    """
     found: dict[str, str] = {}
-    for part, _, value in (text.rpartition("=") for text in texts):
+    for text in texts:
+        part, equals, value = text.partition("=")
+        if not equals or Path(text).exists() or Path(text.rpartition(":")[0]).is_file():
+            part, value = "", text
         if part in found:
             raise UsageError(f"{found[part]} and {value}: one part is given twice", hint="name other parts: PART=...")
         found[part] = value
