@@ -5,7 +5,8 @@ process of its own, and the ways take turns. Processor seconds are what another 
 packed TerDiT has no second column: its checkpoint has no float32 weights to load. optimum is left out: it exports
 models of transformers and diffusers, none of which this is.
 
-The checkpoints hold random weights. They are written below ``--work``, one at a time, and removed.
+The checkpoints hold random weights. They are written below ``--work``, one at a time, and removed. A model that is not
+measured keeps its figures in the result.
 """
 
 from __future__ import annotations
@@ -39,13 +40,15 @@ def main() -> None:
     arguments = parser.parse_args()
     from benchmarks.quantize import machine
 
-    document: dict[str, Any] = {"machine": machine(), "date": datetime.now(UTC).date().isoformat(), "models": {}}
+    document: dict[str, Any] = {"models": {}}
+    if arguments.output.exists():
+        document = json.loads(arguments.output.read_text())
     for model in arguments.models:
         with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
             measured = measure(model, Path(folder), arguments.rounds, arguments.only)
             if arguments.engine:
                 measured["engine"] = run("benchmarks.export:engine", recipe=model, folder=folder).result
-        document["models"][model] = measured
+        document["models"][model] = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), **measured}
         print(table(model, measured), flush=True)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(document, indent=1) + "\n")

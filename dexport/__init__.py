@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dexport.collector import collector_paused
 from dexport.version import __version__
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def build(
     Raises:
         DexportError: see :mod:`dexport.errors`. A failed gate does not raise: look at ``result.verdict``.
     """
-    from dexport.validate.build import build_and_validate
+    with collector_paused():
+        from dexport.validate.build import build_and_validate
 
     return build_and_validate(recipe, output, listener=listener, **options)
 

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from dexport.bundle import write_whole
+from dexport.collector import collector_paused
 from dexport.errors import DexportError, GateError, MachineError, UsageError
 from dexport.version import __version__
 
@@ -258,9 +259,11 @@ def build_command(
     RECIPE is a name from `dexport recipes`, or a file with a recipe of your own.
     """
     from dexport.console import Progress, print_result
-    from dexport.exporter.build import exit_code
-    from dexport.exporter.variant import parse_settings
-    from dexport.validate.build import build_and_validate
+
+    with collector_paused():
+        from dexport.exporter.build import exit_code
+        from dexport.exporter.variant import parse_settings
+        from dexport.validate.build import build_and_validate
 
     if (recipe is None) == (stitch is None):
         raise UsageError("give a recipe, or --stitch", hint="`dexport recipes` lists what can be built")
@@ -979,9 +982,15 @@ def _parse_numbers(text: str, option: str, example: str, kind: Callable[[str], N
 
 
 def _by_part(texts: tuple[str, ...]) -> dict[str, str]:
-    """``("decoder=vae.pt",)`` -> ``{"decoder": "vae.pt"}``; a bundle that holds one network has the part ``""``."""
+    """``("decoder=vae.pt",)`` -> ``{"decoder": "vae.pt"}``; a bundle that holds one network has the part ``""``.
+
+    A file that is there, such as ``lr=1/w.pt``, or one with a class behind it, is no part and a file.
+    """
     found: dict[str, str] = {}
-    for part, _, value in (text.rpartition("=") for text in texts):
+    for text in texts:
+        part, equals, value = text.partition("=")
+        if not equals or Path(text).exists() or Path(text.rpartition(":")[0]).is_file():
+            part, value = "", text
         if part in found:
             raise UsageError(f"{found[part]} and {value}: one part is given twice", hint="name other parts: PART=...")
         found[part] = value

@@ -735,3 +735,16 @@ def test_error_without_hint_prints_no_fix(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cli, "_parse_latent", lambda _: (_ for _ in ()).throw(dexport.errors.GateError("just so")))
     result = invoke("build", "dico-s")
     assert (result.exit_code, result.stderr) == (1, "error: just so\n")
+
+
+def test_a_file_with_an_equals_sign_names_no_part(tmp_path: Path) -> None:
+    file = tmp_path / "lr=1" / "w.pt"
+    file.parent.mkdir()
+    file.touch()
+    assert cli._by_part((str(file),)) == {"": str(file)}
+    assert cli._by_part((f"{file}:Class",)) == {"": f"{file}:Class"}
+    assert cli._by_part((f"decoder={file}", f"dit-s-2={file}:Class")) == {
+        "decoder": str(file),
+        "dit-s-2": f"{file}:Class",
+    }
+    assert cli._by_part(("decoder=absent.pt", "absent.pt")) == {"decoder": "absent.pt", "": "absent.pt"}

@@ -365,9 +365,9 @@ def decoder_options(draft: Draft, decoder: Variant, options: BuildOptions) -> Bu
 
 def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:
     if options.init_from is None:
-        module, adapt = variant.meta_module(), variant.recipe.adapt
+        module, adapt = variant.outline, variant.recipe.adapt
         return open_weights(options.checkpoint, module, seed=options.seed, adapt=adapt)
-    return inherit_weights(options.init_from, variant.meta_module(), variant.recipe.not_inherited, options.seed)
+    return inherit_weights(options.init_from, variant.outline, variant.recipe.not_inherited, options.seed)
 
 
 def _asked(options: BuildOptions) -> Asked:

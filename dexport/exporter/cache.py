@@ -68,7 +68,10 @@ class Cache:
         self.limit = limit
 
     def take(self, key: str, into: Path) -> Any | None:
-        """Copy an entry's files below ``into``; returns what the step reported, None where there is no whole entry."""
+        """Copy an entry's files below ``into``; returns what the step reported.
+
+        None where there is no whole entry, which is then removed, and where it cannot be copied, as onto a full disk.
+        """
         entry = self.folder / key
         if not entry.is_dir():
             return None
@@ -88,8 +91,11 @@ class Cache:
         except (DamagedError, OSError, ValueError, KeyError, TypeError) as error:
             for path in copied:
                 path.unlink(missing_ok=True)
-            logger.warning("cache entry %s is damaged (%s) and was removed", entry, error)
-            self._remove(entry)
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                logger.warning("cache entry %s was not used: %s", entry, error)
+            else:
+                logger.warning("cache entry %s is damaged (%s) and was removed", entry, error)
+                self._remove(entry)
             return None
         return document["report"]
 

@@ -44,7 +44,7 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def count_parameters(variant: Variant) -> int:
     """Number of floating-point values in the state dict; index tables do not count."""
-    return sum(t.numel() for t in variant.meta_module().state_dict().values() if t.is_floating_point())
+    return sum(t.numel() for t in variant.outline.state_dict().values() if t.is_floating_point())
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 
 from dexport.bundle import MODEL_DATA, writing_to
 from dexport.errors import DexportError, InputError, UsageError
@@ -27,6 +29,9 @@ from dexport.exporter.steps import StepLog
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant
 from dexport.version import __version__
+
+WORKERS = 2
+IN_FLIGHT = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -167,19 +172,36 @@ def _own_errors() -> Iterator[None]:
 
 
 def save(model: ir.Model, path: Path, on_tensor: Callable[[int, int, str], None] | None = None) -> None:
-    """Save with all weights in one external file, one of them in memory at a time."""
+    """Save with all weights in one external file: one is read and converted while another is written.
+
+    At most one larger than ``IN_FLIGHT`` bytes is in memory.
+    """
+    done = itertools.count(1)
 
     def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
         if on_tensor is not None:
-            on_tensor(info.index + 1, info.total, tensor.name or "")
+            on_tensor(next(done), info.total, tensor.name or "")
 
-    with writing_to(path.parent):
+    with writing_to(path.parent), _one_thread_per_operator():
         ir.save(
             model,
             path,
             external_data=MODEL_DATA,
             callback=report,
+            max_workers=WORKERS,
+            max_in_flight_bytes=IN_FLIGHT,
         )
+
+
+@contextlib.contextmanager
+def _one_thread_per_operator() -> Iterator[None]:
+    """Reading and converting is limited by memory: threads inside an operator mostly spin until the others are done."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check(path: Path) -> None:

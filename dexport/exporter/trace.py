@@ -18,8 +18,10 @@ from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dexport.collector import collector_paused
 from dexport.errors import InputError
 from dexport.exporter.checkpoint import WeightSource
+from dexport.exporter.decompose import decompose
 from dexport.exporter.module_path import GUIDANCE, path_of_producer, set_module_path
 from dexport.exporter.recipes.recipe import BATCH, Signature
 from dexport.exporter.repeats import Irregular, Repeats, expand, translations
@@ -32,13 +34,15 @@ TRACED_BATCH = 3
 """A size of 1 would be specialised."""
 
 
+@collector_paused()
 def trace(
     variant: Variant, weights: WeightSource, *, opset: int = DEFAULT_OPSET, every_block: bool = False
 ) -> ir.Model:
     """Trace the variant with a symbolic batch.
 
     Args:
-        every_block: trace each block by itself, however many are equal; the result is the same.
+        every_block: trace each block by itself, however many are equal, and leave decomposing to torch; the result is
+            the same.
 
     Returns:
         A model whose initializers carry official parameter names and lazy values, whose nodes carry their module path
@@ -54,10 +58,13 @@ def trace(
     network_path = next(path for path, module in graph_module.named_modules() if module is network)
     model = None if every_block else _repeats_once(graph_module, inputs, signature, opset)
     if model is None:
-        model = _to_onnx(_export(graph_module, inputs, signature), signature, opset)
+        program = _export(graph_module, inputs, signature)
+        if not every_block:
+            decompose(program)
+        model = _to_onnx(program, signature, opset)
     _rename_batch(model)
     _record_module_paths(model, network_path)
-    _bind_weights(model, _official_names(graph_module, network_path), weights, variant.meta_module())
+    _bind_weights(model, _official_names(graph_module, network_path), weights, variant.outline)
     return model
 
 
@@ -72,6 +79,7 @@ def _repeats_once(
         with repeats.opaque():
             program = _export(graph_module, inputs, signature)
         repeats.check(program)
+        decompose(program)
         model = _to_onnx(program, signature, opset)
         expand(model)
     except Exception as error:

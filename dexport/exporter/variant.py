@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import json
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dexport.collector import collector_paused
 from dexport.errors import UsageError
 from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec, value_of
 from dexport.graphs.guidance import Guided
@@ -73,6 +75,11 @@ class Variant:
         with torch.device("meta"):
             return self.module()
 
+    @functools.cached_property
+    def outline(self) -> nn.Module:
+        """One :meth:`meta_module` for all who only look at its modules, names, shapes and types."""
+        return self.meta_module()
+
     @property
     def signature(self) -> Signature:
         plain = self.recipe.signature(self.config, self.latent)
@@ -113,6 +120,7 @@ class Variant:
         return json.dumps(dict(self.config), sort_keys=True)
 
 
+@collector_paused()  # the first network that is made imports much of torch
 def resolve(
     recipe: Recipe,
     settings: Mapping[str, Any] | None = None,
@@ -158,7 +166,7 @@ def resolve(
         )
     variant = Variant(recipe, config, latent, fused, _table(recipe, fold_steps))
     # Refuse a bad configuration here, before any work starts.
-    module = variant.meta_module()
+    module = variant.outline
     empty = [name for name, tensor in module.state_dict().items() if not tensor.numel()]
     if empty:
         raise UsageError(

@@ -70,6 +70,28 @@ def test_a_damaged_entry_is_removed_and_leaves_nothing(
     assert cache.take("k", out) == {"answer": 42}
 
 
+def test_a_full_disk_costs_no_entry(
+    cache: Cache, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store(cache, "k", work)
+    out = tmp_path / "out"
+    opened = Path.open
+
+    def on_a_full_disk(path: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
+        file = opened(path, mode, *args, **named)
+        if path == out / "sub" / "b":
+            file.close()
+            return opened(Path("/dev/full"), mode, *args, **named)
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", on_a_full_disk)
+        assert cache.take("k", out) is None
+    assert "was not used: [Errno 28] No space left on device" in caplog.text
+    assert [path for path in out.rglob("*") if path.is_file()] == []
+    assert cache.take("k", out) == {"answer": 42}
+
+
 def test_the_least_recently_used_makes_place(cache: Cache, work: Path, tmp_path: Path) -> None:
     for index, key in enumerate("abcdef"):
         store(cache, key, work)

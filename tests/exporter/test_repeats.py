@@ -87,13 +87,16 @@ def count_full_traces(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_gets_the_graph_of_a_full_trace(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_family_gets_the_graph_of_a_full_trace(
+    family: str, monkeypatch: pytest.MonkeyPatch, traced_again: list[None]
+) -> None:
     recipe, settings, latent, fused = FAMILIES[family]
     variant = resolve(find_recipe(recipe), settings, latent, fused)
     given_up = count_full_traces(monkeypatch)
     once, every = both_ways(variant, "fp16")
     assert once == every
     assert given_up == []
+    assert len(traced_again) == 1  # by the full trace only
     assert repeated_blocks(variant.meta_module())
 
 

@@ -29,7 +29,7 @@ class FoldWeightTransposes(ir.passes.InPlacePass):
         name = f"{weight.name}{SUFFIX}" + ("" if permutation == reverse else "".join(map(str, permutation)))
 
         def transposed(tensor: Tensor) -> Tensor:
-            return tensor.permute(*permutation).contiguous()
+            return tensor.permute(*permutation)  # a view: what is converted next is half the size to move
 
         folded = graph.initializers.get(name) or add_initializer(
             graph,

@@ -26,9 +26,9 @@ class StaticReshape(ir.passes.InPlacePass):
 
     def _make_static(self, graph: ir.Graph, node: ir.Node) -> bool:
         target, shape = node.inputs[1], node.outputs[0].shape
-        if target is None or target.producer() is None or ir.convenience.get_const_tensor(target) is not None:
+        if target is None or shape is None or sum(not isinstance(dim, int) for dim in shape) > 1:
             return False
-        if shape is None or sum(not isinstance(dim, int) for dim in shape) > 1:
+        if shape.is_static() and ir.convenience.get_const_tensor(target) is not None:
             return False
         dims = [dim if isinstance(dim, int) else -1 for dim in shape]
         name = TARGET + "x".join("B" if dim == -1 else str(dim) for dim in dims)

@@ -182,7 +182,7 @@ def request_of(
 
 
 def _check_exclusions(variant: Variant) -> None:
-    paths = [path for path, _ in variant.meta_module().named_modules()]
+    paths = [path for path, _ in variant.outline.named_modules()]
     for pattern in variant.recipe.quantize_exclude:
         if not any(inside(path, pattern) for path in paths):
             raise UsageError(

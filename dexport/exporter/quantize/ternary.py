@@ -109,7 +109,7 @@ def choose_storage(
 
 def ternary_layers(variant: Variant) -> dict[str, int]:
     """Name of every ternary weight -> how many values it holds."""
-    modules = variant.meta_module().named_modules()
+    modules = variant.outline.named_modules()
     return {f"{path}.weight": layer.weight.numel() for path, layer in modules if isinstance(layer, TernaryLinear)}
 
 
