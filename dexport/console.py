@@ -603,7 +603,7 @@ def _sampling_line(facts: Mapping[str, Any] | None) -> str:
 
 
 def _times_line(manifest: Mapping[str, Any]) -> str:
-    tables = manifest["sizes"].get("time_tables")
+    tables = manifest.get("sizes", {}).get("time_tables")
     if tables is None:
         return "any"
     return (

@@ -73,7 +73,8 @@ MODEL = {
         "schedule": "linear",
         "prediction": "epsilon",
         "sampler": "ddpm",
-        "steps": 50,
+        "steps": 2,
+        "folded": {"steps": 2, "times": [999.0, 0.0]},
         "latent_scale": 1.0,
         "decoder": "pixel-shuffle-2",
         "class_names": ["T-shirt", "trouser"],
@@ -94,6 +95,7 @@ MODEL = {
         "outputs": [{"name": "out", "dtype": "float32", "shape": ["B", 8, 16, 16]}],
     },
     "batch": {"min": 1, "opt": 2, "max": 4},
+    "sizes": {"time_tables": {"tables": 1, "bytes": 128, "nodes": 4, "weight_bytes": 1024}},
     "custom_ops": [{"name": "DexTMSA", "version": 1, "nodes": 1, "ptx_sha256": []}],
     "engine": {
         "file": "engines/a.plan",

@@ -43,6 +43,8 @@ ENGINE: Mapping[str, Kinds] = {
     "engine.fingerprint.shapes": (dict,),
 }
 LATENT_RANK = 4
+LARGEST_LABEL = 2**63 - 1
+"""Labels are int64."""
 
 
 def check_denoiser(bundle: Bundle) -> None:
@@ -54,6 +56,8 @@ def check_denoiser(bundle: Bundle) -> None:
         _check(bundle, GUIDANCE)
     if facts["null_label"] is not None and facts["guidance"] is None:
         raise _wrong(bundle, "sampling.guidance")
+    if facts["null_label"] is not None and not 0 <= facts["null_label"] <= LARGEST_LABEL:
+        raise _wrong(bundle, "sampling.null_label")
     if facts.get("folded") is not None:
         _check(bundle, FOLDED)
         if not all(_is(time, NUMBER) for time in facts["folded"]["times"]):

@@ -218,17 +218,18 @@ def sampler_of(bundle: Bundle, name: str | None = None, steps: int | None = None
     with reading_manifest(bundle):
         facts = bundle.manifest["sampling"]
         own, usual = facts["sampler"], facts["steps"]
-        parts = [part.manifest for part, _ in bundle.stitch] or [bundle.manifest]
-        tables = {part["name"]: table for part in parts if (table := TimeTable.of(part["sampling"])) is not None}
+        manifests = [part.manifest for part, _ in bundle.stitch] or [bundle.manifest]
+        tables = {m["name"]: table for m in manifests if (table := TimeTable.of(m["sampling"])) is not None}
     name = name or own
     if name != own and not any({name, own} <= group for group in SAME_SCHEDULE):
         raise UsageError(
             f"{bundle.manifest['name']} was trained for {own!r}, whose schedule {name!r} does not share",
             hint="leave out --sampler",
         )
-    sampler = make_sampler(name, usual if steps is None else steps)
-    for part_name, table in tables.items():
-        table.check(sampler, part_name)
+    steps = usual if steps is None else steps
+    sampler = make_sampler(name, steps)
+    for part, table in tables.items():
+        table.check(sampler, steps, part)
     return sampler
 
 

@@ -31,9 +31,9 @@ class TimeTable:
         recorded = (facts or {}).get("folded")
         return recorded and cls(recorded["steps"], tuple(recorded["times"]))
 
-    def check(self, sampler: Sampler, name: str) -> None:
-        """Refuse a sampler that evaluates the network ``name`` at other times."""
-        if not set(evaluated_times(sampler)) <= set(self.times):
+    def check(self, sampler: Sampler, steps: int, name: str) -> None:
+        """Refuse a sampler of so many ``steps`` that evaluates the network ``name`` at other times."""
+        if steps > len(self.times) or not set(evaluated_times(sampler)) <= set(self.times):
             raise UsageError(
                 f"{name} was built for the times of {self.steps} steps (--fold-steps {self.steps}), and these settings "
                 "need others",

@@ -53,6 +53,7 @@ def engine(file: str = "model.onnx", **fields: Any) -> dict[str, Any]:
         ("sampling.steps", lambda m: m["sampling"].update(steps="50")),
         ("sampling.steps", lambda m: m["sampling"].update(steps=True)),
         ("sampling.decoder", lambda m: m["sampling"].pop("decoder")),
+        ("sampling.null_label", lambda m: m["sampling"].update(null_label=2**63)),
         ("sampling.guidance.rule", lambda m: m["sampling"].update(guidance={})),
         ("sampling.class_names", lambda m: m["sampling"]["class_names"].pop()),
         ("io.inputs", lambda m: m["io"].update(inputs=[])),
