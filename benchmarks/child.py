@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 WRAPPER = """
 import json, resource, sys, time
@@ -47,6 +54,33 @@ def run(function: str, **arguments: Any) -> Cost:
         raise RuntimeError(f"{function} failed: {done.stderr[-2000:]}")
     report = json.loads(done.stdout.strip().splitlines()[-1])
     return Cost(wall, report["cpu"], report["peak"], report["result"])
+
+
+@contextlib.contextmanager
+def watching_children(interval: float = 0.02) -> Iterator[dict[str, int]]:
+    """Peak bytes of one child of this process, sampled while the block runs (Linux).
+
+    ``RssAnon`` is memory of its own. ``RssFile`` is of files that it has mapped: it counts as resident, and the kernel
+    takes it back when others need it.
+    """
+    peaks = {"RssAnon": 0, "RssFile": 0}
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(interval):
+            for child in psutil.Process().children():
+                with contextlib.suppress(OSError):
+                    status = Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8")
+                    for name, kib in re.findall(r"^(RssAnon|RssFile):\s+(\d+) kB", status, re.MULTILINE):
+                        peaks[name] = max(peaks[name], int(kib) * 1024)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        done.set()
+        thread.join()
 
 
 def summary(costs: list[Cost]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import Cost, run, summary
+from benchmarks.child import Cost, run, summary, watching_children
 
 MODELS = ("dit-xl-2", "dico-xl", "terdit-4.2b")
 PACKED = ("terdit-600m", "terdit-4.2b", "terdit-7b")
@@ -71,14 +71,17 @@ def measure(model: str, folder: Path, rounds: int, only: str | None) -> dict[str
             costs[way].append(replace(cost, peak=max(cost.peak, *steps)) if steps else cost)
             shutil.rmtree(out)
     result: dict[str, Any] = {way: summary(found) for way, found in costs.items()}
-    result["ours"]["steps"] = costs["ours"][-1].result if "ours" in costs else None
+    if "ours" in result:
+        result["ours"]["steps"] = costs["ours"][-1].result
     if len(ways) == 2:
         result["faster"] = {key: round(result["dynamo"][key] / result["ours"][key], 2) for key in ("wall s", "cpu s")}
     return {"load": [round(value, 1) for value in load], "checkpoint GB": checkpoint.stat().st_size / GB, **result}
 
 
 def write_checkpoint(recipe: str, path: str) -> None:
-    """Random weights, in the layout that is released; one block's values serve all, as only their size matters."""
+    """Random weights, in the layout that is released. No two are equal: TensorRT stores equal ones once."""
+    from itertools import product
+
     import torch
     from safetensors.torch import save_file
 
@@ -88,13 +91,17 @@ def write_checkpoint(recipe: str, path: str) -> None:
 
     network = resolve(find_recipe(recipe)).meta_module()
     packed = {f"{name}.weight" for name, m in network.named_modules() if isinstance(m, TernaryLinear)}
+    # Four codes of two bits, of which three stand for a value.
+    fours = torch.tensor(
+        [a | b << 2 | c << 4 | d << 6 for a, b, c, d in product(range(3), repeat=4)], dtype=torch.uint8
+    )
     tensors = {}
     for name, tensor in network.state_dict().items():
         if tensor.device.type != "meta":
             tensors[name] = tensor.clone()
         elif name in packed:
             rows, columns = tensor.shape
-            tensors[name] = torch.full((rows // 4, columns), 0b01_10_00_01, dtype=torch.uint8)
+            tensors[name] = fours[torch.randint(len(fours), (rows // 4, columns))]
         else:
             fan_in = max(1, tensor[0].numel()) if tensor.dim() > 1 else 100
             tensors[name] = torch.randn(tensor.shape) / fan_in**0.5
@@ -111,15 +118,23 @@ def ours(recipe: str, checkpoint: str, out: str) -> list[dict[str, Any]]:
 
 
 def engine(recipe: str, folder: str) -> dict[str, Any]:
-    """Seconds, peak memory and size of a TensorRT-RTX engine."""
+    """Seconds, peak bytes of the process that builds, and size of a TensorRT-RTX engine."""
     import dexport
 
-    checkpoint = f"{folder}/model.safetensors"
-    result = dexport.build(
-        recipe, f"{folder}/engine", checkpoint=checkpoint, precision="fp16", trt=True, parity=False, cache=False
-    )
+    with watching_children() as peaks:
+        result = dexport.build(
+            recipe,
+            f"{folder}/engine",
+            checkpoint=f"{folder}/model.safetensors",
+            precision="fp16",
+            trt=True,
+            engine="tensorrt-rtx",
+            parity=False,
+            cache=False,
+        )
     report = result.bundle.manifest["engine"]
-    return {key: report[key] for key in ("seconds_parse", "seconds_build", "peak_rss_bytes", "plan_bytes", "version")}
+    kept = ("targets", "seconds_parse", "seconds_build", "peak_rss_bytes", "plan_bytes", "version")
+    return {key: report[key] for key in kept} | peaks
 
 
 def dynamo(recipe: str, checkpoint: str, out: str) -> None:
@@ -178,7 +193,10 @@ def table(model: str, measured: dict[str, Any]) -> str:
     if "faster" in measured:
         lines.append("  ours is " + ", ".join(f"{ratio}x by {key}" for key, ratio in measured["faster"].items()))
     if "engine" in measured:
-        lines.append(f"  engine {measured['engine']}")
+        row = measured["engine"]
+        seconds = row["seconds_parse"] + row["seconds_build"]
+        peak, plan, own = (row[key] / 1e6 for key in ("peak_rss_bytes", "plan_bytes", "RssAnon"))
+        lines.append(f"  engine   {seconds:8.1f} s wall {peak:21.0f} MB peak, {own:.0f} anonymous; plan {plan:.0f} MB")
     return "\n".join(lines)
 
 

@@ -32,6 +32,7 @@ from dexport.bundle import (
     load_bundle,
     parse_manifest,
     printable,
+    refuse_inside_bundle,
     signature_of,
     writing_to,
 )
@@ -83,7 +84,7 @@ def pack(
         on_progress: told (bytes done, bytes in all, file).
 
     Raises:
-        UsageError: the output exists and ``force`` is not given, or lies in the bundle.
+        UsageError: the output exists and ``force`` is not given, or lies in a bundle.
         InputError: not a bundle, or one that cannot be an archive.
         MachineError: the disk is full or cannot be written.
     """
@@ -91,11 +92,7 @@ def pack(
         raise UsageError(
             f"{output} exists already", hint="choose another output with -o, or replace a file with --force"
         )
-    if output.resolve().is_relative_to(Path(path).resolve()):
-        raise UsageError(
-            f"{output} would lie in the bundle, which holds nothing that its manifest does not list",
-            hint="choose another output with -o",
-        )
+    refuse_inside_bundle(output)
     bundle = load_bundle(path)
     manifest = (bundle.path / MANIFEST).read_bytes()
     signature = sign(manifest, sign_key) if sign_key is not None else signature_of(bundle.path)

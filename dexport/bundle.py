@@ -112,7 +112,7 @@ class Draft:
     process leaves a folder ``.NAME.partial-PID-*``, which the next build to the same output removes.
 
     Raises:
-        UsageError: the output exists and ``force`` is not given, or is something else than a bundle.
+        UsageError: the output exists and ``force`` is not given, is something else than a bundle, or lies in a bundle.
         MachineError: the output's parent cannot be written, or has too little space.
     """
 
@@ -125,6 +125,7 @@ class Draft:
         replaceable: Callable[[Path], bool] | None = None,
     ) -> None:
         self.output = Path(output).absolute()
+        refuse_inside_bundle(self.output)
         with writing_to(self.output.parent):
             # What a link points to is replaced, never the link.
             if self.output.is_symlink():
@@ -303,6 +304,20 @@ def write_whole(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
+
+
+def refuse_inside_bundle(output: Path) -> None:
+    """Refuse an output that would lie in the folder of a bundle.
+
+    Raises:
+        UsageError: it would.
+    """
+    for folder in output.resolve().parents:
+        if _is_bundle(folder):
+            raise UsageError(
+                f"{output} would lie in the bundle {folder}, which holds nothing that its manifest does not list",
+                hint="choose another output",
+            )
 
 
 def _check_output(output: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:

@@ -519,6 +519,7 @@ def bench_command(
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the inputs.")
 @click.option("--fix", is_flag=True, help="Where rounding or overflow is at fault, build again with the islands found.")
+@click.option("--profile", metavar="FILE", help="The profile's file for --fix, where the bundle was built with one.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of that bundle. [default: BUNDLE-fixed]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def diff_command(
@@ -527,6 +528,7 @@ def diff_command(
     checkpoint: str | None,
     recipe: str | None,
     fix: bool,
+    profile: str | None,
     output: Path | None,
     as_json: bool,
     **options: Any,
@@ -538,18 +540,23 @@ def diff_command(
     """
     from dexport.bundle import load_bundle
     from dexport.console import Progress, print_diff, print_result
+    from dexport.exporter.rebuild import recorded_options
     from dexport.exporter.recipes import find_recipe
-    from dexport.validate.diff import diff
+    from dexport.validate.diff import diff, refuse_stitched
     from dexport.validate.fix import fixing_islands, rebuild
 
     if output is not None and not fix:
         raise UsageError("-o needs --fix: nothing else is written", hint="add --fix")
+    if profile is not None and not fix:
+        raise UsageError("--profile needs --fix: nothing else is built", hint="add --fix")
     if fix and other is not None:
         raise UsageError("--fix is for one bundle", hint=f"dexport diff {other} --fix")
     target = output or bundle.with_name(f"{bundle.name}-fixed")
     if fix and target.exists():
         raise UsageError(f"{target} exists already", hint="choose another folder with -o")
     loaded, chosen = load_bundle(bundle), find_recipe(recipe) if recipe else None
+    refuse_stitched(loaded)
+    recorded = recorded_options(loaded, target, checkpoint, chosen, profile) if fix else None
     with Progress() as progress:
         progress.start("diff")
         result = diff(
@@ -561,11 +568,9 @@ def diff_command(
             **options,
         )
     _print_json(result.to_json()) if as_json else print_diff(result)
-    if fix:
+    if recorded is not None:
         with Progress() as progress:
-            rebuilt = rebuild(
-                loaded, fixing_islands(result), target, checkpoint=checkpoint, recipe=chosen, listener=progress
-            )
+            rebuilt = rebuild(*recorded, fixing_islands(result), progress)
         if not as_json:
             print_result(rebuilt)
     sys.exit(0 if result.passed else GateError.exit_code)
@@ -713,10 +718,12 @@ def sweep_command(
 ) -> None:
     """Stitch two denoisers at several shares: what it costs, and how far the images move."""
     from dexport.console import Progress, print_sweep
+    from dexport.optional import optional_import
     from dexport.runtime.pipeline import Pipeline
     from dexport.validate.distances import load_images
     from dexport.validate.sweep import plot, sweep
 
+    optional_import("matplotlib")  # the plot comes last
     with Progress() as progress:
         progress.start("sweep")
         result = sweep(

@@ -147,6 +147,15 @@ def test_missing_parents_are_made(tmp_path: Path) -> None:
 # An output that exists
 
 
+@pytest.mark.parametrize("inside", ["x", "parts/new/deeper"])
+def test_an_output_in_a_bundle_is_refused(built: Path, inside: str) -> None:
+    with pytest.raises(UsageError, match=f"would lie in the bundle {built}"):
+        write_bundle(built / inside)
+    load_bundle(built)
+    write_bundle(built, force=True)
+    write_bundle(built.with_name("beside"))
+
+
 def test_existing_output_is_refused_without_force(built: Path) -> None:
     before = hash_files(built)
     with pytest.raises(UsageError, match=f"{built} exists already") as caught:

@@ -143,6 +143,7 @@ FROZEN = {
         "--states example|trajectory = example",
         "--seed integer = 0",
         "--fix",
+        "--profile text",
         "-o/--output path",
         "--json",
     ],

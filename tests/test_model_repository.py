@@ -140,6 +140,18 @@ def test_models_are_replaced_only_when_told_to_and_others_stay(plain: Path, tmp_
         pack_for_triton(plain, tmp_path, force=True)
 
 
+@pytest.mark.parametrize("inside", ["", "models", "parts/decoder"])
+def test_a_repository_in_a_bundle_is_refused(plain: Path, inside: str, tmp_path: Path) -> None:
+    bundle = shutil.copytree(plain, tmp_path / "bundle")
+    link = tmp_path / "link"
+    link.symlink_to(bundle)
+    for repository in (bundle / inside, link / inside):
+        result = CliRunner().invoke(main, ["pack", str(bundle), "--triton", str(repository)])
+        assert result.exit_code == UsageError.exit_code
+        assert f"would lie in the bundle {bundle}" in result.stderr
+    load_bundle(bundle)
+
+
 def test_what_makes_no_pictures_is_refused(plain: Path, tmp_path: Path) -> None:
     for changes, match in (
         ({"sampling": None}, "makes no pictures"),

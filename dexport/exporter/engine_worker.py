@@ -11,6 +11,7 @@ a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib
@@ -28,7 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+from google.protobuf.message import DecodeError
+
 from dexport.errors import DexportError, GateError, InputError, MachineError, UsageError
+from dexport.exporter.mapped_weights import MappedWeights
 from dexport.exporter.steps import peak_rss_bytes
 from dexport.optional import optional_import
 
@@ -196,14 +201,15 @@ def _build(spec: Mapping[str, Any], pipe: EventPipe) -> dict[str, Any]:
     pipe.send("progress", phase="Parsing ONNX", step=0, steps=1)
     started = time.monotonic()
     # The parser owns memory that the network points to: it must live until the build is done.
-    builder, network, parser = _parse(trt, spec)
+    builder, network, parser, weights = _parse(trt, spec)
     parsed = time.monotonic()
     pipe.send("progress", phase="Parsing ONNX", step=1, steps=1)
     layers = _layers(network)
     _assert_types(trt, network, layers, spec["expected_dtypes"])
     _allow_decomposed_attention(trt, builder, network)
     config = _configure(trt, builder, network, spec, _progress_monitor(trt, pipe))
-    plan, digest = _write_plan(trt, builder, network, config, Path(spec["part_path"]))
+    with weights.dropping():
+        plan, digest = _write_plan(trt, builder, network, config, Path(spec["part_path"]))
     built = time.monotonic()
     del parser
     return {
@@ -230,26 +236,33 @@ def _quiet_polygraphy() -> None:
     G_LOGGER.module_severity = G_LOGGER.VERBOSE
 
 
-def _parse(trt: Any, spec: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Read the ONNX file, weights in external data included, into a strongly typed network."""
+def _parse(trt: Any, spec: Mapping[str, Any]) -> tuple[Any, Any, Any, MappedWeights]:
+    """Read the ONNX file into a strongly typed network, which points to the weights in the files beside it."""
     from polygraphy.backend.trt import CreateNetwork, get_trt_logger
 
-    path = spec["onnx_path"]
-    if not Path(path).is_file():
+    path = Path(spec["onnx_path"])
+    if not path.is_file():
         raise InputError(f"{path} does not exist")
     typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     builder, network = CreateNetwork(strongly_typed=typed)()
     trt.init_libnvinfer_plugins(get_trt_logger(), "")
     # Polygraphy's NetworkFromOnnxPath would do, but its error does not say what is wrong.
     parser = trt.OnnxParser(network, get_trt_logger())
-    parsed = parser.parse_from_file(path)
+    serialized = path.read_bytes()
+    weights = MappedWeights(path.parent)
+    parsed = False
+    with contextlib.suppress(DecodeError):
+        model = onnx.load_model_from_string(serialized)
+        if parser.load_model_proto(serialized, str(path)):
+            weights.load_into(parser, model)
+            parsed = parser.parse_model_proto()
     # Bytes that happen to be valid protobuf parse as a model without a graph.
     if not parsed or parser.num_errors or not network.num_layers:
         raise InputError(
             f"{spec['flavour']} cannot parse {path}:\n{_parser_errors(parser)}",
             hint="is it an ONNX model, with its external data beside it, of operators that TensorRT has?",
         )
-    return builder, network, parser
+    return builder, network, parser, weights
 
 
 def _parser_errors(parser: Any) -> str:

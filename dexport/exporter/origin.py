@@ -17,9 +17,22 @@ from dexport.runtime.time_table import TimeTable
 
 
 def variant_of(manifest: Mapping[str, Any], recipe: Recipe | None = None) -> Variant:
-    """The variant that a manifest describes."""
+    """The variant that a manifest describes.
+
+    Args:
+        recipe: for a bundle that was built from a recipe of one's own.
+
+    Raises:
+        UsageError: it is another one than the manifest's.
+    """
     height, width = manifest["latent"]
-    recipe = recipe or find_recipe(manifest["recipe"]["name"])
+    name = manifest["recipe"]["name"]
+    recipe = recipe or find_recipe(name)
+    if recipe.name != name:
+        raise UsageError(
+            f"the bundle was built from the recipe {name!r}, and {recipe.name!r} was given",
+            hint=f"give the file of {name!r} with --recipe",
+        )
     table = TimeTable.of(manifest.get("sampling"))
     return Variant(recipe, manifest["config"], (height, width), manifest["guidance"] != "none", table)
 

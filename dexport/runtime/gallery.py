@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dexport.bundle import writing_to
+from dexport.bundle import refuse_inside_bundle, writing_to
 from dexport.errors import UsageError
 
 SETTINGS = "run.json"
@@ -31,7 +31,7 @@ class Gallery:
         force: start anew where the settings differ.
 
     Raises:
-        UsageError: the folder holds pictures of another run, or something else.
+        UsageError: the folder holds pictures of another run, or something else, or lies in a bundle.
         MachineError: the disk is full or cannot be written.
     """
 
@@ -40,6 +40,7 @@ class Gallery:
     ) -> None:
         self.folder = folder
         self.captions = captions
+        refuse_inside_bundle(folder)
         text = json.dumps(settings, indent=2) + "\n"
         record = folder / SETTINGS
         with writing_to(folder):

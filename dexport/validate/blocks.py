@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import nn
 
+from dexport.errors import InputError
 from dexport.exporter.module_path import module_path
 from dexport.validate.differences import Difference
 from dexport.validate.metrics import plain
@@ -160,6 +161,9 @@ def lay_out(reference: CutGraph, actual: CutGraph, paths: Sequence[str]) -> Layo
 
     Args:
         paths: of the blocks.
+
+    Raises:
+        InputError: they share no value, not even an output.
     """
     nodes = list(reference.model.graph)
     layout = Layout(frozenset(paths), {}, {}, {}, ())
@@ -173,6 +177,11 @@ def lay_out(reference: CutGraph, actual: CutGraph, paths: Sequence[str]) -> Layo
         for value in values:
             if value in outputs or any(blocks[str(use.node.name)] != block for use in value.uses()):
                 boundary[str(value.name)] = block
+    if not boundary:
+        raise InputError(
+            f"{actual.folder} shares no value of equal name and shape with the graph that it is compared with",
+            hint="is its model.onnx an export of the same network? `dexport build` it again",
+        )
     return replace(layout, blocks=blocks, boundary=boundary, shared=shared, chunks=_chunks(nodes, blocks, boundary))
 
 

@@ -113,7 +113,7 @@ def diff(
     """
     judged = other or bundle
     for one in (bundle, judged):
-        _refuse_stitched(one)
+        refuse_stitched(one)
     variant = variant_of(judged.manifest, recipe)
     gate = gate_of(judged)
     gates = {**DEFAULT_GATES, **variant.recipe.gates}
@@ -159,7 +159,12 @@ def diff(
     )
 
 
-def _refuse_stitched(bundle: Bundle) -> None:
+def refuse_stitched(bundle: Bundle) -> None:
+    """Refuse a bundle of several denoisers.
+
+    Raises:
+        UsageError: it is one.
+    """
     if bundle.stitch:
         raise UsageError(
             f"{bundle.path} holds {len(bundle.stitch)} denoisers, not one network",

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from dexport.bundle import Bundle
 from dexport.errors import GateError
-from dexport.exporter.build import BuildResult, build
-from dexport.exporter.rebuild import recorded_options
+from dexport.exporter.build import BuildOptions, BuildResult, build
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import Listener
 from dexport.validate.build import forward_parity
@@ -46,18 +43,12 @@ def fixing_islands(result: Diff) -> tuple[str, ...]:
 
 
 def rebuild(
-    bundle: Bundle,
-    islands: Sequence[str],
-    output: Path,
-    *,
-    checkpoint: str | None = None,
-    recipe: Recipe | None = None,
-    listener: Listener | None = None,
+    recipe: Recipe, recorded: BuildOptions, islands: Sequence[str], listener: Listener | None = None
 ) -> BuildResult:
-    """Build the bundle again, with more islands, at ``output``; the old one stays.
+    """Build a bundle again with more islands.
 
     Args:
-        checkpoint: where the weights are now, if not where they were.
+        recipe, recorded: what it was built with and where the new one goes, of
+            :func:`~dexport.exporter.rebuild.recorded_options`.
     """
-    found, recorded = recorded_options(bundle, output, checkpoint, recipe)
-    return build(found, replace(recorded, islands=(*recorded.islands, *islands)), forward_parity, listener)
+    return build(recipe, replace(recorded, islands=(*recorded.islands, *islands)), forward_parity, listener)

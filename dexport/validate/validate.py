@@ -172,8 +172,9 @@ def validate(
     references: dict[str, TorchSession] = {}
     ops: list[OpReport] = []
     blocks: dict[str, tuple[BlockError, ...]] = {}
+    given = recipes_of(networks, recipe)
     for name, part in networks.items():
-        variant = variant_of(part.manifest, recipe)
+        variant = variant_of(part.manifest, given[name])
         weights = weights_of(part.manifest["weights"], variant, checkpoints.get(name))
         own = session_against(against[name], variant, weights) if name in against else None
         if "op" in levels:
@@ -497,6 +498,14 @@ def gate_of(part: Bundle) -> str:
     """The name of the gate of a network: that of its least exact scheme, or its precision."""
     precision = part.manifest["precision"]
     return precision.get("gate", precision["name"])
+
+
+def recipes_of(networks: Mapping[str, Bundle], recipe: Recipe | None) -> dict[str, Recipe | None]:
+    """A recipe of one's own for the networks that were built from it; for all, which is refused later, if none was."""
+    names = {name: part.manifest["recipe"]["name"] for name, part in networks.items()}
+    if recipe is None or recipe.name not in names.values():
+        return dict.fromkeys(networks, recipe)
+    return {name: recipe if built_from == recipe.name else None for name, built_from in names.items()}
 
 
 def networks_of(bundle: Bundle) -> dict[str, Bundle]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import dexport
+from dexport.bundle import load_bundle
 from dexport.errors import MachineError, UsageError
 from dexport.exporter.cache import ENTRY, PARTIAL, Cache, existing_cache, key_of, open_cache
 from dexport.exporter.recipes import find_recipe
@@ -197,6 +198,26 @@ def test_a_second_build_takes_everything_and_is_the_same(tmp_path: Path, monkeyp
     for name, options in {"other": {"seed": 1}, "fresh": {"cache": False}}.items():
         steps = build(name, parity=False, **options).bundle.manifest["steps"]
         assert not any(step["cached"] for step in steps), name
+
+
+@pytest.mark.rtx
+def test_a_second_build_takes_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setenv("DEXPORT_CACHE", str(tmp_path / "cache"))
+
+    def build(name: str, target: str = "sm89") -> Any:
+        engine = {"trt": True, "engine": "tensorrt-rtx", "targets": (target,)}
+        return dexport.build("dit-s-2", tmp_path / name, settings=TINY, profile="ci", parity=False, **engine).bundle
+
+    def cached(bundle: Any) -> set[str]:
+        return {step["name"] for step in bundle.manifest["steps"] if step["cached"]}
+
+    first, second, other = build("first"), build("second"), build("other", "sm120")
+    assert (cached(first), cached(second), cached(other)) == (set(), {"onnx", "engine"}, {"onnx"})
+    assert first.manifest["engine"] == second.manifest["engine"]
+    for file in (first.manifest["engine"]["file"], "reports/engine.log"):
+        assert (first.path / file).read_bytes() == (second.path / file).read_bytes() != b""
+    assert load_bundle(second.path).manifest["engine"]["targets"] == ["sm89"]
 
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Path) -> None:

@@ -97,6 +97,15 @@ def test_random_and_inherited_weights_come_again(folder: Path, plain: Path, tmp_
     assert (options.checkpoint, options.init_from, options.seed) == (None, origin["path"], 4)
 
 
+def test_the_recipe_of_another_bundle_is_refused(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"recipe 'dit-fashion', and 'dit-s-2' was given") as caught:
+        options_of(load_bundle(plain), tmp_path / "out", int8="weight", recipe=find_recipe("dit-s-2"))
+    assert "--recipe" in caught.value.hint
+    done = invoke("quantize", plain, "-o", tmp_path / "out", "--int8", "weight", "--recipe", "examples/my_backbone.py")
+    assert done.exit_code == 2
+    assert "recipe 'dit-fashion'" in done.stderr
+
+
 def test_an_engine_is_built_again(plain: Path, tmp_path: Path) -> None:
     engine = {"flavour": "tensorrt-rtx", "targets": ["sm89", "sm120"]}
     _, options = options_of(changed(load_bundle(plain), engine=engine), tmp_path / "out", int8="weight")

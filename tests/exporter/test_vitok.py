@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dexport.runtime.pipeline import Pipeline
 from tests.golden import Golden, load_golden
 
 ATOL = 5e-5
+ENGINE = {"trt": True, "engine": "tensorrt-rtx"} if find_spec("tensorrt_rtx") else {}
 V1, V2 = "vitok-v1-s-b-1x16", "vitok-v2-350m-f16x16"
 
 
@@ -34,6 +36,12 @@ def build(recipe: str, golden: Golden, path: Path, latent: tuple[int, int], **op
     dexport.build(recipe, path, settings=settings, latent=latent, checkpoint=checkpoint, profile="ci", **options)
     assert load_bundle(path).manifest["status"] == "passed"
     return path
+
+
+def assert_engine(path: Path) -> None:
+    """It was built, where TensorRT-RTX is installed, with the types that were asked for."""
+    engine = load_bundle(path).manifest["engine"]
+    assert (engine["checked_nodes"] > 10 and engine["plan_bytes"] > 0) if ENGINE else engine is None
 
 
 def as_grid(tokens: Any, side: int = 4) -> np.ndarray:
@@ -51,7 +59,8 @@ def test_v1_encoder_of_images(tmp_path: Path) -> None:
 
 def test_v1_decoder_of_videos_in_half_precision(tmp_path: Path) -> None:
     golden = load_golden("vitok-v1-video")
-    path = build("vitok-v1-s-b-4x8-decoder", golden, tmp_path / "out", (4, 4), precision="fp16")
+    path = build("vitok-v1-s-b-4x8-decoder", golden, tmp_path / "out", (4, 4), precision="fp16", **ENGINE)
+    assert_engine(path)
     out = dexport.load(path)(z=golden.outputs["mean"].numpy())["video"]
     wanted = golden.outputs["recon"].numpy()
     assert out.shape == wanted.shape
@@ -62,7 +71,8 @@ def test_v1_decoder_of_videos_in_half_precision(tmp_path: Path) -> None:
 
 def test_v2_encoder_of_tokens_ignores_padding(tmp_path: Path) -> None:
     golden = load_golden("vitok-v2-naflex")
-    path = build(f"{V2}-encoder", golden, tmp_path / "out", (32, 32), settings={"naflex": True})
+    path = build(f"{V2}-encoder", golden, tmp_path / "out", (32, 32), settings={"naflex": True}, **ENGINE)
+    assert_engine(path)
     places = {name: golden.inputs[name].numpy().astype(np.int64) for name in ("row_idx", "col_idx", "patch_mask")}
     z = dexport.load(path)(patches=golden.inputs["patches"].numpy(), **places)["z"]
     valid = places["patch_mask"] == 1

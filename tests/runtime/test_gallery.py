@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dexport.bundle import load_bundle
 from dexport.errors import MachineError, UsageError
 from dexport.runtime.gallery import MARGIN, Gallery, draw_grid
 
@@ -52,6 +53,12 @@ def test_a_folder_with_something_else_is_never_touched(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no samples"):
         Gallery(tmp_path, SETTINGS, CAPTIONS, force=True)
     assert (tmp_path / "00000.png").read_text() == "mine"
+
+
+def test_pictures_in_a_bundle_are_refused(plain: Path) -> None:
+    with pytest.raises(UsageError, match="would lie in the bundle"):
+        Gallery(plain / "samples", {}, ["a"])
+    load_bundle(plain)
 
 
 def test_a_full_disk_leaves_the_finished_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

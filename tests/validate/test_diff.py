@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
 import dexport
+from dexport import profiles
 from dexport.bundle import MODEL, MODEL_DATA, load_bundle
 from dexport.cli import main
-from dexport.errors import GateError, UsageError
+from dexport.errors import GateError, InputError, UsageError
 from dexport.exporter import passes
 from dexport.exporter.passes.fold_constants import FoldConstants
 from dexport.exporter.recipes import all_recipes, find_recipe
@@ -191,16 +193,18 @@ def test_nothing_is_found_in_a_clean_float32(built: Built, recipe: str) -> None:
 
 @pytest.fixture(scope="module")
 def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A half-precision bundle that overflows in one MLP."""
+    """A half-precision bundle that overflows in one MLP, built with a profile of one's own."""
     folder = tmp_path_factory.mktemp("loud")
     checkpoint = loud_checkpoint(folder / "loud.safetensors", TRANSFORMER)
-    options = {"settings": TRANSFORMER, "checkpoint": checkpoint, "profile": "ci"}
+    ci = (Path(profiles.__file__).parent / "ci.toml").read_text()
+    (folder / "mine.toml").write_text(ci.replace('name = "ci"', 'name = "mine"'))
+    options = {"settings": TRANSFORMER, "checkpoint": checkpoint, "profile": str(folder / "mine.toml")}
     assert not dexport.build("dit-s-2", folder / "out", precision="fp16", **options).verdict.passed
     return folder / "out"
 
 
 def test_an_overflow_is_mended_by_islands(loud: Path, tmp_path: Path) -> None:
-    result = command(loud, "--fix", "-o", tmp_path / "fixed", "--json")
+    result = command(loud, "--fix", "--profile", loud.with_name("mine.toml"), "-o", tmp_path / "fixed", "--json")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     finding, mend = document["finding"], document["mend"]
@@ -215,11 +219,36 @@ def test_an_overflow_is_mended_by_islands(loud: Path, tmp_path: Path) -> None:
     assert mend["enough"] and mend["before"]["blocks.1"] is None and mend["after"]["blocks.1"] < 1e-3
     fixed = load_bundle(tmp_path / "fixed")
     assert fixed.manifest["status"] == "passed"
+    assert fixed.manifest["profile"] == "mine"
     assert set(mend["islands"]) < set(fixed.manifest["precision"]["islands"]["modules"])
     assert fixed.manifest["config"] == load_bundle(loud).manifest["config"]
     gates = {gate.metric: gate for gate in validate(load_bundle(loud), ["op"]).gates}
     assert gates["block_l2"].verdict == FAIL and gates["block_l2"].where == "blocks.1"
     assert gates["altered_blocks"].verdict == PASS
+
+
+def test_what_a_build_lacks_is_asked_for_before_the_work(loud: Path, tmp_path: Path) -> None:
+    result = command(loud, "--fix", "-o", tmp_path / "fixed")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "profile 'mine', which is a file of your own" in result.stderr
+    assert "--profile FILE.toml" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_graphs_that_share_no_value_are_refused(built: Built, exported: Callable, tmp_path: Path) -> None:
+    def rename(graph: onnx.GraphProto) -> None:
+        computed = {name for node in graph.node for name in node.output}
+        for node in graph.node:
+            node.input[:] = [f"other.{name}" if name in computed else name for name in node.input]
+            node.output[:] = [f"other.{name}" for name in node.output]
+        for value in (*graph.output, *graph.value_info):
+            value.name = f"other.{value.name}"
+
+    exported("dit-s-2")
+    bundle = plant(built("dit-s-2", "fp32"), tmp_path / "renamed", rename)
+    for run in (lambda: diff(bundle), lambda: validate(bundle, ["op"])):
+        with pytest.raises(InputError, match=r"renamed shares no value"):
+            run()
 
 
 def test_an_altered_file_is_not_fixed(built: Built, exported: Callable, tmp_path: Path) -> None:
@@ -294,8 +323,10 @@ def test_a_quantised_bundle_is_judged_by_own_errors(exported: Callable, tmp_path
 
 
 def test_refusals(stitched: Path, built: Built, tmp_path: Path) -> None:
-    assert "holds 2 denoisers" in command(stitched).stderr
+    for more in ((), ("--fix",)):
+        assert "holds 2 denoisers" in command(stitched, *more).stderr
     assert "-o needs --fix" in command(built("dit-s-2", "fp32"), "-o", tmp_path / "x").stderr
+    assert "--profile needs --fix" in command(built("dit-s-2", "fp32"), "--profile", "ci").stderr
     assert "exists already" in command(built("dit-s-2", "fp32"), "--fix", "-o", tmp_path).stderr
     with pytest.raises(UsageError, match="no denoiser"):
         diff(load_bundle(built("sd-vae-decoder", "fp32")), states="trajectory")

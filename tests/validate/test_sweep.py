@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dexport.cli import main
-from dexport.errors import UsageError
+from dexport.errors import MachineError, UsageError
 from dexport.runtime.pipeline import Pipeline
 from dexport.validate.sweep import sweep
 
@@ -40,6 +41,16 @@ def test_the_command_writes_table_json_and_plot(stitched: Path, tmp_path: Path) 
     assert [point["fraction"] for point in written["points"]] == [0, 1]
     assert all(point["frechet"] > 0 for point in written["points"])
     assert Image.open(tmp_path / "s.png").size[0] > 600
+
+
+def test_a_missing_plotter_is_noticed_before_the_work(
+    stitched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(Pipeline, "open", lambda *_: pytest.fail("work was done"))
+    result = CliRunner().invoke(main, ["sweep", str(stitched), "-o", str(tmp_path / "s.json")])
+    assert result.exit_code == MachineError.exit_code
+    assert "pip install 'dexport[plots]'" in result.stderr
 
 
 @pytest.mark.parametrize("fractions", ["a", "0,2"])

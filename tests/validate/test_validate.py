@@ -9,12 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import dexport
-from dexport.bundle import load_bundle
+from dexport.bundle import Bundle, load_bundle
 from dexport.cli import main
 from dexport.errors import MachineError, UsageError
+from dexport.exporter.recipes import find_recipe
 from dexport.validate.gates import parse_limits
 from dexport.validate.trajectory import DEFAULT_SNR
-from dexport.validate.validate import gate_of, validate
+from dexport.validate.validate import gate_of, recipes_of, validate
 from tests.bundles import build_narrow
 
 
@@ -147,3 +148,14 @@ def test_int8_has_gates_of_its_own(tmp_path: Path, scheme: str, gate: str) -> No
     assert report.trajectory is not None
     assert report.trajectory.gate_snr_db == DEFAULT_SNR[gate]
     assert report.passed
+
+
+def test_a_recipe_of_ones_own_is_for_the_networks_built_from_it(plain: Path) -> None:
+    mine = find_recipe("examples/my_backbone.py")
+    networks = {
+        name: Bundle(Path(), {"recipe": {"name": recipe}}) for name, recipe in (("", mine.name), ("decoder", "sd-vae"))
+    }
+    assert recipes_of(networks, mine) == {"": mine, "decoder": None}
+    assert recipes_of(networks, None) == {"": None, "decoder": None}
+    with pytest.raises(UsageError, match=f"recipe 'dit-fashion', and '{mine.name}' was given"):
+        validate(load_bundle(plain), ["forward"], recipe=mine)

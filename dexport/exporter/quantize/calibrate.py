@@ -28,6 +28,7 @@ from dexport.exporter.variant import Variant
 from dexport.runtime.guidance import UNGUIDED, Session, feed_of, find_rule, guided
 from dexport.runtime.noise import Noise
 from dexport.runtime.samplers import Denoiser, make_sampler, sample
+from dexport.version import __version__
 
 FEWEST_IMAGES = 4
 DEFAULT_IMAGES = 32
@@ -193,10 +194,11 @@ def _label(number: int, images: int, facts: dict[str, Any]) -> int:
 
 
 def calibration_key(variant: Variant, weights: WeightSource, settings: Calibration, layers: Collection[str]) -> str:
-    """What a calibration depends on."""
+    """What a calibration depends on; another version may calibrate otherwise."""
     origin = weights.origin
     return json.dumps(
         [
+            __version__,
             variant.recipe.name,
             variant.config_json(),
             variant.latent,

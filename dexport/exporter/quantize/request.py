@@ -25,7 +25,7 @@ from dexport.exporter.quantize.report import calibration_report, rounding_report
 from dexport.exporter.quantize.rounded import RoundedWeights
 from dexport.exporter.quantize.rounding import round_weights
 from dexport.exporter.quantize.schemes import FLOAT, INT4, INT8, LOW_BITS, TERNARY, UNIFORM, W8A8
-from dexport.exporter.quantize.sensitivity import Sensitivity, measure_sensitivity
+from dexport.exporter.quantize.sensitivity import Sensitivity, as_json, measure_sensitivity
 from dexport.exporter.quantize.simulate import STEPS, Simulation
 from dexport.exporter.quantize.sizes import FileSizes
 from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_carrier, ternary_layers
@@ -262,7 +262,7 @@ class Quantisation:
             assert self.plan.rounded is not None
             reports["rounding.json"] = rounding_report(self.settings, self.plan.rounded, self.plan.schemes)
         if self.budget is not None:
-            reports["sensitivity.json"] = {"budget": self.budget, "squared relative error": self.sensitivity}
+            reports["sensitivity.json"] = {"budget": self.budget, "squared relative error": as_json(self.sensitivity)}
         return {name: json.dumps(report, indent=1) + "\n" for name, report in reports.items()}
 
 

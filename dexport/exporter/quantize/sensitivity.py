@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,10 +49,23 @@ def _resume(file: Path, key: str) -> dict[str, dict[str, float]]:
         return {}
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        return document["errors"] if document["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if document["key"] != key:
+            return {}
+        return {
+            path: {scheme: math.inf if error is None else error for scheme, error in errors.items()}
+            for path, errors in document["errors"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} holds no sensitivities: {error}", hint=f"remove it: rm {file}") from error
 
 
 def _save(file: Path, key: str, errors: Sensitivity) -> None:
-    write_whole(file, json.dumps({"key": key, "errors": errors}))
+    write_whole(file, json.dumps({"key": key, "errors": as_json(errors)}, allow_nan=False))
+
+
+def as_json(sensitivity: Sensitivity) -> dict[str, dict[str, float | None]]:
+    """JSON values: an error that is not finite, which JSON has no number for, becomes null."""
+    return {
+        path: {scheme: error if math.isfinite(error) else None for scheme, error in errors.items()}
+        for path, errors in sensitivity.items()
+    }

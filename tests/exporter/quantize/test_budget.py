@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,11 @@ from dexport.exporter.checkpoint import RandomSource
 from dexport.exporter.quantize import assign
 from dexport.exporter.quantize.assign import Option, TradeOff, total_error, total_size
 from dexport.exporter.quantize.budget import Budget, Search, parse_budget
+from dexport.exporter.quantize.calibrate import Calibration
+from dexport.exporter.quantize.plan import Plan
+from dexport.exporter.quantize.request import Quantisation
 from dexport.exporter.quantize.rounded import RoundedWeights
-from dexport.exporter.quantize.sensitivity import measure_sensitivity
+from dexport.exporter.quantize.sensitivity import as_json, measure_sensitivity
 from dexport.exporter.quantize.simulate import Simulation
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
@@ -210,6 +214,30 @@ def test_sensitivity_goes_on_after_a_kill_with_the_same_figures(tmp_path: Path) 
     (tmp_path / "part.json").write_text("{")
     with pytest.raises(InputError, match=r"holds no sensitivities"):
         measure_sensitivity(simulated, CANDIDATES, "key", tmp_path / "part.json", killed)
+
+
+def test_an_infinite_sensitivity_is_null_in_json_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated, file, names = simulation(tmp_path), tmp_path / "s.json", list(CANDIDATES)
+    real = simulated.predictions
+    calls: list[int] = []
+
+    def overflowing(states: Any) -> Any:
+        calls.append(1)
+        return [np.full_like(x, np.inf) for x in real(states)] if len(calls) == 2 else real(states)
+
+    monkeypatch.setattr(simulated, "predictions", overflowing)
+    whole = measure_sensitivity(simulated, CANDIDATES, "key", file, lambda *_: None)
+    assert [math.isinf(whole[name]["int8"]) for name in names] == [True, False, False]
+    stored = json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert stored["errors"] == as_json(whole)
+    assert stored["errors"][names[0]] == {"int8": None}
+    assert measure_sensitivity(simulated, CANDIDATES, "key", file, lambda *_: None) == whole
+    assert len(calls) == 4
+    quantisation = Quantisation(Plan({}), Calibration(), {"asked": "snr>=25"}, whole)
+    report = json.loads(quantisation.reports({})["sensitivity.json"], parse_constant=pytest.fail)
+    assert report["squared relative error"] == stored["errors"]
 
 
 def test_weights_are_back_after_a_simulation(tmp_path: Path) -> None:

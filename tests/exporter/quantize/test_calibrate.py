@@ -130,6 +130,13 @@ def test_bad_options_are_refused_before_work_starts(tmp_path: Path, options: dic
     assert not any(tmp_path.iterdir())
 
 
+def test_another_version_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = calibration.calibration_key(VARIANT, weights(), SETTINGS, LAYERS)
+    assert calibration.calibration_key(VARIANT, weights(), SETTINGS, LAYERS) == key
+    monkeypatch.setattr(calibration, "__version__", "99.0")
+    assert calibration.calibration_key(VARIANT, weights(), SETTINGS, LAYERS) != key
+
+
 def test_a_network_that_is_not_sampled_cannot_be_calibrated(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no trajectory to calibrate on"):
         dexport.build("sd-vae-decoder", tmp_path / "out", int8="w8a8")
