@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +59,7 @@ def export_onnx(
     plugin_target: str | None = None,
     ternary: TernaryStorage | None = None,
     plan: Plan | None = None,
+    without: Collection[str] = (),
 ) -> Exported:
     """Write ``path`` and ``model.onnx.data`` beside it.
 
@@ -67,6 +68,7 @@ def export_onnx(
         plan: what to quantise, after the conversion to ``precision``.
         plugin_target: GPU whose plugin kernels are to be recorded, when the engine will embed them.
         ternary: how ternary layers are stored; dense without.
+        without: passes to leave out.
 
     Raises:
         InputError: weights that are not finite, or too large for the precision.
@@ -76,7 +78,7 @@ def export_onnx(
         model = trace(variant, weights, opset=opset)
         traced = passes.op_histogram(model)
     with log.step("passes"), _own_errors():
-        model = convert(model, precision=precision, islands=islands, ternary=ternary)
+        model = convert(model, precision, islands, ternary, without=without, quantised=plan is not None)
         quantised = {} if plan is None else plan.apply(model)
         ops = custom_ops(model, plugin_target)
         AttachFunctions()(model)
@@ -95,11 +97,26 @@ def export_onnx(
     )
 
 
-def convert(model: ir.Model, *, precision: str, islands: Islands, ternary: TernaryStorage | None) -> ir.Model:
-    """A traced graph in the build's precision, before anything is quantised."""
+def convert(
+    model: ir.Model,
+    precision: str,
+    islands: Islands,
+    ternary: TernaryStorage | None,
+    *,
+    without: Collection[str] = (),
+    quantised: bool = False,
+) -> ir.Model:
+    """A traced graph in the build's precision, before anything is quantised.
+
+    Args:
+        without: passes to leave out.
+        quantised: whether its layers will be.
+    """
     if ternary is not None:
         StoreTernary(ternary)(model)
-    model = passes.clean()(model).model
+    model = passes.clean(without)(model).model
+    if quantised:
+        model = passes.arrange_for_integers(without)(model).model
     _check_modules(model, "island", islands.modules)
     return model if precision == "fp32" else ToLowPrecision(precision, islands)(model).model
 
