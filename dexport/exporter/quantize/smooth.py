@@ -71,9 +71,9 @@ def _is_product(value: ir.Value) -> bool:
 
 
 def _vector(node: ir.Node, channels: int) -> int | None:
-    """Which input of a node is one vector per image: (B, 1, channels) or (B, 1, 1, channels)."""
+    """Which input of a node is one vector (B, 1, channels) per image."""
     for index, value in enumerate(node.inputs):
-        if value is not None and value.shape is not None and value.shape[1:] in ((1, channels), (1, 1, channels)):
+        if value is not None and value.shape is not None and len(value.shape) == 3 and value.shape[1:] == (1, channels):
             return index
     return None
 
