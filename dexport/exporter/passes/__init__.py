@@ -25,7 +25,6 @@ from dexport.exporter.passes.static_reshape import StaticReshape
 
 CHANNELS_LAST = "channels-last"
 SWITCHABLE: Mapping[str, Callable[[], ir.passes.InPlacePass]] = {
-    "fold-constants": FoldConstants,
     "static-reshape": StaticReshape,
     "share-subexpressions": common.CommonSubexpressionEliminationPass,
     "share-constants": ShareConstants,
@@ -60,7 +59,8 @@ def clean(without: Collection[str] = ()) -> ir.passes.PassManager:
 
     return ir.passes.PassManager(
         [
-            *unless_left_out("fold-constants", "static-reshape"),
+            FoldConstants(),
+            *unless_left_out("static-reshape"),
             FoldWeightTransposes(),
             common.RemoveUnusedNodesPass(),
             *unless_left_out("share-subexpressions"),
