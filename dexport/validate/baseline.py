@@ -45,6 +45,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "relative_l2": Tolerance(factor=2.0, floor=1e-6),
     "psnr_db": Tolerance(absolute=3.0, higher_is_better=True),
     "ssim": Tolerance(absolute=0.005, higher_is_better=True),
+    "lpips": Tolerance(absolute=0.005),
     "delta": Tolerance(),
     "kernel_delta": Tolerance(),
     "onnx_bytes": Tolerance(factor=1.02),

@@ -225,6 +225,8 @@ def metrics(report: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
         if psnr := [MOST_PSNR if value is None else min(value, MOST_PSNR) for value in trajectory["psnr_db"]]:
             found["trajectory/pictures/psnr_db"] = {"value": min(psnr)}
             found["trajectory/pictures/ssim"] = {"value": min(trajectory["ssim"])}
+        if lpips := trajectory["lpips"]:
+            found["trajectory/pictures/lpips"] = {"value": max(lpips)}
     if (distribution := report["distribution"]) is not None:
         for name in ("delta", "kernel_delta"):
             if (delta := distribution[name]) is not None:

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from dexport.errors import InputError, UsageError
-from dexport.validate.distances import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
+from dexport.validate.distances import (
+    Moments,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+    rbf_distance,
+)
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
 from dexport.validate.images import ImageSet, open_images
 from dexport.validate.statistics import (
@@ -22,8 +29,8 @@ from dexport.validate.statistics import (
     write_statistics,
 )
 
-MOST_NEIGHBOURS = 10_000
-"""Images of each set that precision and recall look at: their cost grows with the square."""
+MOST_PAIRED = 10_000
+"""Images of each set that precision, recall and the RBF distance look at: their cost grows with the square."""
 NEIGHBOURS = 3
 
 
@@ -45,6 +52,7 @@ class Floor:
 
     frechet: float
     kernel: float
+    rbf: float
     count: int
     against: int
 
@@ -56,6 +64,7 @@ class FidReport:
     Attributes:
         distance, spatial_distance: what ``frechet`` and ``spatial`` are called.
         kernel: mean and standard deviation over subsets of the unbiased MMD² (KID, with Inception features).
+        rbf: CMMD's formula over the evaluator's features in place of CLIP's, without its factor of 1000.
         score: Inception Score of the samples, mean and standard deviation over splits.
         precision_recall: with ``NEIGHBOURS`` neighbours.
         not_run: what is missing above, and why.
@@ -72,6 +81,7 @@ class FidReport:
     spatial_distance: str
     spatial: float | None
     kernel: tuple[float, float] | None
+    rbf: float | None
     score: tuple[float, float] | None
     precision_recall: tuple[float, float] | None
     floor: Floor | None
@@ -172,11 +182,12 @@ def _report(
 ) -> FidReport:
     _check_dimensions(ours.moments, real.moments, reference.path)
     not_run = []
-    kernel = neighbours = None
+    kernel = rbf = neighbours = None
     if ours.features is None or real.features is None:
-        not_run.append("kernel distance, precision, recall: a set has statistics and no images")
+        not_run.append("kernel distances, precision, recall: a set has statistics and no images")
     else:
         kernel = kernel_distance(ours.features, real.features, seed=seed)
+        rbf = rbf_distance(_some(ours.features, seed), _some(real.features, seed))
         if min(len(ours.features), len(real.features)) > NEIGHBOURS:
             neighbours = precision_recall(_some(ours.features, seed), _some(real.features, seed), NEIGHBOURS)
         else:
@@ -206,6 +217,7 @@ def _report(
         spatial_distance=evaluator.spatial_distance,
         spatial=spatial,
         kernel=kernel,
+        rbf=rbf,
         score=None if ours.logits is None else inception_score(ours.logits, seed=seed),
         precision_recall=neighbours,
         floor=floor,
@@ -232,14 +244,18 @@ def floor_of(real: Summary, count: int | None, seed: int) -> Floor | None:
     if first < 2:
         return None
     return Floor(
-        frechet_distance(Moments.of(a), Moments.of(b)), kernel_distance(a, b, seed=seed)[0], first, total - first
+        frechet=frechet_distance(Moments.of(a), Moments.of(b)),
+        kernel=kernel_distance(a, b, seed=seed)[0],
+        rbf=rbf_distance(_some(a, seed), _some(b, seed)),
+        count=first,
+        against=total - first,
     )
 
 
 def _some(features: np.ndarray, seed: int) -> np.ndarray:
-    if len(features) <= MOST_NEIGHBOURS:
+    if len(features) <= MOST_PAIRED:
         return features
-    return features[np.random.default_rng(seed).choice(len(features), MOST_NEIGHBOURS, replace=False)]
+    return features[np.random.default_rng(seed).choice(len(features), MOST_PAIRED, replace=False)]
 
 
 def _check_dimensions(ours: Moments, real: Moments, path: str) -> None:

@@ -42,6 +42,7 @@ METRICS: Mapping[str, Metric] = {
     "evaluation_l2": Metric("trajectory", OVER, "relative L2 of an evaluation at PyTorch's states"),
     "psnr": Metric("trajectory", UNDER, "PSNR in dB of the worst picture"),
     "ssim": Metric("trajectory", UNDER, "SSIM of the worst picture"),
+    "lpips": Metric("trajectory", OVER, "LPIPS (AlexNet) of the worst picture"),
     "fid_delta": Metric("distribution", OVER, "FID, bundle minus PyTorch"),
     "kid_delta": Metric("distribution", OVER, "KID, bundle minus PyTorch"),
     "frechet_delta": Metric("distribution", OVER, "another network's Fréchet distance, bundle minus PyTorch"),

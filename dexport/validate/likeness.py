@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+PictureDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Two batches of uint8 (B, H, W, C) to float64 (B,)."""
+LPIPS_SMALLEST = 31
+"""Pixels; of less, AlexNet's second pooling leaves nothing."""
 PEAK = 255.0
 SSIM_SIGMA = 1.5
 SSIM_TRUNCATE = 3.5

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dexport.runtime.gallery import to_pil
-from dexport.validate.likeness import psnr, ssim
+from dexport.validate.likeness import PictureDistance, psnr, ssim
 
 WORST = 4
 """Pairs that a report shows."""
@@ -29,6 +29,7 @@ class Pair:
     Attributes:
         number: of its noise.
         psnr_db: None where both are equal.
+        lpips: None where it is not measured.
         gain: the difference is shown this many times as large, around grey.
         pytorch, bundle, difference: PNG files as data URIs.
     """
@@ -37,6 +38,7 @@ class Pair:
     label: str
     psnr_db: float | None
     ssim: float
+    lpips: float | None
     gain: int
     pytorch: str
     bundle: str
@@ -68,8 +70,14 @@ class Likeness:
     histogram: Histogram
 
 
-def compare_pictures(batches: Iterable[tuple[np.ndarray, np.ndarray]], labels: Sequence[str]) -> Likeness:
-    """Compare pictures that come in batches of (PyTorch's, the bundle's), each uint8 (B, H, W, C)."""
+def compare_pictures(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]], labels: Sequence[str], lpips: PictureDistance | None = None
+) -> Likeness:
+    """Compare pictures that come in batches of (PyTorch's, the bundle's), each uint8 (B, H, W, C).
+
+    Args:
+        lpips: measured for the pairs that are least alike.
+    """
     scores: list[float] = []
     worst: list[tuple[float, int, np.ndarray, np.ndarray]] = []
     counts = np.zeros(len(LEVEL_EDGES) - 1, np.int64)
@@ -81,12 +89,12 @@ def compare_pictures(batches: Iterable[tuple[np.ndarray, np.ndarray]], labels: S
         counts += np.histogram(np.abs(bundle.astype(np.int16) - pytorch), LEVEL_EDGES)[0]
     return Likeness(
         tuple(scores),
-        tuple(_pair(a, b, labels[number], number, score) for score, number, a, b in worst),
+        tuple(_pair(a, b, labels[number], number, score, lpips) for score, number, a, b in worst),
         Histogram("pixels", "levels of 255", LEVEL_EDGES, tuple(map(int, counts))),
     )
 
 
-def _pair(a: np.ndarray, b: np.ndarray, label: str, number: int, score: float) -> Pair:
+def _pair(a: np.ndarray, b: np.ndarray, label: str, number: int, score: float, lpips: PictureDistance | None) -> Pair:
     difference = b.astype(np.int16) - a.astype(np.int16)
     largest = int(np.abs(difference).max())
     gain = max(1, min(LARGEST_GAIN, 127 // largest)) if largest else 1
@@ -96,6 +104,7 @@ def _pair(a: np.ndarray, b: np.ndarray, label: str, number: int, score: float) -
         label=label,
         psnr_db=score if math.isfinite(score) else None,
         ssim=ssim(a, b),
+        lpips=None if lpips is None else float(lpips(a[None], b[None])[0]),
         gain=gain,
         pytorch=data_uri(a),
         bundle=data_uri(b),

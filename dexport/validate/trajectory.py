@@ -17,7 +17,7 @@ from dexport.errors import UsageError
 from dexport.runtime.noise import Noise, Replay
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import Denoiser, Sampler, Step
-from dexport.validate.likeness import ssim
+from dexport.validate.likeness import LPIPS_SMALLEST, PictureDistance, ssim
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.parity import finite_or_null
 from dexport.validate.pictures import Histogram, Pair, compare_pictures, error_histogram
@@ -52,6 +52,7 @@ class TrajectoryReport:
         states: error of the state after each step, of two free runs.
         evaluations: error of each evaluation of the guided network at the reference's states.
         psnr_db, ssim: of every picture, bundle against PyTorch; empty where values are not finite, or not decoded.
+        lpips: the same; empty without its weights, and for pictures that are too small for it.
         gate_snr_db: smallest SNR allowed for the last state.
         pairs, histograms: the pictures that are least alike, and how large the errors of all of them are.
     """
@@ -69,6 +70,7 @@ class TrajectoryReport:
     gate_snr_db: float
     pairs: tuple[Pair, ...] = ()
     histograms: tuple[Histogram, ...] = ()
+    lpips: tuple[float, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -117,6 +119,7 @@ def check_trajectory(
     cfg_scale: float | None = None,
     seed: int = 0,
     gate_snr_db: float,
+    lpips: PictureDistance | None = None,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
 ) -> TrajectoryReport:
     """Run both and compare them step by step.
@@ -124,6 +127,7 @@ def check_trajectory(
     Args:
         reference: the same bundle's pipeline on PyTorch sessions.
         labels: one image each; an unconditional network takes as many zeros as images.
+        lpips: measured where there are weights of it.
 
     Raises:
         UsageError: no images.
@@ -151,7 +155,9 @@ def check_trajectory(
     finite = all(np.isfinite(end).all() for end in ends)
     decoded = finite and pipeline.pictures
     pictures = (reference.images(ends[0]), pipeline.images(ends[1])) if decoded else ()
-    likeness = compare_pictures([pictures] if pictures else [], captions(pipeline, labels))
+    if not pictures or min(pictures[0].shape[1:3]) < LPIPS_SMALLEST:
+        lpips = None
+    likeness = compare_pictures([pictures] if pictures else [], captions(pipeline, labels), lpips)
     return TrajectoryReport(
         reference=reference.runner,
         runner=pipeline.runner,
@@ -169,6 +175,7 @@ def check_trajectory(
             *((error_histogram("final latents", *ends),) if finite else ()),
             *((likeness.histogram,) if pictures else ()),
         ),
+        lpips=() if lpips is None else tuple(map(float, lpips(*pictures))),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dexport.bundle import DECODER, Bundle, sha256_of
-from dexport.errors import GateError, InputError, UsageError
+from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe
 from dexport.exporter.torch_session import TorchSession
@@ -21,7 +21,9 @@ from dexport.validate.comparison import block_errors
 from dexport.validate.distribution import SHARE, DistributionReport, check_distribution
 from dexport.validate.document import Run, document, verdict_of
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
+from dexport.validate.features.lpips import open_lpips
 from dexport.validate.gates import METRICS, Gate, Limits, check_limits, delta_metrics
+from dexport.validate.likeness import PictureDistance
 from dexport.validate.ops import NO_OPS, OpReport, check_ops
 from dexport.validate.parity import Check, ParityReport, check_parity, open_graph
 from dexport.validate.reference import torch_session
@@ -32,7 +34,7 @@ from dexport.version import __version__
 LEVELS = ("op", "forward", "trajectory", "distribution")
 DEFAULT_LEVELS = ("op", "forward", "trajectory")
 SAMPLED = ("trajectory", "distribution")
-OF_PICTURES = ("psnr", "ssim")
+OF_PICTURES = ("psnr", "ssim", "lpips")
 NO_DECODER = "pictures: the bundle has no decoder, so the latents were compared"
 NO_DENOISER = "the bundle holds no denoiser"
 OnProgress = Callable[[int, int, str], None]
@@ -158,6 +160,7 @@ def validate(
         if name not in networks:
             raise UsageError(f"the bundle has no part {name!r}", hint=f"it has {', '.join(map(repr, networks))}")
     evaluator = _open_evaluator(chosen) if "distribution" in levels else None
+    lpips = _open_lpips(limits) if "trajectory" in levels else None
     check_limits(limits, levels, evaluator)
     run = _run(bundle, levels, against, labels, steps, sampler, cfg_scale, seed, chosen, evaluator)
     if baseline is not None:
@@ -210,7 +213,7 @@ def validate(
         baseline,
     )
     if references:
-        result = _sampled(result, networks, references, limits, chosen, evaluator, on_progress)
+        result = _sampled(result, networks, references, limits, chosen, evaluator, lpips, on_progress)
     if baseline is None:
         return result
     return replace(result, changes=changes(baseline, result.to_json()))
@@ -250,6 +253,7 @@ def _sampled(
     limits: Limits,
     chosen: Distribution,
     evaluator: Evaluator | None,
+    lpips: PictureDistance | None,
     on_progress: OnProgress,
 ) -> Validation:
     """Add the levels that sample the whole bundle."""
@@ -273,6 +277,7 @@ def _sampled(
             reference,
             run.labels,
             gate_snr_db=limits.get("snr", DEFAULT_SNR[loosest]),
+            lpips=lpips,
             on_progress=on_progress,
             **settings,
         )
@@ -388,6 +393,7 @@ def _trajectory_gates(report: TrajectoryReport, limits: Limits) -> Iterable[Gate
         "evaluation_l2": (worst.metrics.relative_l2, f"t = {worst.t:g}"),
         "psnr": (min(report.psnr_db, default=math.nan), "worst picture"),
         "ssim": (min(report.ssim, default=math.nan), "worst picture"),
+        "lpips": (max(report.lpips, default=math.nan), "worst picture"),
     }
     for name, (value, where) in measured.items():
         if name in limits.given:
@@ -427,6 +433,16 @@ def _open_evaluator(chosen: Distribution) -> Evaluator:
     if chosen.count < 1 or chosen.batch < 1:
         raise UsageError(f"--count {chosen.count}, --batch {chosen.batch}: both start at 1", hint="give 1 or more")
     return open_evaluator(chosen.evaluator, chosen.weights)
+
+
+def _open_lpips(limits: Limits) -> PictureDistance | None:
+    """LPIPS where its weights are here; without them only a limit on it is an error."""
+    try:
+        return open_lpips()
+    except MachineError:
+        if "lpips" in limits.given:
+            raise
+        return None
 
 
 def _run(

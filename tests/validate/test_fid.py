@@ -63,6 +63,7 @@ def test_floor_of_a_small_reference_is_half_against_half(write: Callable[..., Pa
     assert report.floor is not None
     assert (report.floor.count, report.floor.against) == (50, 50)
     assert abs(report.floor.kernel) < 0.01
+    assert report.rbf is not None and report.floor.rbf < 0.01
 
 
 def test_reference_file_in_adms_layout(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -78,9 +79,9 @@ def test_reference_file_in_adms_layout(write: Callable[..., Path], tmp_path: Pat
     whole = measure_fid(ours, tmp_path / "stats.npz", evaluator="pixels")
     bare = measure_fid(ours, tmp_path / "bare.npz", evaluator="pixels")
     assert whole.frechet == pytest.approx(direct.frechet, rel=1e-9)
-    assert (whole.kernel, whole.floor) == (direct.kernel, direct.floor)
+    assert (whole.kernel, whole.rbf, whole.floor) == (direct.kernel, direct.rbf, direct.floor)
     assert bare.frechet == whole.frechet
-    assert (bare.kernel, bare.floor, bare.reference.count) == (None, None, 50)
+    assert (bare.kernel, bare.rbf, bare.floor, bare.reference.count) == (None, None, None, 50)
     assert any(line.startswith("floor:") for line in bare.not_run)
 
 

@@ -41,6 +41,16 @@ def test_a_clean_bundle_passes(plain: Path) -> None:
     assert min(report.psnr_db) > 60
     assert min(report.ssim) > 0.9999
     assert json.loads(json.dumps(report.to_json()))["passed"]
+    assert report.lpips == ()
+
+
+def test_lpips_of_every_picture_and_of_the_worst_pairs(plain: Path) -> None:
+    def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.abs(a.astype(float) - b).mean(axis=(1, 2, 3)) + 0.25
+
+    report = check(*pipelines(plain), lpips=measure)
+    assert len(report.lpips) == len(report.psnr_db) == 2
+    assert sorted(pair.lpips or 0 for pair in report.pairs) == sorted(report.lpips)
 
 
 def test_a_fused_one_and_a_stitched_one_pass(stitched: Path, tmp_path: Path) -> None:

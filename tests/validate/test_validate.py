@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 import dexport
 from dexport.bundle import load_bundle
 from dexport.cli import main
-from dexport.errors import UsageError
+from dexport.errors import MachineError, UsageError
+from dexport.validate.gates import parse_limits
 from dexport.validate.trajectory import DEFAULT_SNR
 from dexport.validate.validate import gate_of, validate
 from tests.bundles import build_narrow
@@ -118,6 +119,12 @@ def test_latents_are_compared_where_there_is_no_decoder(tmp_path: Path) -> None:
     assert "the bundle has no decoder" in result.stdout
     refused = command(tmp_path / "dit", "--level", "trajectory", "--fail-under", "psnr=3")
     assert refused.exit_code == 2 and "psnr needs pictures" in refused.stderr
+
+
+def test_a_limit_on_lpips_needs_its_weights(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dexport.validate.features.lpips.PACKAGE", "no_such_package")
+    with pytest.raises(MachineError, match="no weights of LPIPS"):
+        validate(load_bundle(plain), ["trajectory"], limits=parse_limits((), ("lpips=0.1",)))
 
 
 def test_options_that_would_be_ignored_are_refused(plain: Path, tmp_path: Path) -> None:

@@ -34,11 +34,11 @@ def kernel_distance(
 
 
 def rbf_distance(a: np.ndarray, b: np.ndarray, sigma: float = 10.0) -> float:
-    """MMD² with kernel exp(-|x - y|² / 2 sigma²), diagonals included: the estimate of CMMD (arXiv 2401.09603).
+    """MMD² with kernel exp(-|x - y|² / 2 sigma²), diagonals included, of features brought to unit length.
 
-    CMMD itself is this over unit-length CLIP embeddings, times 1000, with the default ``sigma``.
+    Over CLIP embeddings and times 1000 this is CMMD (Jayasumana et al., arXiv 2401.09603).
     """
-    a, b = a.astype(np.float64), b.astype(np.float64)
+    a, b = _unit_length(a), _unit_length(b)
     return _rbf_mean(a, a, sigma) + _rbf_mean(b, b, sigma) - 2 * _rbf_mean(a, b, sigma)
 
 
@@ -59,6 +59,11 @@ def _unbiased(a: np.ndarray, b: np.ndarray) -> float:
 def _mean_of_pairs(kernel: np.ndarray) -> float:
     """Without the diagonal, which compares images with themselves."""
     return float(kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1))
+
+
+def _unit_length(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _rbf_mean(a: np.ndarray, b: np.ndarray, sigma: float) -> float:

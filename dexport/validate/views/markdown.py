@@ -101,7 +101,8 @@ def _trajectory(report: Mapping[str, Any]) -> Iterator[str]:
     if report["psnr_db"]:
         finite = [value for value in report["psnr_db"] if value is not None]
         lowest = f"at least {min(finite):.1f} dB" if finite else "equal"
-        yield f"Pictures: PSNR {lowest}, SSIM at least {min(report['ssim']):.5f}."
+        lpips = f"LPIPS at most {max(report['lpips']):.4f}" if report["lpips"] else "LPIPS not measured"
+        yield f"Pictures: PSNR {lowest}, SSIM at least {min(report['ssim']):.5f}, {lpips}."
         yield ""
 
 

@@ -21,7 +21,7 @@ def figure(metric: str, value: float | None) -> str:
         return f"{value:+.4f}"
     if metric.endswith("onnx_bytes"):
         return f"{value / 1e6:,.2f} MB"
-    if metric in ("ssim", "cosine") or metric.endswith("ssim"):
+    if metric in ("ssim", "cosine", "lpips") or metric.endswith(("ssim", "lpips")):
         return f"{value:.6f}"
     return f"{value:.2e}"
 

@@ -84,13 +84,14 @@ def test_kernel_distance_of_one_distribution_is_about_zero() -> None:
     assert kernel_distance(a, b + 1)[0] > 0.5
 
 
-def test_rbf_distance_is_the_mean_over_all_pairs() -> None:
-    a, b = features(5, count=5), features(6, count=4)
+def test_rbf_distance_is_the_mean_over_all_pairs_of_directions() -> None:
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features(5, count=5), features(6, count=4)))
 
     def mean(x: np.ndarray, y: np.ndarray) -> float:
         return float(np.mean([np.exp(-((p - q) ** 2).sum() / 18) for p in x for q in y]))
 
-    assert rbf_distance(a, b, sigma=3) == pytest.approx(mean(a, a) + mean(b, b) - 2 * mean(a, b), rel=1e-9)
+    assert rbf_distance(a, 7 * b, sigma=3) == pytest.approx(mean(a, a) + mean(b, b) - 2 * mean(a, b), rel=1e-9)
+    assert rbf_distance(a, 0 * a) > rbf_distance(a, a) == pytest.approx(0, abs=1e-12)
 
 
 def test_inception_score_is_its_definition() -> None:
