@@ -130,7 +130,8 @@ def _short(ours: Any, theirs: Any) -> str:
 def _compare(name: str, path: Path, bundle: Bundle, variant: Variant, other: Bundle | None = None) -> Comparison:
     """A bundle beside the graph at ``path``, which is that of ``other`` or, without, a float32 export."""
     precision, islands = bundle.manifest["precision"]["name"], islands_of(bundle.manifest)
-    reference, actual = CutGraph(_arranged_like(bundle, path), path.parent), CutGraph.load(bundle.model_path)
+    reference = CutGraph(_arranged_like(bundle, path), path.parent)
+    actual = CutGraph(_arranged_like(other, bundle.model_path), bundle.path)
     exact = other is None or other.manifest["precision"]["name"] == FLOAT32
 
     def convert(islands: Islands) -> CutGraph:
@@ -160,10 +161,10 @@ def _compare(name: str, path: Path, bundle: Bundle, variant: Variant, other: Bun
     )
 
 
-def _arranged_like(bundle: Bundle, path: Path) -> ir.Model:
-    """The graph at ``path``, with the layouts of the bundle's where that is quantised, so that shapes agree."""
+def _arranged_like(bundle: Bundle | None, path: Path) -> ir.Model:
+    """The graph at ``path``, with the layouts of a bundle's where that is quantised, so that shapes agree."""
     model = ir.load(path)
-    if bundle.manifest["precision"]["layers"]:
+    if bundle is not None and bundle.manifest["precision"]["layers"]:
         passes.arrange_for_integers(bundle.manifest.get("no_passes", ()))(model)
     return model
 
