@@ -194,7 +194,7 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
 @quantisation_options
 @click.option("--opset", default=23, show_default=True, help="ONNX opset.")
 @click.option(
-    "--no-pass", "no_passes", multiple=True, metavar="NAME", help="Leave a graph pass out; see docs. Repeatable."
+    "--no-pass", "no_passes", multiple=True, metavar="NAME", help="Leave out a graph pass of docs/performance.md. Repeatable."
 )
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine as well.")
 @click.option(
