@@ -200,6 +200,13 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
     help="Compute what depends on time alone now, for the times of so many sampling steps; the bundle takes no others.",
 )
 @click.option("--opset", default=23, show_default=True, help="ONNX opset.")
+@click.option(
+    "--no-pass",
+    "no_passes",
+    multiple=True,
+    metavar="NAME",
+    help="Leave out a graph pass, of docs/performance.md.",
+)
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine as well.")
 @click.option(
     "--engine",

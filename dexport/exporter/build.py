@@ -33,6 +33,7 @@ from dexport.exporter.engine import EngineChoice, EngineReport, EngineRequest, b
 from dexport.exporter.export import Exported, convert, export_onnx
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
+from dexport.exporter.passes import check_switchable
 from dexport.exporter.passes.precision import DATA_MOVEMENT
 from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES
 from dexport.exporter.quantize.request import Asked, Workplace, check_asked, prepare, request_of
@@ -74,6 +75,7 @@ class BuildOptions:
         budget: ``snr>=DB``, ``size<=SHARE`` or ``size<=NMB``, or both: schemes are chosen layer by layer to meet it.
         calibration_images, calibration_seed: trajectories that quantisation is calibrated on.
         fold_steps: of the recipe's sampler; what depends on time alone becomes tables of their times.
+        no_passes: names of graph passes to leave out; see :data:`dexport.exporter.passes.SWITCHABLE`.
         engine: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; used when ``trt`` is set.
         init_from: checkpoint of another model to inherit from, as far as the recipe allows.
         plugins: ``auto``, ``on`` or ``off``; only TensorRT engines can have plugins.
@@ -105,6 +107,7 @@ class BuildOptions:
     calibration_seed: int = 0
     fold_steps: int | None = None
     opset: int = DEFAULT_OPSET
+    no_passes: tuple[str, ...] = ()
     trt: bool = False
     engine: str = "auto"
     targets: tuple[str, ...] = ()
@@ -198,6 +201,7 @@ def build(
                     precision=options.precision,
                     islands=islands,
                     ternary=ternary,
+                    without=options.no_passes,
                     quantised=chosen,
                 )[0]
 
@@ -223,6 +227,7 @@ def build(
                 plugin_target=plugin_target,
                 ternary=ternary,
                 plan=None if quantisation is None else quantisation.plan,
+                without=options.no_passes,
                 log=log,
             )
 
@@ -252,6 +257,7 @@ def build(
                     precision=options.precision,
                     islands=islands,
                     opset=options.opset,
+                    no_passes=options.no_passes,
                     profile=profile,
                     exported=exported,
                     ternary=None if ternary is None else ternary.describe(),
@@ -278,6 +284,7 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
     if options.precision not in BYTES_PER_WEIGHT:
         raise UsageError(f"no precision {options.precision!r}", hint=f"choose from {', '.join(BYTES_PER_WEIGHT)}")
     check_asked(recipe, _asked(options))
+    check_switchable(options.no_passes)
     if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
         raise UsageError(f"opset {options.opset} is not supported", hint=f"{OLDEST_OPSET} to {NEWEST_OPSET}")
     if (options.engine != "auto" or options.targets) and not options.trt:

@@ -68,6 +68,7 @@ def export_onnx(
     plugin_target: str | None = None,
     ternary: TernaryStorage | None = None,
     plan: Plan | None = None,
+    without: Collection[str] = (),
 ) -> Exported:
     """Write ``path`` and ``model.onnx.data`` beside it.
 
@@ -76,6 +77,7 @@ def export_onnx(
         plan: what to quantise, after the conversion to ``precision``.
         plugin_target: GPU whose plugin kernels are to be recorded, when the engine will embed them.
         ternary: how ternary layers are stored; dense without.
+        without: passes to leave out.
 
     Raises:
         InputError: weights that are not finite, or too large for the precision.
@@ -85,9 +87,14 @@ def export_onnx(
         model = trace(variant, weights, opset=opset)
         traced = passes.op_histogram(model)
     with log.step("passes"), _own_errors():
-        kept = () if plan is None else plan.quantised
         model, time_tables = convert(
-            model, variant, precision=precision, islands=islands, ternary=ternary, quantised=kept
+            model,
+            variant,
+            precision=precision,
+            islands=islands,
+            ternary=ternary,
+            without=without,
+            quantised=None if plan is None else plan.quantised,
         )
         quantised = {} if plan is None else plan.apply(model)
         ops = custom_ops(model, plugin_target)
@@ -115,18 +122,22 @@ def convert(
     precision: str,
     islands: Islands,
     ternary: TernaryStorage | None,
-    quantised: Collection[str] = (),
+    without: Collection[str] = (),
+    quantised: Collection[str] | None = None,
 ) -> tuple[ir.Model, dict[str, int] | None]:
     """A traced graph in the build's precision, before anything is quantised; and what :func:`fold_time` returns.
 
     Args:
-        quantised: paths of the layers that will be.
+        without: passes to leave out.
+        quantised: paths of the layers that will be; None where nothing is.
     """
     if ternary is not None:
         StoreTernary(ternary)(model)
-    model = passes.clean()(model).model
+    model = passes.clean(without)(model).model
+    if quantised is not None:
+        model = passes.arrange_for_integers(without)(model).model
     _check_modules(model, "island", islands.modules)
-    folded = fold_time(model, variant, quantised)
+    folded = fold_time(model, variant, quantised or ())
     return model if precision == "fp32" else ToLowPrecision(precision, islands)(model).model, folded
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ def compose(
     precision: str,
     islands: Islands,
     opset: int,
+    no_passes: Sequence[str],
     profile: Profile,
     exported: Exported,
     ternary: Mapping[str, Any] | None,
@@ -75,6 +76,7 @@ def compose(
         "parts": list(parts),
         "weights": dict(weights),
         "opset": opset,
+        "no_passes": list(no_passes),
         "precision": {
             "name": precision,
             "islands": None if precision == "fp32" and not exported.quantised else asdict(islands),

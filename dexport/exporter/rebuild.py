@@ -88,6 +88,7 @@ def _recorded(
         "precision": m["precision"]["name"],
         "islands": tuple(module for module in islands if module not in recipe.islands.modules),
         "opset": m["opset"],
+        "no_passes": tuple(m.get("no_passes", ())),
         "profile": profile or _profile_of(bundle),
         "decoder_bundle": bundle.path / PARTS / DECODER if DECODER in bundle.parts else None,
     }

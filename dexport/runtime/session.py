@@ -15,6 +15,7 @@ from dexport.runtime.tensorrt_session import TensorRtSession
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TENSORRT = "tensorrt"
 ERRORS_ONLY = 3
+STOP_SPINNING = "session.force_spinning_stop"
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -55,6 +56,7 @@ class OnnxSession:
         options.log_severity_level = ERRORS_ONLY
         if threads is not None:
             options.intra_op_num_threads = threads
+            options.add_session_config_entry(STOP_SPINNING, "1")  # or idle threads slow whoever runs next
         if data_folder is not None:
             options.add_session_config_entry(DATA_FOLDER, str(data_folder))
         content = model if isinstance(model, bytes) else str(model)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from dexport.bundle import MODEL, Bundle
 from dexport.errors import UsageError
+from dexport.exporter import passes
 from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.export import export_onnx
 from dexport.exporter.passes.precision import ToLowPrecision
@@ -90,6 +91,7 @@ def beside_export(bundle: Bundle, variant: Variant, weights: WeightSource) -> It
             islands=NO_ISLANDS,
             opset=bundle.manifest["opset"],
             ternary=choose_storage(variant, True, ternary["carrier"], None, plugins=False) if ternary else None,
+            without=bundle.manifest.get("no_passes", ()),
             log=StepLog(),
         )
         yield _compare(f"a float32 export of {variant.recipe.name}", path, bundle, variant)
@@ -134,11 +136,12 @@ def _short(ours: Any, theirs: Any) -> str:
 def _compare(name: str, path: Path, bundle: Bundle, variant: Variant, other: Bundle | None = None) -> Comparison:
     """A bundle beside the graph at ``path``, which is that of ``other`` or, without, a float32 export."""
     precision, islands = bundle.manifest["precision"]["name"], islands_of(bundle.manifest)
-    reference, actual = CutGraph.load(path), CutGraph.load(bundle.model_path)
+    reference = CutGraph(_arranged_like(bundle, path), path.parent)
+    actual = CutGraph(_arranged_like(other, bundle.model_path), bundle.path)
     exact = other is None or other.manifest["precision"]["name"] == FLOAT32
 
     def convert(islands: Islands) -> CutGraph:
-        model = ir.load(path)
+        model = _arranged_like(bundle, path)
         if precision != FLOAT32:
             ToLowPrecision(precision, islands)(model)
         return CutGraph(model, path.parent)
@@ -162,6 +165,14 @@ def _compare(name: str, path: Path, bundle: Bundle, variant: Variant, other: Bun
         convert=convert if convertible else None,
         paths=paths,
     )
+
+
+def _arranged_like(bundle: Bundle | None, path: Path) -> ir.Model:
+    """The graph at ``path``, with the layouts of a bundle's where that is quantised, so that shapes agree."""
+    model = ir.load(path)
+    if bundle is not None and bundle.manifest["precision"]["layers"]:
+        passes.arrange_for_integers(bundle.manifest.get("no_passes", ()))(model)
+    return model
 
 
 def _quantised_nodes(graph: CutGraph) -> int:

@@ -32,6 +32,7 @@ OPTIONS: dict[str, Any] = {
     "precision": "fp16",
     "islands": ("blocks.0.mlp",),
     "opset": 24,
+    "no_passes": ("share-halves", "share-constants"),
     "profile": "ci",
     "parity": False,
 }
@@ -57,7 +58,19 @@ def test_everything_but_the_weights_stays(folder: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     before, after = load_bundle(folder / "plain").manifest, load_bundle(tmp_path / "out").manifest
     assert json.loads(done.stdout)["files"] == after["files"]
-    same = ("config", "latent", "guidance", "sampling", "weights", "opset", "io", "batch", "profile", "recipe")
+    same = (
+        "config",
+        "latent",
+        "guidance",
+        "sampling",
+        "weights",
+        "opset",
+        "no_passes",
+        "io",
+        "batch",
+        "profile",
+        "recipe",
+    )
     assert {name: before[name] for name in same} == {name: after[name] for name in same}
     assert after["precision"]["name"] == "fp16"
     assert after["precision"]["islands"] == before["precision"]["islands"]

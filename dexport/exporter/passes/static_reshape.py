@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -30,9 +32,13 @@ class StaticReshape(ir.passes.InPlacePass):
             return False
         if shape.is_static() and ir.convenience.get_const_tensor(target) is not None:
             return False
-        dims = [dim if isinstance(dim, int) else -1 for dim in shape]
-        name = TARGET + "x".join("B" if dim == -1 else str(dim) for dim in dims)
-        constant = graph.initializers.get(name) or add_initializer(graph, ir.Tensor(np.array(dims), name=name))
-        node.replace_input_with(1, constant)
+        node.replace_input_with(1, reshape_target(graph, shape))
         node.attributes.pop("allowzero", None)
         return True
+
+
+def reshape_target(graph: ir.Graph, shape: Iterable[int | ir.SymbolicDim]) -> ir.Value:
+    """A constant Reshape target, one for every shape of a graph; at most one dimension is symbolic."""
+    dims = [dim if isinstance(dim, int) else -1 for dim in shape]
+    name = TARGET + "x".join("B" if dim == -1 else str(dim) for dim in dims)
+    return graph.initializers.get(name) or add_initializer(graph, ir.Tensor(np.array(dims), name=name))

@@ -11,7 +11,6 @@ import torch
 
 from dexport.errors import InputError
 from dexport.exporter.passes.lazy import static_shape
-from dexport.exporter.passes.pointwise_conv import PointwiseConvToMatMul
 from dexport.exporter.quantize.activations import quantise_input, quantise_output
 from dexport.exporter.quantize.layers import Layer, graph_layers
 from dexport.exporter.quantize.low_bits import LowBits, carrier_of, store_low_bits
@@ -54,7 +53,6 @@ class Plan:
         Raises:
             InputError: the schemes or the statistics are of other layers than the graph has.
         """
-        PointwiseConvToMatMul()(model)
         layers = graph_layers(model)
         wanted = {path: self.schemes[path] for path in self.quantised}
         _check_layers("the precision map", wanted, layers)
