@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def beside_bundle(reference: Bundle, bundle: Bundle, variant: Variant) -> Iterat
     """Two bundles of one recipe and configuration.
 
     Raises:
-        UsageError: they are of different networks, or the reference is the less precise one.
+        UsageError: they are of different networks, times or graph passes, or the reference is the less precise one.
     """
     keys = ("recipe", "config", "latent", "guidance")
     for key in keys:
@@ -117,6 +117,12 @@ def beside_bundle(reference: Bundle, bundle: Bundle, variant: Variant) -> Iterat
             f"{bundle.path} and {reference.path} take other times: at least one of them has tables for its own steps",
             hint="build both with the same --fold-steps, or none",
         )
+    without, theirs = (sorted(other.manifest.get("no_passes", ())) for other in (bundle, reference))
+    if without != theirs:
+        raise UsageError(
+            f"{bundle.path} and {reference.path} have other nodes by design: {_passes(without)} and {_passes(theirs)}",
+            hint="compare each with PyTorch, or build both with the same --no-pass",
+        )
     a, b = (other.manifest["precision"] for other in (reference, bundle))
     if a["name"] != FLOAT32 and b["name"] == FLOAT32:
         raise UsageError(
@@ -124,6 +130,10 @@ def beside_bundle(reference: Bundle, bundle: Bundle, variant: Variant) -> Iterat
             hint=f"dexport diff {bundle.path} {reference.path}",
         )
     yield _compare(str(reference.path), reference.model_path, bundle, variant, reference)
+
+
+def _passes(without: Sequence[str]) -> str:
+    return f"graph passes without {', '.join(without)}" if without else "all graph passes"
 
 
 def _short(ours: Any, theirs: Any) -> str:

@@ -304,6 +304,16 @@ def test_bundles_of_different_networks(built: Built, plain: Path) -> None:
     assert "different networks: recipe is name='dit-fashion' in the first and 'dit-s-2' in the second" in result.stderr
 
 
+def test_bundles_with_other_passes(built: Built, tmp_path: Path) -> None:
+    bundle = built("dit-s-2", "fp32")
+    other = shutil.copytree(bundle, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "no_passes": ["attention-on-tokens"]}))
+    result = command(bundle, other)
+    assert result.exit_code == 2
+    assert "graph passes without attention-on-tokens and all graph passes" in " ".join(result.stderr.split())
+
+
 def test_a_quantised_bundle_is_judged_by_own_errors(exported: Callable, tmp_path: Path) -> None:
     exported("dit-s-2")
     options = {"int8": "weight", "profile": "ci", "parity": False}
