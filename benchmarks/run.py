@@ -146,7 +146,11 @@ def columns(variant: Variant, folder: Path, threads: int, without: list[str]) ->
 
 
 def write_w8a8(variant: Variant, weights: WeightSource, path: Path) -> None:
-    """With the ranges of a trajectory of two steps: how long a product takes does not depend on them."""
+    """With the ranges of a trajectory of two steps: how long a product takes does not depend on them.
+
+    Random weights let the trajectory grow. Where a layer reads the image unnormalised, as between DiCo's levels, the
+    ranges are then too wide and the output is no prediction.
+    """
     islands, opset = variant.recipe.islands, DEFAULT_OPSET
     options = BuildOptions(path)
     asked = Asked(**{field.name: getattr(options, field.name) for field in fields(Asked)})
