@@ -91,7 +91,7 @@ def test_what_depends_on_time_alone_is_gone(plain: Path, folded: Path, dimr: Pat
     assert before["sizes"]["time_tables"] is None
     manifest = load_bundle(dimr).manifest
     assert manifest["status"] == "passed"
-    assert manifest["ops"]["final"]["ArgMin"] == 2
+    assert manifest["ops"]["final"]["ArgMin"] == 1
     assert "Sigmoid" not in manifest["ops"]["final"]
 
 

@@ -53,13 +53,13 @@ class FoldTime(ir.passes.InPlacePass):
         if not frontier:
             return ir.passes.PassResult(model, modified=False)
         tables = {value: self._table(model, found, value) for value in frontier}  # before any name changes
-        indices: dict[ir.Value, ir.Value] = {}
-        times = add_initializer(graph, ir.Tensor(self.times, name=TIMES))
+        nearest = _nearest(graph, time, add_initializer(graph, ir.Tensor(self.times, name=TIMES)))
+        indices = {1: nearest}
         for value, table in tables.items():
-            root = found.root_of[value]
-            if root not in indices:
-                indices[root] = _nearest(graph, root, times, len(indices))
-            _look_up(graph, value, table, indices[root])
+            copies = found.copies[value]
+            if copies not in indices:
+                indices[copies] = _repeated(graph, nearest, copies)
+            _look_up(graph, value, table, indices[copies])
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
 
@@ -78,48 +78,52 @@ class _Dependent:
     """Which values are functions of the time alone, row by row.
 
     Attributes:
-        root_of: such a value -> the value whose rows its own are functions of: the time input, or several of it
-            behind each other, as guidance that is part of the graph has them.
+        time: the input.
+        copies: such a value -> of how many batches behind each other: guidance that is part of the graph doubles them.
+        repeats: those that only repeat the time.
         fixed: values that are functions of stored ones only.
     """
 
     def __init__(self, graph: ir.Graph, time: ir.Value, keep: Sequence[str]) -> None:
         self.graph = graph
-        self.root_of: dict[ir.Value, ir.Value] = {time: time}
+        self.time = time
+        self.copies: dict[ir.Value, int] = {time: 1}
+        self.repeats = {time}
         self.fixed: set[ir.Value] = set(graph.initializers.values())
         for node in graph:
             if not _is_plain(node):
                 continue
             given = [value for value in node.inputs if value is not None]
-            roots = {self.root_of[value] for value in given if value in self.root_of}
-            if not all(value in self.root_of or value in self.fixed for value in given):
+            if not all(value in self.copies or value in self.fixed for value in given):
                 continue
-            if not roots:
+            dependent = {value: self.copies[value] for value in given if value in self.copies}
+            if not dependent:
                 self.fixed.update(node.outputs)
-            elif _repeats(node, roots):
-                self.root_of[node.outputs[0]] = node.outputs[0]
-            elif len(roots) == 1 and not any(inside(module_path(node), pattern) for pattern in keep):
-                root = next(iter(roots))
-                if all(_is_row_wise(output, root) for output in node.outputs):
-                    self.root_of |= dict.fromkeys(node.outputs, root)
+            elif _is_repetition(node):
+                self.copies[node.outputs[0]] = len(given) * dependent[given[0]]
+                if given[0] in self.repeats:
+                    self.repeats.add(node.outputs[0])
+            elif len(set(dependent.values())) == 1 and not any(inside(module_path(node), pattern) for pattern in keep):
+                first, copies = next(iter(dependent.items()))
+                if all(_is_row_wise(output, first) for output in node.outputs):
+                    self.copies |= dict.fromkeys(node.outputs, copies)
 
     def frontier(self) -> list[ir.Value]:
         """Computed values that the rest of the graph reads, in execution order."""
-        computed = [value for value, root in self.root_of.items() if value is not root]
         return [
             value
-            for value in computed
-            if value in self.graph.outputs or any(use.node.outputs[0] not in self.root_of for use in value.uses())
+            for value in self.copies
+            if value not in self.repeats
+            and (value in self.graph.outputs or any(use.node.outputs[0] not in self.copies for use in value.uses()))
         ]
 
     def nodes_of(self, value: ir.Value) -> list[ir.Node]:
-        """What computes a value from its root, in execution order."""
+        """What computes a value from the time, in execution order."""
         needed: set[ir.Node] = set()
         waiting = [value]
         while waiting:
-            current = waiting.pop()
-            node = current.producer()
-            if node is None or node in needed or current is self.root_of.get(current):
+            node = waiting.pop().producer()
+            if node is None or node in needed:
                 continue
             needed.add(node)
             waiting += [given for given in node.inputs if given is not None]
@@ -136,15 +140,16 @@ def _attributes(node: ir.Node) -> list[ir.Attr]:
     return [attribute for attribute in node.attributes.values() if isinstance(attribute, ir.Attr)]
 
 
-def _repeats(node: ir.Node, roots: Collection[ir.Value]) -> bool:
-    return node.op_type == "Concat" and node.attributes.get_int("axis", 0) == 0 and set(node.inputs) == set(roots)
+def _is_repetition(node: ir.Node) -> bool:
+    """Whether it puts a value behind itself."""
+    return node.op_type == "Concat" and node.attributes.get_int("axis", -1) == 0 and len(set(node.inputs)) == 1
 
 
-def _is_row_wise(value: ir.Value, root: ir.Value) -> bool:
-    """Whether the first axis is the root's, and the others are fixed. That rows do not mix shows when it is run."""
-    if value.shape is None or root.shape is None or not len(value.shape) or value.dtype is None:
+def _is_row_wise(value: ir.Value, given: ir.Value) -> bool:
+    """Whether the first axis is that of what is given, and the others are fixed. A run shows that rows do not mix."""
+    if value.shape is None or given.shape is None or not len(value.shape) or value.dtype is None:
         return False
-    return value.shape[0] == root.shape[0] and all(isinstance(size, int) for size in value.shape[1:])
+    return value.shape[0] == given.shape[0] and all(isinstance(size, int) for size in value.shape[1:])
 
 
 def _row(value: ir.Value) -> tuple[int, ...]:
@@ -154,9 +159,9 @@ def _row(value: ir.Value) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Computation:
-    """A part of a graph that can be run when its graph has changed; weights are read then."""
+    """A part of a graph that can be run when its graph has changed, for one batch; weights are read then."""
 
-    root: str
+    time: str
     output: str
     nodes: tuple[onnx.NodeProto, ...]
     weights: Mapping[str, ir.TensorProtocol]
@@ -172,9 +177,9 @@ class _Computation:
             for given in read
             if given.is_initializer() and given.const_value is not None
         }
-        root = str(found.root_of[value].name)
-        protos = tuple(map(serde.serialize_node, nodes))
-        return cls(root, str(value.name), protos, weights, model.graph.opset_imports[""], model.ir_version)
+        protos = tuple(map(_of_one_batch, nodes))
+        opset = model.graph.opset_imports[""]
+        return cls(str(found.time.name), str(value.name), protos, weights, opset, model.ir_version)
 
     def run(self, times: np.ndarray) -> np.ndarray:
         """One row per time.
@@ -185,14 +190,14 @@ class _Computation:
         graph = onnx.helper.make_graph(
             list(self.nodes),
             "time",
-            [onnx.helper.make_tensor_value_info(self.root, onnx.TensorProto.FLOAT, ["S"])],
+            [onnx.helper.make_tensor_value_info(self.time, onnx.TensorProto.FLOAT, ["S"])],
             [onnx.ValueInfoProto(name=self.output)],
             [serde.serialize_tensor(ir.Tensor(weight.numpy(), name=name)) for name, weight in self.weights.items()],
         )
         imports = [onnx.helper.make_opsetid("", self.opset)]
         built = onnx.helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version)
         session = OnnxSession(built.SerializeToString())
-        both = session(**{self.root: np.concatenate([times, times[::-1]])})[self.output]
+        both = session(**{self.time: np.concatenate([times, times[::-1]])})[self.output]
         rows, again = both[: len(times)], both[: len(times) - 1 : -1]
         if np.linalg.norm(rows - again) > TOLERANCE * np.linalg.norm(rows):
             raise InputError(
@@ -202,32 +207,50 @@ class _Computation:
         return rows
 
 
-def _nearest(graph: ir.Graph, root: ir.Value, times: ir.Value, number: int) -> ir.Value:
+def _of_one_batch(node: ir.Node) -> onnx.NodeProto:
+    """A repetition has the rows of what it repeats."""
+    proto = serde.serialize_node(node)
+    if not _is_repetition(node):
+        return proto
+    return onnx.helper.make_node("Identity", proto.input[:1], proto.output)
+
+
+def _nearest(graph: ir.Graph, time: ir.Value, times: ir.Value) -> ir.Value:
     """The row of the time that is nearest to that of each sample; (B,) int64."""
-    suffix = f"_{number}" if number else ""
-    batch = root.shape[0] if root.shape is not None else None
-    axis = add_initializer(graph, ir.Tensor(np.array([1]), name=f"{TIME_TABLE}/axis{suffix}"))
+    batch = time.shape[0] if time.shape is not None else None
+    axis = add_initializer(graph, ir.Tensor(np.array([1]), name=f"{TIME_TABLE}/axis"))
     nodes: list[ir.Node] = []
 
     def add(op: str, inputs: Sequence[ir.Value], shape: Sequence[object], **attributes: int) -> ir.Value:
-        node = ir.node(op, inputs, attributes=attributes, name=f"{TIME_TABLE}/{op}{suffix}")
-        value = node.outputs[0]
-        value.name, value.shape = node.name, ir.Shape(shape)  # type: ignore[arg-type]
-        value.dtype = ir.DataType.INT64 if op == "ArgMin" else ir.DataType.FLOAT
-        set_module_path(node, TIME_TABLE)
-        nodes.append(node)
-        return value
+        dtype = ir.DataType.INT64 if op == "ArgMin" else ir.DataType.FLOAT
+        nodes.append(_node(op, inputs, shape, dtype, name=op, **attributes))
+        return nodes[-1].outputs[0]
 
     count = len(times.const_value.numpy()) if times.const_value is not None else 0
-    column = add("Unsqueeze", [root, axis], [batch, 1])
+    column = add("Unsqueeze", [time, axis], [batch, 1])
     distance = add("Abs", [add("Sub", [column, times], [batch, count])], [batch, count])
     index = add("ArgMin", [distance], [batch], axis=1, keepdims=0)
-    producer = root.producer()
-    if producer is None:
-        graph.insert_before(graph[0], nodes)
-    else:
-        graph.insert_after(producer, nodes)
+    graph.insert_before(graph[0], nodes)
     return index
+
+
+def _repeated(graph: ir.Graph, index: ir.Value, copies: int) -> ir.Value:
+    producer, batch = index.producer(), index.shape[0] if index.shape is not None else None
+    assert producer is not None
+    rows = copies * batch if isinstance(batch, int) else None
+    node = _node("Concat", [index] * copies, [rows], ir.DataType.INT64, name=f"Concat_{copies}", axis=0)
+    graph.insert_after(producer, node)
+    return node.outputs[0]
+
+
+def _node(
+    op: str, inputs: Sequence[ir.Value], shape: Sequence[object], dtype: ir.DataType, *, name: str, **attributes: int
+) -> ir.Node:
+    node = ir.node(op, inputs, attributes=attributes, name=f"{TIME_TABLE}/{name}")
+    value = node.outputs[0]
+    value.name, value.shape, value.dtype = node.name, ir.Shape(shape), dtype  # type: ignore[arg-type]
+    set_module_path(node, TIME_TABLE)
+    return node
 
 
 def _look_up(graph: ir.Graph, value: ir.Value, table: ir.LazyTensor, index: ir.Value) -> None:

@@ -127,28 +127,32 @@ def test_an_output_that_depends_on_time_alone_keeps_its_name() -> None:
     assert_equal_at_every_time(build)
 
 
-def test_a_doubled_batch_has_an_index_of_its_own() -> None:
-    """As guidance that is part of the graph doubles it; its own strength depends on the time before that."""
+def test_a_doubled_batch_has_the_rows_twice() -> None:
+    """As guidance that is part of the graph doubles it: the time, or what was computed from it already."""
 
     def build() -> ir.Model:
         x, t = value("x", ("B", WIDTH)), value("t", ("B",))
         both, strength, out = value("both", ("2*B",)), value("strength", ("B",)), value("out", ("2*B", WIDTH))
-        half = value("half", ("B",))
+        half, doubled, more = value("half", ("B",)), value("doubled", ("2*B",)), value("more", ("2*B", WIDTH))
+        column, axis = value("column", ("2*B", 1)), initializer(ir.Tensor(np.array([1]), name="second"))
         embedded, nodes, weights = embedding(both, initializer(Weight("w", X[0])), "2*B")
         xs, sums = value("xs", ("2*B", WIDTH)), value("sums", ("B",))
         nodes = [
             node("Concat", [t, t], both, axis=0),
             node("Concat", [x, x], xs, axis=0),
             *nodes,
-            node("Add", [xs, embedded], out),
+            node("Add", [xs, embedded], more),
             node("Cos", [t], strength),
+            node("Concat", [strength, strength], doubled, axis=0),
+            node("Unsqueeze", [doubled, axis], column),
+            node("Mul", [more, column], out),
             node("ReduceSum", [x, weights[0]], half, keepdims=0),
             node("Add", [strength, half], sums),
         ]
-        return model([x, t], [out, sums], nodes, weights)
+        return model([x, t], [out, sums], nodes, [*weights, axis])
 
     built = folded(build)
-    assert ops(built).count("ArgMin") == 2
+    assert [ops(built).count(op) for op in ("ArgMin", "Concat", "Gather")] == [1, 2, 3]
     assert not {"Cos", "Sin"} & set(ops(built))
     assert_equal_at_every_time(build)
 
