@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from dexport.bundle import write_whole
+from dexport.bundle import refuse_inside_bundle, write_whole
 from dexport.collector import collector_paused
 from dexport.errors import DexportError, GateError, MachineError, UsageError
 from dexport.version import __version__
@@ -19,6 +19,20 @@ from dexport.version import __version__
 BUILDING = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "psutil", "ml_dtypes")
 """Packages that building needs and sampling does not: an environment may lack them."""
 Number = TypeVar("Number", int, float)
+
+
+class OutputPath(click.Path):
+    """A file to write, which is refused in a bundle's folder before there is any work."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(str(super().convert(value, param, ctx)))
+        refuse_inside_bundle(path)
+        return path
+
+
 SIGNED = click.option(
     "--require-signature",
     type=click.Path(path_type=Path),
@@ -338,7 +352,7 @@ def _views(command: Callable[..., None]) -> Callable[..., None]:
         ("--markdown", "for a pull request"),
         ("--junit", "as JUnit XML for CI"),
     ):
-        command = click.option(option, type=click.Path(path_type=Path), help=f"Write the report {what}.")(command)
+        command = click.option(option, type=OutputPath(), help=f"Write the report {what}.")(command)
     return command
 
 
@@ -353,7 +367,7 @@ def _views(command: Callable[..., None]) -> Callable[..., None]:
     show_default=True,
     help="Custom ops, single evaluations, whole sampling runs, distances to real images. Repeatable.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@click.option("-o", "--output", type=OutputPath(), help="Write the report as JSON.")
 @_views
 @click.option(
     "--checkpoint",
@@ -616,7 +630,7 @@ def baseline_group() -> None:
 
 @baseline_group.command("update")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The baseline's file, to commit.")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="The baseline's file, to commit.")
 def baseline_update_command(source: Path, output: Path) -> None:
     """Write the baseline of a validation: SOURCE is a stored report, or a bundle whose manifest records one."""
     from dexport.validate.baseline import update
@@ -695,7 +709,7 @@ def sample_command(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputPath(),
     default=Path("sweep.json"),
     show_default=True,
     help="JSON file; the plot goes beside it, as PNG.",
@@ -834,7 +848,7 @@ def unpack_command(
     type=click.Path(path_type=Path),
     help="File of the evaluator's weights. [default: inside the installed package of the extra fid]",
 )
-@click.option("--save-stats", type=click.Path(path_type=Path), help="Write A's statistics in ADM's layout; without B.")
+@click.option("--save-stats", type=OutputPath(), help="Write A's statistics in ADM's layout; without B.")
 @click.option("--batch", default=32, show_default=True, help="Images that are evaluated together.")
 @click.option("--seed", default=0, show_default=True, help="Seed of subsets, splits and the floor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")

@@ -600,6 +600,23 @@ def test_existing_output_without_force(built: tuple[Path, Result]) -> None:
     assert names_in(output.parent) == ["out"]
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *(("validate", option) for option in ("-o", "--html", "--markdown", "--junit")),
+        ("sweep", "-o"),
+        ("fid", "--save-stats"),
+        ("baseline update", "-o"),
+    ],
+)
+def test_a_report_in_the_folder_of_a_bundle(built: tuple[Path, Result], command: str, option: str) -> None:
+    output, _ = built
+    before = hash_files(output)
+    result = invoke(*command.split(), output, option, output / "reports/mine")
+    assert_refused(result, 2, "would lie in the bundle")
+    assert hash_files(output) == before
+
+
 def test_default_output_is_the_name_of_the_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "dit-s-2").mkdir()
