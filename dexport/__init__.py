@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dexport.collector import collector_paused
+from dexport.hashing import hash_ahead
 from dexport.version import __version__
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def build(
     Raises:
         DexportError: see :mod:`dexport.errors`. A failed gate does not raise: look at ``result.verdict``.
     """
+    hash_ahead(options.get("checkpoint"))
     with collector_paused():
         from dexport.validate.build import build_and_validate
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from dexport.errors import InputError, MachineError, UsageError
+from dexport.hashing import sha256_of
 from dexport.signature import LARGEST, verify
 
 SCHEMA_VERSION = 1
@@ -259,12 +259,6 @@ def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
         name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
         for name in _file_names(folder)
     }
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

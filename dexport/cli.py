@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from dexport.bundle import refuse_inside_bundle, write_whole
 from dexport.collector import collector_paused
 from dexport.errors import DexportError, GateError, MachineError, UsageError
+from dexport.hashing import hash_ahead
 from dexport.version import __version__
 
 BUILDING = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "psutil", "ml_dtypes")
@@ -281,6 +282,7 @@ def build_command(
     """
     from dexport.console import Progress, print_result
 
+    hash_ahead(options["checkpoint"])
     with collector_paused():
         from dexport.exporter.build import exit_code
         from dexport.exporter.variant import parse_settings

@@ -25,7 +25,6 @@ from dexport.bundle import (
     Draft,
     hash_files,
     load_bundle,
-    sha256_of,
     writing_to,
 )
 from dexport.errors import InputError, MachineError, UsageError
@@ -544,11 +543,6 @@ def test_any_bytes_as_manifest_are_an_input_error(tmp_path: Path, content: bytes
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(InputError):
         load_bundle(tmp_path)
-
-
-def test_sha256_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "f") == hashlib.sha256(b"abc").hexdigest()
 
 
 # What production code has to install

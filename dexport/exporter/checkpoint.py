@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dexport.bundle import sha256_of
 from dexport.errors import InputError, MachineError, UsageError
+from dexport.hashing import sha256_of
 
 CONTAINERS = ("ema", "model_ema", "ema_state_dict", "model", "model_state_dict", "state_dict", "module")
 """Keys under which training code stores a state dict, in the order of preference: averaged weights first."""

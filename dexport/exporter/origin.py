@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import sha256_of
 from dexport.errors import InputError, UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import Variant
+from dexport.hashing import sha256_of
 from dexport.runtime.time_table import TimeTable
 
 

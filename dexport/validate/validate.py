@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import DECODER, Bundle, sha256_of
+from dexport.bundle import DECODER, Bundle
 from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe
 from dexport.exporter.torch_session import TorchSession
+from dexport.hashing import sha256_of
 from dexport.runtime.pipeline import Pipeline, lacks_decoder, sampler_of
 from dexport.validate.against import session_against
 from dexport.validate.baseline import Baseline, Change, changes, check_comparable

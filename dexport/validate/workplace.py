@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dexport.bundle import sha256_of, writing_to
+from dexport.bundle import writing_to
 from dexport.errors import InputError
+from dexport.hashing import sha256_of
 from dexport.runtime.gallery import Gallery
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dexport.bundle import sha256_of
 from dexport.errors import InputError, MachineError
 from dexport.exporter.checkpoint import Origin, WeightSource, check_names, load_into, locate, open_file
 from dexport.exporter.layout import Entry, View, stored
+from dexport.hashing import sha256_of
 
 UNUSED = ("fc.weight", "fc.bias")
 """Classifiers, where the network does without."""
