@@ -8,8 +8,8 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
-CHUNK = 32 << 20
-"""So large that the thread seldom asks for the interpreter, which is busy then."""
+CHUNK, CHUNK_AHEAD = 1 << 20, 32 << 20
+"""Bytes that are read at once. Ahead they are so many that the thread seldom asks for the interpreter, which is busy."""
 Identity = tuple[str, int, int, int]
 _begun: dict[Identity, Future[str]] = {}
 
@@ -17,7 +17,7 @@ _begun: dict[Identity, Future[str]] = {}
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     begun = _begun.pop(_identity(path), None)
-    return _sha256(path) if begun is None else begun.result()
+    return _sha256(path, CHUNK) if begun is None else begun.result()
 
 
 def hash_ahead(path: str | Path | None) -> None:
@@ -32,13 +32,13 @@ def hash_ahead(path: str | Path | None) -> None:
 
 def _work(path: Path, found: Future[str]) -> None:
     try:
-        found.set_result(_sha256(path))
+        found.set_result(_sha256(path, CHUNK_AHEAD))
     except OSError as error:
         found.set_exception(error)
 
 
-def _sha256(path: Path) -> str:
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(CHUNK, path.stat().st_size + 1)))
+def _sha256(path: Path, chunk: int) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(chunk, path.stat().st_size + 1)))
     with path.open("rb", buffering=0) as file:
         while read := file.readinto(buffer):
             digest.update(buffer[:read])

@@ -17,7 +17,8 @@ def nothing_begun(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("size", [0, 3, 4, 5, 8])
 def test_the_hash_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, ahead: bool) -> None:
-    monkeypatch.setattr(module, "CHUNK", 4)
+    for name in ("CHUNK", "CHUNK_AHEAD"):
+        monkeypatch.setattr(module, name, 4)
     path = tmp_path / "file"
     path.write_bytes(bytes(range(size)))
     if ahead:
@@ -29,7 +30,7 @@ def test_the_hash_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, siz
 def test_a_hash_that_was_begun_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    monkeypatch.setattr(module, "_sha256", lambda _path: "once")
+    monkeypatch.setattr(module, "_sha256", lambda *_: "once")
     hash_ahead(path)
     assert sha256_of(path) == "once"
 
@@ -49,7 +50,7 @@ def test_what_is_no_file_is_left_alone(path: str | None) -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path) -> str:
+    def fail(path: Path, _chunk: int) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
     path = tmp_path / "file"
