@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 CHUNK, CHUNK_AHEAD = 1 << 20, 32 << 20
-"""Bytes that are read at once. Ahead they are so many that the thread seldom asks for the interpreter, which is busy."""
+"""Bytes read at once. Ahead they are so many that the thread seldom asks for the interpreter, which is busy then."""
 Identity = tuple[str, int, int, int]
 _begun: dict[Identity, Future[str]] = {}
 
