@@ -75,7 +75,9 @@ def load_inception(weights: Path | None = None) -> tuple[FidInception, Origin, b
     with torch.device("meta"):
         network = FidInception(classifier="fc.weight" in base.shapes)
     load_network(network, base)
-    return network, base.origin, _defines_fid(network)
+    defines_fid = _defines_fid(network)
+    network.fold()
+    return network, base.origin, defines_fid
 
 
 def name_in_pytorch_fid(name: str) -> str:
