@@ -37,7 +37,7 @@ from dexport.exporter.export import export_onnx
 from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, calibrate
 from dexport.exporter.quantize.plan import Plan
 from dexport.exporter.quantize.request import Asked, request_of
-from dexport.exporter.quantize.schemes import FLOAT
+from dexport.exporter.quantize.schemes import quantised_layers
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.steps import StepLog
 from dexport.exporter.trace import DEFAULT_OPSET
@@ -86,7 +86,7 @@ def main() -> None:
 
 def columns(variant: Variant, folder: Path, threads: int, without: list[str]) -> dict[str, Runner]:
     """What takes turns, by name."""
-    weights = open_weights(None, variant.meta_module())
+    weights = open_weights(None, variant.outline)
     network = load_into(weights, variant.meta_module())
 
     def eager(module: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Runner:
@@ -156,9 +156,10 @@ def write_w8a8(variant: Variant, weights: WeightSource, path: Path) -> None:
     asked = Asked(**{field.name: getattr(options, field.name) for field in fields(Asked)})
     request = request_of(variant, replace(asked, int8="w8a8"), None, islands.modules, None, False, opset)
     assert request is not None
-    layers = [name for name, scheme in request.schemes.items() if scheme != FLOAT]
     settings = Calibration(images=FEWEST_IMAGES, steps=2)
-    statistics = calibrate(variant, weights, settings, layers, path.with_suffix(".npz"), lambda *_: None)
+    statistics = calibrate(
+        variant, weights, settings, quantised_layers(request.schemes), path.with_suffix(".npz"), lambda *_: None
+    )
     plan = Plan(request.schemes, statistics)
     export_onnx(variant, weights, path, precision="fp32", islands=islands, opset=opset, log=StepLog(), plan=plan)
 

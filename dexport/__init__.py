@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dexport.collector import collector_paused
-from dexport.hashing import hash_ahead
 from dexport.version import __version__
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ def build(
     Raises:
         DexportError: see :mod:`dexport.errors`. A failed gate does not raise: look at ``result.verdict``.
     """
+    from dexport.hashing import hash_ahead
+
     hash_ahead(options.get("checkpoint"))
     with collector_paused():
         from dexport.validate.build import build_and_validate

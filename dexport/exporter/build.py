@@ -37,7 +37,7 @@ from dexport.exporter.passes import check_switchable
 from dexport.exporter.passes.precision import DATA_MOVEMENT
 from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES
 from dexport.exporter.quantize.request import Asked, Workplace, check_asked, prepare, request_of
-from dexport.exporter.quantize.schemes import FLOAT, gate_of
+from dexport.exporter.quantize.schemes import gate_of, quantised_layers
 from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_storage
 from dexport.exporter.ranges import Ranges, find_ranges
 from dexport.exporter.recipes import all_recipes, find_recipe
@@ -194,7 +194,6 @@ def build(
 
             def graph() -> ir.Model:
                 traced = trace(variant, weights, opset=options.opset)
-                chosen = [path for path, scheme in request.schemes.items() if scheme != FLOAT]
                 return convert(
                     traced,
                     variant,
@@ -202,7 +201,7 @@ def build(
                     islands=islands,
                     ternary=ternary,
                     without=options.no_passes,
-                    quantised=chosen,
+                    quantised=quantised_layers(request.schemes),
                 )[0]
 
             size = BYTES_PER_WEIGHT[options.precision]

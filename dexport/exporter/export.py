@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import torch
 
 from dexport.bundle import MODEL_DATA, writing_to
 from dexport.errors import DexportError, InputError, UsageError
@@ -23,9 +22,11 @@ from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.fold_time import TABLE, FoldTime
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
 from dexport.exporter.quantize.plan import Plan
+from dexport.exporter.quantize.schemes import quantised_layers
 from dexport.exporter.quantize.ternary import StoreTernary, TernaryStorage
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import StepLog
+from dexport.exporter.torch_threads import torch_threads
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant
 from dexport.version import __version__
@@ -94,7 +95,7 @@ def export_onnx(
             islands=islands,
             ternary=ternary,
             without=without,
-            quantised=None if plan is None else plan.quantised,
+            quantised=None if plan is None else quantised_layers(plan.schemes),
         )
         quantised = {} if plan is None else plan.apply(model)
         ops = custom_ops(model, plugin_target)
@@ -193,7 +194,8 @@ def save(model: ir.Model, path: Path, on_tensor: Callable[[int, int, str], None]
         if on_tensor is not None:
             on_tensor(next(done), info.total, tensor.name or "")
 
-    with writing_to(path.parent), _one_thread_per_operator():
+    # Converting is limited by memory: threads inside an operator mostly spin until the others are done.
+    with writing_to(path.parent), torch_threads(1):
         ir.save(
             model,
             path,
@@ -202,17 +204,6 @@ def save(model: ir.Model, path: Path, on_tensor: Callable[[int, int, str], None]
             max_workers=WORKERS,
             max_in_flight_bytes=IN_FLIGHT,
         )
-
-
-@contextlib.contextmanager
-def _one_thread_per_operator() -> Iterator[None]:
-    """Reading and converting is limited by memory: threads inside an operator mostly spin until the others are done."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def check(path: Path) -> None:

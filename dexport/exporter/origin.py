@@ -39,7 +39,7 @@ def variant_of(manifest: Mapping[str, Any], recipe: Recipe | None = None) -> Var
 
 def weights_of(origin: Mapping[str, Any], variant: Variant, checkpoint: str | None = None) -> WeightSource:
     """The weights that a manifest names; a file must have the hash that it had."""
-    module, seed = variant.meta_module(), origin["seed"] or 0
+    module, seed = variant.outline, origin["seed"] or 0
     if origin["kind"] == "random":
         return open_weights(None, module, seed=seed, adapt=variant.recipe.adapt)
     path = Path(checkpoint or origin["path"])

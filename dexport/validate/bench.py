@@ -214,7 +214,8 @@ def _eager_sides(eager: Eager, devices: Iterable[str]) -> Iterable[Side]:
 
 
 def _product(stack: ExitStack, threads: int) -> Run:
-    from dexport.validate.eager import matrix_product, torch_threads
+    from dexport.exporter.torch_threads import torch_threads
+    from dexport.validate.eager import matrix_product
 
     stack.enter_context(torch_threads(threads))
     product = matrix_product()

@@ -164,7 +164,7 @@ def _compare(name: str, path: Path, bundle: Bundle, variant: Variant, other: Bun
     elif other is not None and other.manifest["precision"] == bundle.manifest["precision"]:
         expected = reference
     found = tuple(differences(expected.model, actual.model)) if expected else ()
-    paths = block_paths(variant.meta_module())
+    paths = block_paths(variant.outline)
     return Comparison(
         name=name,
         reference=reference,

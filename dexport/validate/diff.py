@@ -127,7 +127,7 @@ def diff(
     else:  # two bundles need no checkpoint
         inputs = example_inputs(variant, seed)
     if other is None:
-        taps, outputs = tapped_outputs(variant, weights, block_paths(variant.meta_module()), inputs)
+        taps, outputs = tapped_outputs(variant, weights, block_paths(variant.outline), inputs)
         opened = beside_export(bundle, variant, weights)
     else:
         opened = beside_bundle(bundle, other, variant)
@@ -217,8 +217,7 @@ def _inside_export(
     allowed: float,
 ) -> Finding:
     """The first module inside the block whose output the export does not have; the block where none stands out."""
-    network = variant.meta_module()
-    modules = [path for path, _ in network.named_modules() if path and inside(path, finding.block)]
+    modules = [path for path, _ in variant.outline.named_modules() if path and inside(path, finding.block)]
     taps, _ = tapped_outputs(variant, weights, modules, inputs)
     layout, nodes = comparison.layout, comparison.reference.model.graph
     module_of = {

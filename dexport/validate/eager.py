@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +45,7 @@ class Eager:
     @classmethod
     def of_variant(cls, variant: Variant, checkpoint: str | None, why: str = "no --checkpoint was given") -> Eager:
         """With the weights of a checkpoint, or random ones where there is none, and why there is none."""
-        weights = open_weights(checkpoint, variant.meta_module(), adapt=variant.recipe.adapt)
+        weights = open_weights(checkpoint, variant.outline, adapt=variant.recipe.adapt)
         return cls(variant, weights, "" if checkpoint else f"PyTorch has random weights: {why}")
 
     def session(self, device: str) -> TorchSession:
@@ -76,14 +75,3 @@ def matrix_product() -> Callable[[], object]:
     """A float32 product of ``PRODUCT_FLOPS`` operations: the fastest of several is the rate that a CPU can reach."""
     a, b = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE), torch.randn(PRODUCT_SIDE, PRODUCT_SIDE)
     return lambda: a @ b
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """PyTorch with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -55,7 +55,7 @@ def validate_foreign(
         raise UsageError(f"{model} does not exist", hint="name an ONNX file, or a bundle's folder")
     session = OnnxSession(model)
     variant = variant_for(recipe, session)
-    weights = open_weights(checkpoint, variant.meta_module(), seed=seed, adapt=recipe.adapt)
+    weights = open_weights(checkpoint, variant.outline, seed=seed, adapt=recipe.adapt)
     names = match_ports(str(model), session, "the recipe", variant.signature.inputs, variant.signature.outputs)
     fixed = next(iter(session.inputs.values())).shape[0]
     batches = [fixed] if isinstance(fixed, int) else batch_sizes(MAX_BATCH)

@@ -53,7 +53,7 @@ class FoldTime(ir.passes.InPlacePass):
         if not frontier:
             return ir.passes.PassResult(model, modified=False)
         tables = {value: self._table(model, found, value) for value in frontier}  # before any name changes
-        nearest = _nearest(graph, time, add_initializer(graph, ir.Tensor(self.times, name=TIMES)))
+        nearest = _nearest(graph, time, self.times)
         indices = {1: nearest}
         for value, table in tables.items():
             copies = found.copies[value]
@@ -215,9 +215,10 @@ def _of_one_batch(node: ir.Node) -> onnx.NodeProto:
     return onnx.helper.make_node("Identity", proto.input[:1], proto.output)
 
 
-def _nearest(graph: ir.Graph, time: ir.Value, times: ir.Value) -> ir.Value:
+def _nearest(graph: ir.Graph, time: ir.Value, times: np.ndarray) -> ir.Value:
     """The row of the time that is nearest to that of each sample; (B,) int64."""
     batch = time.shape[0] if time.shape is not None else None
+    stored = add_initializer(graph, ir.Tensor(times, name=TIMES))
     axis = add_initializer(graph, ir.Tensor(np.array([1]), name=f"{TIME_TABLE}/axis"))
     nodes: list[ir.Node] = []
 
@@ -226,9 +227,8 @@ def _nearest(graph: ir.Graph, time: ir.Value, times: ir.Value) -> ir.Value:
         nodes.append(_node(op, inputs, shape, dtype, name=op, **attributes))
         return nodes[-1].outputs[0]
 
-    count = len(times.const_value.numpy()) if times.const_value is not None else 0
     column = add("Unsqueeze", [time, axis], [batch, 1])
-    distance = add("Abs", [add("Sub", [column, times], [batch, count])], [batch, count])
+    distance = add("Abs", [add("Sub", [column, stored], [batch, len(times)])], [batch, len(times)])
     index = add("ArgMin", [distance], [batch], axis=1, keepdims=0)
     graph.insert_before(graph[0], nodes)
     return index

@@ -16,7 +16,7 @@ from dexport.exporter.quantize.layers import Layer, graph_layers
 from dexport.exporter.quantize.low_bits import LowBits, carrier_of, store_low_bits
 from dexport.exporter.quantize.observer import Statistics
 from dexport.exporter.quantize.rounded import RoundedWeights
-from dexport.exporter.quantize.schemes import FLOAT, INT8, LOW_BITS, W8A8
+from dexport.exporter.quantize.schemes import INT8, LOW_BITS, W8A8, quantised_layers
 from dexport.exporter.quantize.smooth import fold_into_modulation, migration, smooth_threshold
 from dexport.exporter.quantize.weights import quantise_weight
 
@@ -42,11 +42,6 @@ class Plan:
     rounded: RoundedWeights | None = None
     carriers: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def quantised(self) -> tuple[str, ...]:
-        """The layers that do not stay in floating point."""
-        return tuple(path for path, scheme in self.schemes.items() if scheme != FLOAT)
-
     def apply(self, model: ir.Model) -> dict[str, str]:
         """Quantise the graph in place; returns what was done to each layer: its scheme, or ``w8a8 smoothed``.
 
@@ -54,7 +49,7 @@ class Plan:
             InputError: the schemes or the statistics are of other layers than the graph has.
         """
         layers = graph_layers(model)
-        wanted = {path: self.schemes[path] for path in self.quantised}
+        wanted = {path: self.schemes[path] for path in quantised_layers(self.schemes)}
         _check_layers("the precision map", wanted, layers)
         _check_layers("the calibration", self.statistics, layers)
         _check_layers("the graph", [path for path in wanted if wanted[path] == W8A8], self.statistics)

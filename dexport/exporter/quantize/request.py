@@ -24,7 +24,7 @@ from dexport.exporter.quantize.precision_map import PrecisionMap, read_map, reso
 from dexport.exporter.quantize.report import calibration_report, rounding_report
 from dexport.exporter.quantize.rounded import RoundedWeights
 from dexport.exporter.quantize.rounding import round_weights
-from dexport.exporter.quantize.schemes import FLOAT, INT4, INT8, LOW_BITS, TERNARY, UNIFORM, W8A8
+from dexport.exporter.quantize.schemes import FLOAT, INT4, INT8, LOW_BITS, TERNARY, UNIFORM, W8A8, quantised_layers
 from dexport.exporter.quantize.sensitivity import Sensitivity, as_json, measure_sensitivity
 from dexport.exporter.quantize.simulate import STEPS, Simulation
 from dexport.exporter.quantize.sizes import FileSizes
@@ -313,8 +313,7 @@ def _prepare_budget(
     settings, tell = request.settings, log.listener.advance
     candidates = {
         path: (INT8,) if request.layers[path].convolution else (INT8, *LOW_BITS)
-        for path, scheme in request.schemes.items()
-        if scheme != FLOAT
+        for path in quantised_layers(request.schemes)
     }
     with log.step("round"):
         wanted = {path: LOW_BITS for path, schemes in candidates.items() if set(LOW_BITS) <= set(schemes)}

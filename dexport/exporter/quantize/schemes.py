@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 FLOAT, INT8, W8A8, INT4, TERNARY = "float", "int8", "w8a8", "int4", "ternary"
 SCHEMES = (FLOAT, INT8, W8A8, INT4, TERNARY)
@@ -12,6 +12,11 @@ LOW_BITS = (INT4, TERNARY)
 """Weights that are rounded along a calibration; plain rounding would lose too much."""
 UNIFORM = {"weight": INT8, "w8a8": W8A8}
 """What ``--int8`` takes -> the scheme of every layer."""
+
+
+def quantised_layers(schemes: Mapping[str, str]) -> tuple[str, ...]:
+    """The layers that do not stay in floating point."""
+    return tuple(path for path, scheme in schemes.items() if scheme != FLOAT)
 
 
 def gate_of(schemes: Iterable[str], precision: str) -> str:

@@ -134,7 +134,7 @@ def test_a_doubled_batch_has_the_rows_twice() -> None:
         x, t = value("x", ("B", WIDTH)), value("t", ("B",))
         both, strength, out = value("both", ("2*B",)), value("strength", ("B",)), value("out", ("2*B", WIDTH))
         half, doubled, more = value("half", ("B",)), value("doubled", ("2*B",)), value("more", ("2*B", WIDTH))
-        column, axis = value("column", ("2*B", 1)), initializer(ir.Tensor(np.array([1]), name="second"))
+        column = value("column", ("2*B", 1))
         embedded, nodes, weights = embedding(both, initializer(Weight("w", X[0])), "2*B")
         xs, sums = value("xs", ("2*B", WIDTH)), value("sums", ("B",))
         nodes = [
@@ -144,12 +144,12 @@ def test_a_doubled_batch_has_the_rows_twice() -> None:
             node("Add", [xs, embedded], more),
             node("Cos", [t], strength),
             node("Concat", [strength, strength], doubled, axis=0),
-            node("Unsqueeze", [doubled, axis], column),
+            node("Unsqueeze", [doubled, weights[0]], column),
             node("Mul", [more, column], out),
             node("ReduceSum", [x, weights[0]], half, keepdims=0),
             node("Add", [strength, half], sums),
         ]
-        return model([x, t], [out, sums], nodes, [*weights, axis])
+        return model([x, t], [out, sums], nodes, weights)
 
     built = folded(build)
     assert [ops(built).count(op) for op in ("ArgMin", "Concat", "Gather")] == [1, 2, 3]
