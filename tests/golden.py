@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
+from dexport.validate.metrics import compare
+
 GOLDENS = Path(__file__).parent / "goldens"
+TOLERANCE = 2e-5
+"""Of ``relative_error``. Rounding differs between processors by up to 2e-6, planted faults begin at ten times that:
+tests/test_golden.py holds both distances."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +43,23 @@ def load_golden(name: str) -> Golden:
 
 def load_keys(name: str) -> dict[str, list[int]]:
     return json.loads((GOLDENS / "keys" / f"{name}.json").read_text())
+
+
+def relative_error(actual: torch.Tensor | np.ndarray, expected: torch.Tensor | np.ndarray) -> float:
+    """How far ``actual`` is from ``expected``, relative to the size of ``expected``.
+
+    The larger one of two: the L2 norm of the difference to that of ``expected``, which sees what is wrong everywhere,
+    and the largest difference to the largest value, which sees what is wrong in one place.
+    """
+    reference = np.asarray(expected)
+    metrics = compare(reference, np.asarray(actual))
+    largest = float(np.abs(reference).max())
+    return max(metrics.relative_l2, metrics.max_abs / largest if metrics.max_abs else 0.0)
+
+
+def assert_golden(
+    actual: torch.Tensor | np.ndarray, expected: torch.Tensor | np.ndarray, tolerance: float = TOLERANCE
+) -> None:
+    """``actual`` is ``expected`` but for rounding, whatever the scale of the two; shape and dtype are the same."""
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    assert relative_error(actual, expected) <= tolerance

@@ -16,11 +16,10 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
-from tests.golden import load_golden
+from tests.golden import assert_golden, load_golden
 from tests.graphs.test_dimr import CONVNEXT, TRANSFORMER
 
 GOLDEN = load_golden("dimr-2r")
-ATOL = 5e-5
 SMALL = {"stage_configs": [{**TRANSFORMER, "num_blocks": 1}, CONVNEXT], "num_classes": 4}
 
 
@@ -46,7 +45,7 @@ def test_onnx_gives_the_official_outputs(checkpoint: Path, tmp_path: Path) -> No
     inputs = {name: GOLDEN.inputs[name].numpy() for name in ("x", "log_snr", "y")}
     results = session(**inputs)
     for name, wanted in {"out": "forward", "stage0": "stage0"}.items():
-        np.testing.assert_allclose(results[name], GOLDEN.outputs[wanted].numpy(), atol=ATOL, rtol=0)
+        assert_golden(results[name], GOLDEN.outputs[wanted].numpy())
     nodes = manifest["precision"]["nodes"]
     assert {"stages.0.blocks.2.block1.query_key_value/MatMul", "stages.1.blocks.4.block1.1/Conv"} <= set(nodes)
 

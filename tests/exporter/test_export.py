@@ -11,7 +11,7 @@ import pytest
 
 import dexport
 from dexport.bundle import load_bundle
-from tests.golden import Golden
+from tests.golden import Golden, assert_golden
 
 RECIPES = {"dit-s": "dit-s-2", "dico-s": "dico-xl", "diffit-latent": "diffit-256"}
 OPS = {"dit-s": set(), "dico-s": {"DexChannelAttention"}, "diffit-latent": {"DexTMSA"}}
@@ -20,7 +20,6 @@ NODES = {
     "dico-s": "encoder_level_2.1.conv2/Conv",
     "diffit-latent": "blocks.1.attn/DexTMSA",
 }
-ATOL_FP32 = 5e-5
 RELATIVE_L2_FP16 = 3e-3
 
 
@@ -57,7 +56,7 @@ def test_onnx_matches_the_official_output(bundle_path: Path, golden: Golden, pre
     feed["t"] = feed["t"].astype(np.float32)
     (out,) = session.run(["out"], feed)
     if precision == "fp32":
-        np.testing.assert_allclose(out, expected, atol=ATOL_FP32, rtol=0)
+        assert_golden(out, expected)
     else:
         assert np.linalg.norm(out - expected) / np.linalg.norm(expected) < RELATIVE_L2_FP16
 

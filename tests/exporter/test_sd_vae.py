@@ -21,9 +21,8 @@ from dexport.exporter.checkpoint import WeightSource, load_into, open_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import Variant, resolve
 from dexport.runtime.decode import VaeDecoder
-from tests.golden import load_golden
+from tests.golden import assert_golden, load_golden
 
-ATOL_FP32 = 5e-5
 GATE_FP16 = 3e-3
 HALVES = ["decoder", "encoder"]
 State = dict[str, Tensor]
@@ -166,7 +165,7 @@ def test_onnx_gives_the_official_output(half: str, layout: str, tmp_path: Path) 
     outputs = dexport.load(tmp_path / "out")(**{name: tensor.numpy() for name, tensor in golden.inputs.items()})
     assert list(outputs) == (["image"] if half == "decoder" else ["mean", "logvar"])
     for name, array in outputs.items():
-        np.testing.assert_allclose(array, golden.outputs[name].numpy(), atol=ATOL_FP32, rtol=0)
+        assert_golden(array, golden.outputs[name].numpy())
 
 
 def test_a_bundle_decodes_latents_of_its_size_and_larger_ones(tmp_path: Path) -> None:

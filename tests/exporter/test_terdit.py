@@ -16,7 +16,7 @@ from dexport.exporter.checkpoint import load_into, open_weights
 from dexport.exporter.recipes.terdit import RECIPES, adapt
 from dexport.exporter.variant import Variant, resolve
 from dexport.graphs.terdit import TernaryLinear
-from tests.golden import Golden, load_golden, load_keys
+from tests.golden import Golden, assert_golden, load_golden, load_keys
 
 FORMS = {"terdit-packed": "packed ternary", "terdit-master": "master weights"}
 
@@ -50,7 +50,7 @@ def test_onnx_runtime_gives_the_official_output(golden: Golden, tmp_path: Path) 
     )
     inputs = {name: golden.inputs[name].numpy() for name in ("x", "t", "y")}
     out = dexport.load(tmp_path / "out")(**{**inputs, "t": inputs["t"].astype(np.float32)})["out"]
-    np.testing.assert_allclose(out, golden.outputs["forward"].numpy(), atol=5e-5, rtol=0)
+    assert_golden(out, golden.outputs["forward"].numpy())
 
 
 def test_keys_and_packed_shapes_are_the_official_ones() -> None:

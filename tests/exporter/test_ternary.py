@@ -39,7 +39,7 @@ from dexport.exporter.recipes.recipe import DEFAULT_GATES
 from dexport.exporter.recipes.terdit import RECIPES, adapt
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import resolve
-from tests.golden import load_golden
+from tests.golden import assert_golden, load_golden
 
 EXACT = 5e-6
 TINY = {"dim": 64, "n_layers": 1, "n_heads": 2, "multiple_of": 32, "num_classes": 3, "input_size": 8}
@@ -99,7 +99,7 @@ def run(model: ir.Model, form: str, folder: Path) -> np.ndarray:
 def test_a_plain_session_gives_the_official_output(traced: ir.Model, form: str, carrier: str, tmp_path: Path) -> None:
     out = run(exported(traced, form, carrier, "fp32"), form, tmp_path)
     expected = load_golden(form).outputs["forward"].numpy()
-    np.testing.assert_allclose(out, expected, atol=5e-5, rtol=0)
+    assert_golden(out, expected)
     assert np.linalg.norm(out - expected) <= DEFAULT_GATES["fp32"] * np.linalg.norm(expected)
 
 

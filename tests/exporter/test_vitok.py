@@ -21,9 +21,8 @@ from dexport.exporter.variant import resolve
 from dexport.runtime.decode import VaeDecoder
 from dexport.runtime.generate import generate
 from dexport.runtime.pipeline import Pipeline
-from tests.golden import Golden, load_golden
+from tests.golden import Golden, assert_golden, load_golden
 
-ATOL = 5e-5
 ENGINE = {"trt": True, "engine": "tensorrt-rtx"} if find_spec("tensorrt_rtx") else {}
 V1, V2 = "vitok-v1-s-b-1x16", "vitok-v2-350m-f16x16"
 
@@ -53,8 +52,8 @@ def test_v1_encoder_of_images(tmp_path: Path) -> None:
     golden = load_golden("vitok-v1-image")
     session = dexport.load(build(f"{V1}-encoder", golden, tmp_path / "out", (64, 64)))
     results = session(image=golden.inputs["x"][:, :, 0].numpy())
-    np.testing.assert_allclose(results["mean"], as_grid(golden.outputs["mean"]), atol=ATOL, rtol=0)
-    np.testing.assert_allclose(np.exp(0.5 * results["logvar"]), as_grid(golden.outputs["std"]), atol=ATOL, rtol=0)
+    assert_golden(results["mean"], as_grid(golden.outputs["mean"]))
+    assert_golden(np.exp(0.5 * results["logvar"]), as_grid(golden.outputs["std"]))
 
 
 def test_v1_decoder_of_videos_in_half_precision(tmp_path: Path) -> None:
@@ -76,14 +75,14 @@ def test_v2_encoder_of_tokens_ignores_padding(tmp_path: Path) -> None:
     places = {name: golden.inputs[name].numpy().astype(np.int64) for name in ("row_idx", "col_idx", "patch_mask")}
     z = dexport.load(path)(patches=golden.inputs["patches"].numpy(), **places)["z"]
     valid = places["patch_mask"] == 1
-    np.testing.assert_allclose(z[valid], golden.outputs["z"].numpy()[valid], atol=ATOL, rtol=0)
+    assert_golden(z[valid], golden.outputs["z"].numpy()[valid])
 
 
 def test_v2_decoder_of_images(tmp_path: Path) -> None:
     golden = load_golden("vitok-v2-image")
     path = build(f"{V2}-decoder", golden, tmp_path / "out", (4, 4))
     out = dexport.load(path)(z=as_grid(golden.outputs["z"]))["image"]
-    np.testing.assert_allclose(out, golden.outputs["image"].numpy(), atol=ATOL, rtol=0)
+    assert_golden(out, golden.outputs["image"].numpy())
 
 
 def test_a_denoiser_of_its_codes_samples_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

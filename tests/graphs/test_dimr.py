@@ -12,9 +12,8 @@ from dexport.exporter.variant import resolve
 from dexport.graphs.axial_rope import AxialRoPE, centres
 from dexport.graphs.dimr import DiMR, PixelShuffleUpsample
 from dexport.graphs.time_dependent import NORMS, TimeDependentParameter
-from tests.golden import load_golden
+from tests.golden import assert_golden, load_golden
 
-ATOL = 2e-5
 GOLDEN = load_golden("dimr-2r")
 TRANSFORMER = {
     "block_type": "TransformerBlock",
@@ -53,15 +52,15 @@ def test_every_branch_matches_the_official_output() -> None:
     with torch.no_grad():
         stage0, stage1 = model(inputs["x"], inputs["log_snr"], inputs["y"])
         _, equal_times = model(inputs["x"], inputs["log_snr_b"], inputs["y"])
-    torch.testing.assert_close(stage0, GOLDEN.outputs["stage0"], atol=ATOL, rtol=0)
-    torch.testing.assert_close(stage1, GOLDEN.outputs["stage1"], atol=ATOL, rtol=0)
-    torch.testing.assert_close(equal_times, GOLDEN.outputs["forward_b"], atol=ATOL, rtol=0)
+    assert_golden(stage0, GOLDEN.outputs["stage0"])
+    assert_golden(stage1, GOLDEN.outputs["stage1"])
+    assert_golden(equal_times, GOLDEN.outputs["forward_b"])
 
 
 def test_alone_it_returns_the_last_branch() -> None:
     with torch.no_grad():
         out = golden_model()(GOLDEN.inputs["x"], GOLDEN.inputs["log_snr"], GOLDEN.inputs["y"])
-    torch.testing.assert_close(out, GOLDEN.outputs["forward"], atol=ATOL, rtol=0)
+    assert_golden(out, GOLDEN.outputs["forward"])
 
 
 @pytest.mark.parametrize(("power", "cfg_scale", "name"), [(-1, 1.4, "cfg_const"), (1.5, 2.8, "cfg_power")])
@@ -71,7 +70,7 @@ def test_both_guidance_rules_match_the_evaluation_script(power: float, cfg_scale
     guided = resolve(find_recipe("dimr-xl-2r"), settings, (16, 16), fused=True).wrap(golden_model())
     with torch.no_grad():
         out = guided(inputs["x"], inputs["cfg_t"] / 1000 * 8 - 4, inputs["cfg_y"], torch.tensor(cfg_scale))
-    torch.testing.assert_close(out, GOLDEN.outputs[name], atol=ATOL, rtol=0)
+    assert_golden(out, GOLDEN.outputs[name])
     if power > 0:
         assert (float(inputs["cfg_pow"]), round(float(inputs["cfg_scale"]), 6)) == (power, cfg_scale)
 

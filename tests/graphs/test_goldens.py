@@ -19,9 +19,8 @@ from dexport.graphs.layers import sincos_table
 from dexport.graphs.lit import LinearAttention, LiT
 from dexport.graphs.terdit import TerDiT, TernaryLinear, ternarise
 from dexport.plugins.ternary_matmul.packing import pack, unpack
-from tests.golden import Golden, load_golden, load_keys
+from tests.golden import Golden, assert_golden, load_golden, load_keys
 
-ATOL = 2e-5
 CLASSES = {"dit-s": DiT, "dico-s": DiCo, "diffit-latent": DiffiT}
 RECIPES = {"dit-s": "dit-s-2", "dico-s": "dico-s", "diffit-latent": "diffit-256"}
 
@@ -37,7 +36,7 @@ def test_forward_matches_the_official_output(module: torch.nn.Module, golden: Go
     inputs = golden.inputs
     with torch.no_grad():
         out = module(inputs["x"], inputs["t"].float(), inputs["y"])
-    torch.testing.assert_close(out, golden.outputs["forward"], atol=ATOL, rtol=0)
+    assert_golden(out, golden.outputs["forward"])
 
 
 def test_guided_forward_is_the_conditional_half_of_forward_with_cfg(
@@ -50,14 +49,14 @@ def test_guided_forward_is_the_conditional_half_of_forward_with_cfg(
         out = guided(
             inputs["cfg_x"][:half], inputs["cfg_t"][:half].float(), inputs["cfg_y"][:half], inputs["cfg_scale"]
         )
-    torch.testing.assert_close(out, golden.outputs["forward_with_cfg"][:half], atol=ATOL, rtol=0)
+    assert_golden(out, golden.outputs["forward_with_cfg"][:half])
 
 
 def test_sincos_table_is_the_official_one() -> None:
     golden = load_golden("dit-s")
     side = golden.config["input_size"] // golden.config["patch_size"]
     table = sincos_table(golden.config["hidden_size"], side, side)
-    torch.testing.assert_close(table, golden.outputs["pos_embed_sincos"], atol=1e-6, rtol=0)
+    assert_golden(table, golden.outputs["pos_embed_sincos"])
 
 
 @pytest.mark.parametrize(("name", "to_ternary"), [("terdit-packed", unpack), ("terdit-master", ternarise)])
@@ -75,8 +74,8 @@ def test_terdit_matches_the_official_output(name: str, to_ternary: Callable[[Ten
         guided = Guided(module, golden.config["num_classes"])(
             inputs["cfg_x"][:half], inputs["cfg_t"][:half].float(), inputs["cfg_y"][:half], inputs["cfg_scale"]
         )
-    torch.testing.assert_close(out, golden.outputs["forward"], atol=ATOL, rtol=0)
-    torch.testing.assert_close(guided, golden.outputs["forward_with_cfg"][:half], atol=ATOL, rtol=0)
+    assert_golden(out, golden.outputs["forward"])
+    assert_golden(guided, golden.outputs["forward_with_cfg"][:half])
     example = next(value for key, value in golden.outputs.items() if key.endswith("example"))
     assert torch.equal(weights["layers.0.attention.wq.weight"], example)
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from dexport.graphs.sd_vae import VaeDecoder, VaeEncoder
-from tests.golden import load_golden, load_keys
+from tests.golden import assert_golden, load_golden, load_keys
 
-ATOL = 2e-5
 TINY = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4}
 
 
@@ -20,7 +19,7 @@ def test_decoder_gives_the_official_image() -> None:
     module.load_state_dict(golden.weights)
     with torch.no_grad():
         image = module(golden.inputs["z"])
-    torch.testing.assert_close(image, golden.outputs["image"], atol=ATOL, rtol=0)
+    assert_golden(image, golden.outputs["image"])
 
 
 def test_encoder_gives_the_official_posterior() -> None:
@@ -29,8 +28,8 @@ def test_encoder_gives_the_official_posterior() -> None:
     module.load_state_dict(golden.weights)
     with torch.no_grad():
         mean, logvar = module(golden.inputs["image"])
-    torch.testing.assert_close(mean, golden.outputs["mean"], atol=ATOL, rtol=0)
-    torch.testing.assert_close(logvar, golden.outputs["logvar"], atol=ATOL, rtol=0)
+    assert_golden(mean, golden.outputs["mean"])
+    assert_golden(logvar, golden.outputs["logvar"])
 
 
 def test_log_variance_is_clamped() -> None:

@@ -11,9 +11,8 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.graphs.vitok_v1 import ViTokV1
 from dexport.graphs.vitok_v2 import ViTokV2, raster
-from tests.golden import load_golden, load_keys
+from tests.golden import assert_golden, load_golden, load_keys
 
-ATOL = 2e-5
 SMALL_V1 = {"img_size": 16, "patch_size": 4, "width": 16, "encoder_depth": 2, "decoder_depth": 1, "num_heads": 2}
 SMALL_V2 = {
     "pixels_per_token": 48,
@@ -26,10 +25,6 @@ SMALL_V2 = {
     "encoder_heads": 2,
     "decoder_heads": 2,
 }
-
-
-def close(out: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(out, expected, atol=ATOL, rtol=0)
 
 
 def noisy(module: torch.nn.Module) -> Any:
@@ -47,9 +42,9 @@ def test_v1_matches_the_official_output(name: str) -> None:
     model = ViTokV1(**golden.config).eval()
     model.load_state_dict(golden.weights)
     mean, logvar = model.encode(golden.inputs["x"])
-    close(mean, golden.outputs["mean"])
-    close(torch.exp(0.5 * logvar), golden.outputs["std"])
-    close(model.decode(mean), golden.outputs["recon"])
+    assert_golden(mean, golden.outputs["mean"])
+    assert_golden(torch.exp(0.5 * logvar), golden.outputs["std"])
+    assert_golden(model.decode(mean), golden.outputs["recon"])
 
 
 @torch.no_grad()
@@ -57,7 +52,7 @@ def test_v2_matches_the_official_output_as_images() -> None:
     golden = load_golden("vitok-v2-image")
     model = ViTokV2(**golden.config).eval()
     model.load_state_dict(golden.weights)
-    close(model(golden.inputs["image"]), golden.outputs["image"])
+    assert_golden(model(golden.inputs["image"]), golden.outputs["image"])
 
 
 @torch.no_grad()
@@ -68,8 +63,8 @@ def test_v2_matches_the_official_output_where_it_is_no_padding() -> None:
     places = [golden.inputs[name] for name in ("row_idx", "col_idx", "patch_mask")]
     valid = golden.inputs["patch_mask"].bool()
     z = model.encode(golden.inputs["patches"], *places)
-    close(z[valid], golden.outputs["z"][valid])
-    close(model.decode(z, *places)[valid], golden.outputs["patches_out"][valid])
+    assert_golden(z[valid], golden.outputs["z"][valid])
+    assert_golden(model.decode(z, *places)[valid], golden.outputs["patches_out"][valid])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +115,7 @@ def test_v1_codes_beyond_the_count_do_not_matter() -> None:
     changed = codes.clone()
     changed[0, 3:], changed[1, 7:] = 5.0, -5.0
     kept = torch.tensor([3, 7])
-    close(decoder(changed, kept), decoder(codes, kept))
+    assert_golden(decoder(changed, kept), decoder(codes, kept))
     assert not torch.allclose(decoder(changed, torch.tensor([4, 8])), decoder(codes, torch.tensor([4, 8])))
 
 
@@ -158,7 +153,7 @@ def test_v2_images_are_tokens_in_raster_order() -> None:
     images, tokens = (noisy(ViTokV2(**SMALL_V2, naflex=naflex, decoder=False)) for naflex in (False, True))
     image = torch.randn(1, 3, 8, 12)
     patches = torch.nn.functional.unfold(image, 4, stride=4).transpose(1, 2)
-    close(images(image).flatten(2).transpose(1, 2), tokens(patches, *raster(2, 3)))
+    assert_golden(images(image).flatten(2).transpose(1, 2), tokens(patches, *raster(2, 3)))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from dexport.errors import UsageError
 from dexport.runtime.samplers.ddpm import p_mean_variance
 from dexport.runtime.schedule import Schedule, linear_betas, space_timesteps, sqrt_linear_betas
+from tests.golden import assert_golden
 from tests.runtime.sampler_golden import sampler_golden, schedule
 
 
@@ -31,7 +32,7 @@ def test_p_mean_variance_is_the_official_one() -> None:
     inputs, outputs = sampler_golden()
     posterior = p_mean_variance(schedule(), inputs["model_output"], inputs["x"], inputs["t"])
     for name in ("mean", "log_variance", "pred_xstart"):
-        np.testing.assert_allclose(getattr(posterior, name), outputs[name], rtol=1e-6, atol=1e-6, err_msg=name)
+        assert_golden(getattr(posterior, name), outputs[name])
         assert getattr(posterior, name).dtype == np.float32
 
 
@@ -85,4 +86,4 @@ def test_bad_betas_are_refused() -> None:
 def test_q_sample_is_the_official_one() -> None:
     inputs, outputs = sampler_golden()
     full, t = Schedule.of_betas(linear_betas()), np.full(4, inputs["q_t"])
-    np.testing.assert_allclose(full.q_sample(inputs["x"], t, inputs["q_noise"]), outputs["q_sample"], atol=1e-6)
+    assert_golden(full.q_sample(inputs["x"], t, inputs["q_noise"]), outputs["q_sample"])

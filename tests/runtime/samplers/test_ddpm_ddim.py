@@ -8,13 +8,9 @@ import pytest
 from dexport.errors import UsageError
 from dexport.runtime.noise import Noise, Replay
 from dexport.runtime.samplers import DDIM, DDPM, Sampler, last, sample
-from dexport.validate.metrics import compare
+from tests.golden import assert_golden
 from tests.runtime.sampler_golden import both_halves, sampler_golden, schedule, torch_states
 
-ATOL = 1e-4
-RTOL = 1e-6
-"""The golden's network has random weights, so its states reach 800, where float32 resolves 6e-5: the official loop in
-float64 ends 9e-4 away from the official loop in float32."""
 LOOPS = [(DDPM(schedule()), "p_sample_loop"), (DDIM(schedule()), "ddim_sample_loop")]
 
 
@@ -23,8 +19,7 @@ def test_full_loop_is_the_official_one(sampler: Sampler, name: str) -> None:
     inputs, outputs = sampler_golden()
     denoiser = both_halves(inputs["loop_y"], float(inputs["cfg_scale"]))
     states = list(sampler.run(denoiser, inputs["loop_z"], Replay(inputs["loop_noise"])))
-    np.testing.assert_allclose(states[-1].x, outputs[name], atol=ATOL, rtol=RTOL)
-    assert compare(outputs[name], states[-1].x).relative_l2 < 1e-6
+    assert_golden(states[-1].x, outputs[name])
     assert [step.t for step in states] == [float(t) for t in outputs["timestep_map"][::-1]]
     assert states[-1].x.dtype == np.float32
 
@@ -33,7 +28,7 @@ def test_full_loop_is_the_official_one(sampler: Sampler, name: str) -> None:
 def test_every_step_from_the_official_state_is_the_official_one(sampler: Sampler, name: str) -> None:
     inputs, outputs = sampler_golden()
     official = list(torch_states(deterministic=isinstance(sampler, DDIM)))
-    np.testing.assert_allclose(official[-1], outputs[name], atol=ATOL, rtol=RTOL)
+    assert_golden(official[-1], outputs[name])
     guided = both_halves(inputs["loop_y"], float(inputs["cfg_scale"]))
     before = iter(official)
 
@@ -44,7 +39,7 @@ def test_every_step_from_the_official_state_is_the_official_one(sampler: Sampler
     for step, after in zip(
         sampler.run(denoiser, inputs["loop_z"].copy(), Replay(inputs["loop_noise"])), official[1:], strict=True
     ):
-        np.testing.assert_allclose(step.x, after, atol=ATOL, rtol=0)
+        assert_golden(step.x, after)
 
 
 def test_ddim_step_is_the_official_one() -> None:
@@ -56,7 +51,7 @@ def test_ddim_step_is_the_official_one() -> None:
         signal, remaining, sigma = ddim.coefficients(t)
         assert sigma == 0
         x = signal * pred_xstart[row] + remaining * eps[row]
-        np.testing.assert_allclose(x, outputs["ddim_sample"][row], atol=2e-5, rtol=1e-6)
+        assert_golden(x, outputs["ddim_sample"][row])
 
 
 def test_eta_one_has_the_posterior_variance() -> None:

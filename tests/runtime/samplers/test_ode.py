@@ -15,7 +15,7 @@ from dexport.runtime.noise import Noise, Replay
 from dexport.runtime.samplers import EDM, SAMPLERS, DPMSolver, FlowEuler, Sampler, last, make_sampler, sample
 from dexport.runtime.samplers.dpm_solver import ContinuousSchedule
 from dexport.runtime.schedule import Schedule, sqrt_linear_betas
-from tests.golden import load_golden
+from tests.golden import assert_golden, load_golden
 
 MEAN, STD = 0.4, 0.6
 QUANTILES = np.linspace(-2, 2, 16).reshape(1, 1, 4, 4)
@@ -207,7 +207,7 @@ def test_dpm_solver_is_the_official_one(steps: int) -> None:
 
     out = last(DPMSolver(SCHEDULE, steps).run(denoiser, golden.inputs["x"].numpy(), SILENT))
     assert out.dtype == np.float32
-    np.testing.assert_allclose(out, golden.outputs[f"steps_{steps}"].numpy(), atol=1e-4, rtol=0)
+    assert_golden(out, golden.outputs[f"steps_{steps}"].numpy())
 
 
 def test_every_recipe_names_a_sampler_that_runs_its_steps() -> None:
