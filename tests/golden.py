@@ -14,9 +14,13 @@ from safetensors import safe_open
 from dexport.validate.metrics import compare
 
 GOLDENS = Path(__file__).parent / "goldens"
-TOLERANCE = 2e-5
-"""Of ``relative_error``. Rounding differs between processors by up to 2e-6, planted faults begin at ten times that:
-tests/test_golden.py holds both distances."""
+TOLERANCE = 4e-5
+"""Of ``relative_error`` in float32: four times what another processor may round otherwise, a quarter of the smallest
+planted fault (tests/graphs/test_planted.py). Most of the former is one bit in the frequencies of time."""
+TOLERANCE_FLOAT64 = 5e-6
+"""Of the same in float64, where only the rounding of the official code is left: enough to see another epsilon."""
+TOLERANCE_LOOP = 1e-5
+"""Of the same where the golden is the end of a loop: a quarter of the error of the network is left in it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,6 @@ def relative_error(actual: torch.Tensor | np.ndarray, expected: torch.Tensor | n
 def assert_golden(
     actual: torch.Tensor | np.ndarray, expected: torch.Tensor | np.ndarray, tolerance: float = TOLERANCE
 ) -> None:
-    """``actual`` is ``expected`` but for rounding, whatever the scale of the two; shape and dtype are the same."""
-    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    """``actual`` is ``expected`` but for rounding, whatever the scale of the two; the shape is the same."""
+    assert actual.shape == expected.shape
     assert relative_error(actual, expected) <= tolerance

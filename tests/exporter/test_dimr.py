@@ -35,6 +35,7 @@ def build(output: Path, settings: dict[str, Any], **options: Any) -> Path:
     return output
 
 
+@pytest.mark.golden
 def test_onnx_gives_the_official_outputs(checkpoint: Path, tmp_path: Path) -> None:
     settings = {**GOLDEN.config, "outputs": "all"}
     path = build(tmp_path / "out", settings, latent=(16, 16), checkpoint=str(checkpoint))

@@ -43,6 +43,7 @@ def bundle_path(request, golden, golden_name, golden_checkpoint, precision, tmp_
     return path
 
 
+@pytest.mark.golden
 def test_onnx_matches_the_official_output(bundle_path: Path, golden: Golden, precision: str) -> None:
     session = ort.InferenceSession(bundle_path / "model.onnx", providers=["CPUExecutionProvider"])
     inputs = {name: tensor.numpy() for name, tensor in golden.inputs.items()}

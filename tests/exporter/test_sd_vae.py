@@ -152,6 +152,7 @@ def test_another_model_s_checkpoint_is_refused(tmp_path: Path) -> None:
 # ONNX
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("layout", ["diffusers", "CompVis"])
 @pytest.mark.parametrize("half", HALVES)
 def test_onnx_gives_the_official_output(half: str, layout: str, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_both_forms_become_ternary_values(golden: Golden, tmp_path: Path) -> Non
     assert layers and all(set(layer.weight.unique().tolist()) <= {-1, 0, 1} for layer in layers)
 
 
+@pytest.mark.golden
 def test_onnx_runtime_gives_the_official_output(golden: Golden, tmp_path: Path) -> None:
     dexport.build(
         "terdit-600m", tmp_path / "out", settings=golden.config, checkpoint=str(saved(golden.weights, tmp_path))

@@ -95,6 +95,7 @@ def run(model: ir.Model, form: str, folder: Path) -> np.ndarray:
     return session.run(["out"], {**inputs, "t": inputs["t"].astype(np.float32)})[0]
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("carrier", CARRIERS)
 def test_a_plain_session_gives_the_official_output(traced: ir.Model, form: str, carrier: str, tmp_path: Path) -> None:
     out = run(exported(traced, form, carrier, "fp32"), form, tmp_path)
@@ -103,6 +104,7 @@ def test_a_plain_session_gives_the_official_output(traced: ir.Model, form: str, 
     assert np.linalg.norm(out - expected) <= DEFAULT_GATES["fp32"] * np.linalg.norm(expected)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("carrier", CARRIERS)
 def test_half_precision_stays_within_its_gate(

@@ -48,6 +48,7 @@ def as_grid(tokens: Any, side: int = 4) -> np.ndarray:
     return np.ascontiguousarray(tokens.transpose(1, 2).unflatten(2, (side, side)).numpy())
 
 
+@pytest.mark.golden
 def test_v1_encoder_of_images(tmp_path: Path) -> None:
     golden = load_golden("vitok-v1-image")
     session = dexport.load(build(f"{V1}-encoder", golden, tmp_path / "out", (64, 64)))
@@ -56,6 +57,7 @@ def test_v1_encoder_of_images(tmp_path: Path) -> None:
     assert_golden(np.exp(0.5 * results["logvar"]), as_grid(golden.outputs["std"]))
 
 
+@pytest.mark.golden
 def test_v1_decoder_of_videos_in_half_precision(tmp_path: Path) -> None:
     golden = load_golden("vitok-v1-video")
     path = build("vitok-v1-s-b-4x8-decoder", golden, tmp_path / "out", (4, 4), precision="fp16", **ENGINE)
@@ -68,6 +70,7 @@ def test_v1_decoder_of_videos_in_half_precision(tmp_path: Path) -> None:
         VaeDecoder(dexport.load(path), latent_scale=1.0)
 
 
+@pytest.mark.golden
 def test_v2_encoder_of_tokens_ignores_padding(tmp_path: Path) -> None:
     golden = load_golden("vitok-v2-naflex")
     path = build(f"{V2}-encoder", golden, tmp_path / "out", (32, 32), settings={"naflex": True}, **ENGINE)
@@ -78,6 +81,7 @@ def test_v2_encoder_of_tokens_ignores_padding(tmp_path: Path) -> None:
     assert_golden(z[valid], golden.outputs["z"].numpy()[valid])
 
 
+@pytest.mark.golden
 def test_v2_decoder_of_images(tmp_path: Path) -> None:
     golden = load_golden("vitok-v2-image")
     path = build(f"{V2}-decoder", golden, tmp_path / "out", (4, 4))

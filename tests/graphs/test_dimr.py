@@ -47,22 +47,14 @@ def golden_model(**settings: Any) -> DiMR:
     return model
 
 
-def test_every_branch_matches_the_official_output() -> None:
-    model, inputs = golden_model(outputs="all"), GOLDEN.inputs
-    with torch.no_grad():
-        stage0, stage1 = model(inputs["x"], inputs["log_snr"], inputs["y"])
-        _, equal_times = model(inputs["x"], inputs["log_snr_b"], inputs["y"])
-    assert_golden(stage0, GOLDEN.outputs["stage0"])
-    assert_golden(stage1, GOLDEN.outputs["stage1"])
-    assert_golden(equal_times, GOLDEN.outputs["forward_b"])
-
-
+@pytest.mark.golden
 def test_alone_it_returns_the_last_branch() -> None:
     with torch.no_grad():
         out = golden_model()(GOLDEN.inputs["x"], GOLDEN.inputs["log_snr"], GOLDEN.inputs["y"])
     assert_golden(out, GOLDEN.outputs["forward"])
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(("power", "cfg_scale", "name"), [(-1, 1.4, "cfg_const"), (1.5, 2.8, "cfg_power")])
 def test_both_guidance_rules_match_the_evaluation_script(power: float, cfg_scale: float, name: str) -> None:
     inputs = GOLDEN.inputs

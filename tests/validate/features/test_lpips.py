@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from dexport.errors import InputError, MachineError
 from dexport.validate.features.lpips import PACKAGE, open_lpips
+from tests.golden import assert_golden
 
 GOLDEN = Path(__file__).parents[2] / "goldens/lpips.safetensors"
 installed = pytest.mark.skipif(
@@ -19,14 +20,15 @@ installed = pytest.mark.skipif(
 )
 
 
+@pytest.mark.golden
 @installed
 def test_distances_are_the_authors() -> None:
     golden, measure = load_file(GOLDEN), open_lpips()
     reference = golden["inputs/reference"][None]
     for name in ("far", "near"):
         picture = golden[f"inputs/{name}"][None]
-        np.testing.assert_allclose(measure(picture, reference), golden[f"outputs/{name}"], atol=1e-6)
-        np.testing.assert_allclose(measure(reference, picture), measure(picture, reference), atol=1e-7)
+        assert_golden(measure(picture, reference), golden[f"outputs/{name}"])
+        assert_golden(measure(reference, picture), measure(picture, reference))
     assert measure(reference, reference) == [0]
 
 
@@ -34,7 +36,7 @@ def test_distances_are_the_authors() -> None:
 def test_grey_is_three_equal_channels() -> None:
     rng, measure = np.random.default_rng(0), open_lpips()
     a, b = rng.integers(0, 256, (2, 2, 31, 40, 1), np.uint8)
-    np.testing.assert_allclose(measure(a, b), measure(a.repeat(3, axis=3), b.repeat(3, axis=3)), atol=1e-6)
+    assert_golden(measure(a, b), measure(a.repeat(3, axis=3), b.repeat(3, axis=3)))
 
 
 def test_without_weights_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
