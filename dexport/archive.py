@@ -12,12 +12,10 @@ is written under its final name before everything has been checked, and files ar
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import tarfile
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -27,16 +25,15 @@ from dexport.bundle import (
     SIGNATURE,
     Bundle,
     Draft,
-    clear_remains,
-    draft_prefix,
     load_bundle,
     parse_manifest,
     printable,
     refuse_inside_bundle,
     signature_of,
-    writing_to,
 )
+from dexport.drafts import clear_remains
 from dexport.errors import InputError, UsageError
+from dexport.files import open_regular, replacing, writing_to
 from dexport.signature import LARGEST, read_signature, sign, verify
 
 SUFFIX = ".dexport"
@@ -98,13 +95,14 @@ def pack(
     signature = sign(manifest, sign_key) if sign_key is not None else signature_of(bundle.path)
     key = _key(signature, bundle.path)
     files = _checked_files(parse_manifest(manifest, bundle.path), bundle.path)
-    with _replacing(output) as file:
+    clear_remains(output.parent, output.name)
+    with replacing(output, overwrite=force) as file:
         _write_start(file, manifest, signature)
         total, done = sum(size for size, _ in files.values()), 0
         for name, (size, sha256) in files.items():
             on_progress(done, total, name)
             file.write(_header(name, size))
-            with (bundle.path / name).open("rb") as source:
+            with open_regular(bundle.path / name) as source:
                 copied = _copy(source, size, file, bundle.path)
             if copied != sha256:
                 raise InputError(f"{bundle.path}: {name} changed while it was packed", hint="pack it again")
@@ -157,7 +155,7 @@ def unpack(
 def is_archive(path: str | Path) -> bool:
     """Whether a file starts like an archive."""
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             return file.read(2 * BLOCK)[BLOCK:].partition(b"comment=")[2].startswith(MARK.encode())
     except OSError:
         return False
@@ -165,7 +163,7 @@ def is_archive(path: str | Path) -> bool:
 
 def _read(path: Path, require_signature: str | Path | None, target: Path | None, on_progress: OnProgress) -> Archive:
     try:
-        opened = path.open("rb")
+        opened = open_regular(path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror}", hint="name an archive of `dexport pack`"
@@ -315,20 +313,3 @@ def _copy(source: IO[bytes], size: int, target: IO[bytes] | None, name: Path) ->
 
 def _write(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
-
-
-@contextlib.contextmanager
-def _replacing(output: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``output`` at the end; an error leaves what was there."""
-    with writing_to(output.parent):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        clear_remains(output)
-        number, name = tempfile.mkstemp(prefix=f"{draft_prefix(output)}{os.getpid()}-", dir=output.parent)
-        draft = Path(name)
-        try:
-            with os.fdopen(number, "wb") as file:
-                yield file
-            draft.chmod(0o644)
-            draft.replace(output)
-        finally:
-            draft.unlink(missing_ok=True)

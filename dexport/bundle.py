@@ -15,18 +15,18 @@ Imports neither torch nor onnx, so that production code can load a bundle with l
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from dexport.drafts import ALIVE, FolderDraft, clear_remains
 from dexport.errors import InputError, MachineError, UsageError
+from dexport.files import DRAFT_NAME, open_regular, write_whole, writing_to
 from dexport.hashing import sha256_of
 from dexport.signature import LARGEST, verify
 
@@ -36,27 +36,13 @@ SIGNATURE = "manifest.json.sig"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"
 ENGINES = "engines"
-DRAFT = ".partial-"
 REPORTS = "reports"
 PARTS = "parts"
 DECODER = "decoder"
+CHUNK = 1 << 20
+"""Bytes that are copied at once."""
 PIXEL_SHUFFLE, TILES = "pixel-shuffle-", "-tiles-"
 STITCH = "stitch"
-REPLACED = "replaced"
-UNFINISHED = f".{MANIFEST}.partial"
-"""What a killed change of a manifest leaves behind; no loader minds it."""
-DISK_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EEXIST,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.ENAMETOOLONG,
-)
 
 
 @dataclass(frozen=True)
@@ -100,7 +86,7 @@ class Bundle:
         return self.manifest["status"] == "failed"
 
 
-class Draft:
+class Draft(FolderDraft):
     """A bundle in the making: a temporary sibling of the output, renamed at the end.
 
     Args:
@@ -108,13 +94,15 @@ class Draft:
         bytes_needed: on the disk.
         replaceable: by default, bundles may be.
 
-    Use it as a context manager: an exception removes the draft and leaves what was at the output as it was. A killed
-    process leaves a folder ``.NAME.partial-PID-*``, which the next build to the same output removes.
+    A killed process leaves a folder ``.NAME.partial-RANDOM``, which the next build to the same output removes.
 
     Raises:
-        UsageError: the output exists and ``force`` is not given, is something else than a bundle, or lies in a bundle.
+        UsageError: the output exists and ``force`` is not given, is something else than a bundle, or lies in a bundle;
+            or it cannot be replaced, as a mount point.
         MachineError: the output's parent cannot be written, or has too little space.
     """
+
+    SEAL = MANIFEST
 
     def __init__(
         self,
@@ -124,45 +112,12 @@ class Draft:
         bytes_needed: int = 0,
         replaceable: Callable[[Path], bool] | None = None,
     ) -> None:
-        self.output = Path(output).absolute()
-        refuse_inside_bundle(self.output)
-        with writing_to(self.output.parent):
-            # What a link points to is replaced, never the link.
-            if self.output.is_symlink():
-                self.output = self.output.resolve()
-            clear_remains(self.output)
-            _check_output(self.output, force, replaceable or _is_bundle)
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f"{draft_prefix(self.output)}{os.getpid()}-"
-            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.output.parent))
-        self.path.chmod(0o755)
-        free = shutil.disk_usage(self.path).free
-        if free < bytes_needed:
-            self.discard()
-            raise MachineError(
-                f"{self.output.parent} has {free / 1e9:.1f} GB free; "
-                f"this build writes about {bytes_needed / 1e9:.1f} GB",
-                hint="free some space or choose another output with -o",
-            )
+        refuse_inside_bundle(Path(output).absolute())
+        super().__init__(output, replaceable or _is_bundle, force=force, bytes_needed=bytes_needed)
 
     @property
     def model_path(self) -> Path:
         return self.path / MODEL
-
-    def __enter__(self) -> Draft:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.discard()
-
-    def write_text(self, relative: str, text: str) -> None:
-        """Write a small file inside the draft."""
-        with writing_to(self.path):
-            target = self.path / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
 
     def commit(self, manifest: Mapping[str, Any]) -> Bundle:
         """Hash every file, write the manifest and move the draft to its place.
@@ -170,28 +125,12 @@ class Draft:
         Args:
             manifest: everything but ``schema`` and ``files``, which are added here.
         """
-        complete = {"schema": SCHEMA_VERSION, **manifest, "files": hash_files(self.path)}
+        files = hash_files(self.path)
+        files.pop(ALIVE, None)
+        complete = {"schema": SCHEMA_VERSION, **manifest, "files": files}
         self.write_text(MANIFEST, json.dumps(complete, indent=2) + "\n")
         self.publish()
         return Bundle(self.output, complete)
-
-    def publish(self) -> None:
-        """Move the draft to its place as it is."""
-        with writing_to(self.output.parent):
-            replaced = self.output.with_name(f"{draft_prefix(self.output)}{os.getpid()}-{REPLACED}")
-            if self.output.exists():
-                self.output.rename(replaced)
-            try:
-                self.path.rename(self.output)
-            except OSError:
-                if replaced.exists():
-                    replaced.rename(self.output)
-                raise
-            shutil.rmtree(replaced, ignore_errors=True)
-
-    def discard(self) -> None:
-        """Remove the draft, if it has not been committed."""
-        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def load_bundle(path: str | Path, require_signature: str | Path | None = None) -> Bundle:
@@ -222,6 +161,23 @@ def load_bundle(path: str | Path, require_signature: str | Path | None = None) -
     return Bundle(folder, manifest)
 
 
+def copy_bundle(bundle: Bundle, target: Path) -> None:
+    """Copy what a bundle's manifest lists, and nothing else, to a folder that is not there yet.
+
+    Raises:
+        MachineError: the disk is full or cannot be written.
+    """
+    names = [MANIFEST, *bundle.manifest["files"]]
+    if (bundle.path / SIGNATURE).is_file():
+        names.append(SIGNATURE)
+    with writing_to(target.parent):
+        target.mkdir(parents=True)
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with open_regular(bundle.path / name) as source, (target / name).open("xb") as copy:
+                shutil.copyfileobj(source, copy, CHUNK)
+
+
 def change_manifest(bundle: Bundle, **fields: Any) -> Bundle:
     """Replace top-level fields of a manifest on disk; its files stay as they are.
 
@@ -233,6 +189,7 @@ def change_manifest(bundle: Bundle, **fields: Any) -> Bundle:
     """
     check_changeable(bundle)
     complete = {**bundle.manifest, **fields}
+    clear_remains(bundle.path, MANIFEST)
     write_whole(bundle.path / MANIFEST, json.dumps(complete, indent=2) + "\n")
     return Bundle(bundle.path, complete)
 
@@ -272,34 +229,6 @@ def reading_manifest(bundle: Bundle) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a MachineError that names the folder (of a draft: its parent)."""
-    folder = folder.parent if DRAFT in folder.name else folder
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        raise MachineError(
-            f"{folder} cannot be written: {os.strerror(error.errno or 0)}",
-            hint="free some space or choose another output with -o",
-        ) from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, and its folder where there is none; a process that is killed leaves the file as it was.
-
-    Raises:
-        MachineError: it cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.partial")
-    with writing_to(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-
-
 def refuse_inside_bundle(output: Path) -> None:
     """Refuse an output that would lie in the folder of a bundle.
 
@@ -314,57 +243,12 @@ def refuse_inside_bundle(output: Path) -> None:
             )
 
 
-def _check_output(output: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
-    if not output.exists():
-        return
-    if not force:
-        raise UsageError(f"{output} exists already", hint="choose another output with -o, or replace it with --force")
-    if output.is_dir() and (not any(output.iterdir()) or replaceable(output)):
-        return
-    raise UsageError(
-        f"{output} exists and is not a dexport bundle, so --force does not replace it",
-        hint="choose another -o",
-    )
-
-
 def _is_bundle(folder: Path) -> bool:
     try:
-        return _known_manifest((folder / MANIFEST).read_bytes()) is not None
+        with open_regular(folder / MANIFEST) as file:
+            return _known_manifest(file.read()) is not None
     except OSError:
         return False
-
-
-def draft_prefix(output: Path) -> str:
-    """How the names of an output's drafts start; the process's number and a dash follow."""
-    return f".{output.name}{DRAFT}"
-
-
-def clear_remains(output: Path) -> None:
-    """Remove the drafts that killed processes left beside this output; give back the bundle they had moved away."""
-    prefix = draft_prefix(output)
-    if not output.parent.is_dir():
-        return
-    for entry in output.parent.iterdir():
-        pid, dash, rest = entry.name.removeprefix(prefix).partition("-")
-        if not (entry.name.startswith(prefix) and dash and pid.isdecimal()) or is_running(int(pid)):
-            continue
-        if rest == REPLACED and not output.exists():
-            entry.rename(output)
-        elif entry.is_file():
-            entry.unlink()
-        else:
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is a process of this id."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def signature_of(folder: Path) -> bytes | None:
@@ -445,7 +329,7 @@ def _known_manifest(content: bytes) -> dict[str, Any] | None:
 
 
 def _differences(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
-    present = set(_file_names(folder))
+    present = {name for name in _file_names(folder) if not _is_unfinished(folder, name)}
     problems = [f"{printable(name)}: not in the manifest" for name in sorted(present - set(recorded))]
     for name, entry in recorded.items():
         if name not in present or not (folder / name).is_file():
@@ -457,8 +341,16 @@ def _differences(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def _is_unfinished(folder: Path, name: str) -> bool:
+    """What a killed change of a manifest left behind; nobody changes a signed one."""
+    found = DRAFT_NAME.fullmatch(name)
+    if found is None or found["name"] != MANIFEST or (folder / SIGNATURE).exists():
+        return False
+    return stat.S_ISREG((folder / name).lstat().st_mode)
+
+
 def _file_names(folder: Path) -> list[str]:
     files = (
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
     )
-    return sorted(name for name in files if name not in (MANIFEST, SIGNATURE, UNFINISHED))
+    return sorted(name for name in files if name not in (MANIFEST, SIGNATURE))

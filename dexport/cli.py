@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from dexport.bundle import refuse_inside_bundle, write_whole
+from dexport.bundle import refuse_inside_bundle
 from dexport.collector import collector_paused
-from dexport.errors import DexportError, GateError, MachineError, UsageError
+from dexport.errors import GateError, MachineError, UsageError
+from dexport.exits import report, running
+from dexport.files import write_whole
 from dexport.hashing import hash_ahead
 from dexport.version import __version__
 
-BUILDING = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "psutil", "ml_dtypes")
-"""Packages that building needs and sampling does not: an environment may lack them."""
 Number = TypeVar("Number", int, float)
 
 
@@ -88,22 +88,19 @@ def quantisation_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class Group(click.Group):
-    """Prints a DexportError as a message with its fix, and exits with its code."""
+    """Ends every command with a message and the exit code of :mod:`dexport.exits`, whatever went wrong."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        with running():
+            return super().main(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except DexportError as error:
-            click.secho(f"error: {error}", fg="red", err=True)
-            if error.hint:
-                click.echo(f"fix: {error.hint}", err=True)
-            ctx.exit(error.exit_code)
-        except ModuleNotFoundError as error:
-            if error.name not in BUILDING:
-                raise
-            click.secho(f"error: this needs {error.name}, which is not installed", fg="red", err=True)
-            click.echo("fix: pip install dexport; `sample` and `info` of a bundle do without", err=True)
-            ctx.exit(MachineError.exit_code)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every command ends with a message
+            ctx.exit(report(error))
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,7 +108,7 @@ class Group(click.Group):
 def main() -> None:
     """Diffusion backbones from PyTorch to ONNX and TensorRT, with proof that they still compute the same.
 
-    Exit codes: 0 fine, 1 a gate failed, 2 usage, 3 environment, 4 bad input.
+    Exit codes: 0 fine, 1 a gate failed, 2 usage, 3 environment, 4 bad input. 70 is a defect of dexport.
     """
 
 
@@ -948,9 +945,13 @@ def cache_ls_command(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cache_prune_command(keep_gb: float, as_json: bool) -> None:
     """Remove entries, the least recently used first."""
-    from dexport.exporter.cache import existing_cache
+    from dexport.exporter.cache import LockedError, existing_cache
 
-    removed = existing_cache().prune(int(keep_gb * 1e9))
+    cache = existing_cache()
+    try:
+        removed = cache.prune(int(keep_gb * 1e9))
+    except LockedError as error:
+        raise MachineError(str(error), hint="end that process") from error
     if as_json:
         _print_json([vars(entry) for entry in removed])
     else:

@@ -41,9 +41,16 @@ WIDE = 150
 """Columns where no terminal says how many it has, such as in CI."""
 
 
+class Output(Console):
+    """A console that leaves it to the command what the end of its reader means."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 def _console(stderr: bool) -> Console:
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, highlight=False, width=None if terminal else WIDE)
+    return Output(stderr=stderr, highlight=False, width=None if terminal else WIDE)
 
 
 out = _console(stderr=False)

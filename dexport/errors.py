@@ -1,9 +1,12 @@
 """Errors that reach the user, each with the exit code of DESIGN section 5.
 
-A message names the thing, what was expected, and the next command to run.
+A message names the thing, what was expected, and the next command to run. What is none of them is a defect of dexport.
 """
 
 from __future__ import annotations
+
+DEFECT = 70
+"""Exit code of what nobody foresaw: EX_SOFTWARE of sysexits.h. It is never that of a failed gate."""
 
 
 class DexportError(Exception):

@@ -28,12 +28,13 @@ from dexport.bundle import (
     MODEL_DATA,
     Bundle,
     Draft,
+    copy_bundle,
     load_bundle,
     pixel_shuffle,
     reading_manifest,
-    writing_to,
 )
 from dexport.errors import InputError, UsageError
+from dexport.files import writing_to
 
 CONFIG = "config.pbtxt"
 MARK = "# Written by `dexport pack --triton`.\n"
@@ -106,7 +107,7 @@ def pack_for_triton(path: str | Path, repository: Path, *, force: bool = False) 
                 version.mkdir()
                 if model == pipeline:
                     draft.write_text(f"{VERSION}/model.py", MODEL_PY)
-                    shutil.copytree(bundle.path, version / "bundle")
+                    copy_bundle(bundle, version / "bundle")
                 else:
                     _copy_model(denoisers[model], version)
         for draft in drafts.values():

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dexport import bundle as module
+from dexport import drafts, files
 from dexport.bundle import (
     MANIFEST,
     MODEL,
@@ -53,12 +54,6 @@ def output(tmp_path: Path) -> Path:
 @pytest.fixture
 def built(output: Path) -> Path:
     return write_bundle(output).path
-
-
-def dead_pid() -> int:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
 
 
 # Writing
@@ -126,10 +121,11 @@ def test_failing_last_rename_gives_the_previous_bundle_back(built: Path, monkeyp
     rename = Path.rename
 
     def fail_for_the_draft(self: Path, target: Path) -> Path:
-        if self.name.startswith(".out.partial-") and not self.name.endswith(module.REPLACED):
+        if self.name.startswith(".out.partial-") and not self.name.endswith(drafts.REPLACED):
             raise OSError(errno.ENOSPC, "full")
         return rename(self, target)
 
+    monkeypatch.setattr(files, "_renameat2", lambda: None)
     monkeypatch.setattr(Path, "rename", fail_for_the_draft)
     with pytest.raises(MachineError, match="cannot be written: No space left"):
         write_bundle(built, force=True, text="new")
@@ -226,9 +222,17 @@ def test_force_does_not_replace_what_is_no_bundle(output: Path, make: Callable[[
 
 
 def test_drafts_of_dead_processes_are_removed(output: Path) -> None:
-    stale = output.with_name(f".out.partial-{dead_pid()}-abc")
-    stale.mkdir()
-    (stale / MODEL).write_text("half")
+    code = (
+        "import os, sys\n"
+        "from dexport.bundle import Draft\n"
+        "Draft(sys.argv[1]).write_text('model.onnx', 'half')\n"
+        "draft = Draft(sys.argv[1])\n"
+        "draft.write_text('model.onnx', 'half')\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(output)], check=False)
+    assert killed.returncode == -9
+    assert len(names_in(output.parent)) == 1
     write_bundle(output)
     assert names_in(output.parent) == ["out"]
 
@@ -236,25 +240,25 @@ def test_drafts_of_dead_processes_are_removed(output: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        ".out.partial-{own}-abc",
-        ".out.partial-1-abc",
-        ".out.partial-99999999999999999999999-abc",
-        ".out.partial-²-abc",
-        ".out.partial-nopid-abc",
-        ".out.partial-7",
-        ".other.partial-{dead}-abc",
-        "out.partial-{dead}-abc",
+        ".out.partial-0123abcd",
+        ".out.partial-0123",
+        ".out.partial-0123abcdef",
+        ".out.partial-stranger",
+        ".out.partial-0123abcd-replaced",
+        ".other.partial-0123abcd",
+        "out.partial-0123abcd",
     ],
 )
 def test_everything_else_beside_the_output_is_kept(output: Path, name: str) -> None:
-    kept = output.with_name(name.format(dead=dead_pid(), own=os.getpid()))
+    kept = output.with_name(name)
     kept.mkdir()
+    (kept / "thesis.tex").write_text("precious")
     write_bundle(output)
-    assert kept.is_dir()
+    assert (kept / "thesis.tex").read_text() == "precious"
 
 
 def test_bundle_that_a_killed_build_moved_away_is_given_back(built: Path) -> None:
-    moved = built.with_name(f".out.partial-{dead_pid()}-{module.REPLACED}")
+    moved = built.with_name(f".out.partial-0123abcd{drafts.REPLACED}")
     built.rename(moved)
     with pytest.raises(UsageError, match="exists already"):
         Draft(built)
@@ -263,7 +267,7 @@ def test_bundle_that_a_killed_build_moved_away_is_given_back(built: Path) -> Non
 
 
 def test_replaced_bundle_of_a_killed_build_goes_when_the_new_one_is_there(built: Path) -> None:
-    shutil.copytree(built, built.with_name(f".out.partial-{dead_pid()}-{module.REPLACED}"))
+    shutil.copytree(built, built.with_name(f".out.partial-0123abcd{drafts.REPLACED}"))
     write_bundle(built, force=True, text="new")
     assert load_bundle(built).model_path.read_text() == "new"
     assert names_in(built.parent) == ["out"]
@@ -306,10 +310,10 @@ def test_disk_full_while_writing_leaves_nothing(output: Path, code: int, monkeyp
 
 
 def test_unwritable_parent(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: Any) -> str:
+    def fail(*_: Any) -> str:
         raise PermissionError(errno.EACCES, "no")
 
-    monkeypatch.setattr(module.tempfile, "mkdtemp", fail)
+    monkeypatch.setattr(drafts, "LiveFolder", fail)
     with pytest.raises(MachineError, match=f"{output.parent} cannot be written: Permission denied"):
         Draft(output)
 
@@ -345,7 +349,7 @@ def test_real_file_size_limit_leaves_nothing(output: Path) -> None:
 
 
 def test_too_little_space_is_refused_before_work(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**10, 0, 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**10, 0, 10**9))
     with pytest.raises(MachineError, match=r"has 1\.0 GB free; this build writes about 1\.5 GB") as caught:
         Draft(output, bytes_needed=1_500_000_000)
     assert "free some space" in caught.value.hint

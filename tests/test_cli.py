@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import dexport
-from dexport import bundle, cli
+from dexport import cli, drafts
 from dexport.bundle import hash_files, load_bundle
 from dexport.cli import main
 from dexport.exporter import export, recipes
@@ -656,17 +656,17 @@ def test_output_where_nobody_may_write() -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_disk_that_refuses_the_draft(folder: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: Any) -> str:
+    def refuse(*_: Any) -> str:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(bundle.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(drafts, "LiveFolder", refuse)
     assert_refused(build(folder / "out"), 3, rf"outputs cannot be written: {os.strerror(code)}\nfix: ")
     assert names_in(folder) == []
 
 
 def test_disk_with_too_little_space(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**10, 10**10, 0))
-    assert_refused(build(folder / "out"), 3, r"has 0\.0 GB free; this build writes about .* GB\nfix: free some space")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**10, 10**10, 0))
+    assert_refused(build(folder / "out"), 3, r"has 0 bytes free; this build writes about .* kB\nfix: free some space")
     assert names_in(folder) == []
 
 
@@ -697,8 +697,7 @@ def test_interrupted_build_leaves_nothing(folder: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(export, "trace", interrupt)
     result = build(folder / "out")
-    assert result.exit_code == 1
-    assert "Aborted" in result.stderr
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "stopped")
     assert names_in(folder) == []
 
 
@@ -715,7 +714,7 @@ def test_killed_build_leaves_no_bundle_and_the_next_one_cleans_up(folder: Path) 
         child.kill()
     assert child.wait() == -signal.SIGKILL
     (remains,) = names_in(folder)
-    assert remains.startswith(f".out.partial-{child.pid}-")
+    assert remains.startswith(".out.partial-")
     assert build(folder / "out").exit_code == 0
     assert names_in(folder) == ["out"]
     load_bundle(folder / "out")
@@ -745,10 +744,10 @@ def test_killed_engine_builder_leaves_its_log_only(folder: Path) -> None:
         watcher.join()
     assert len(killed) == 1
     assert_refused(result, 3, r"the tensorrt-rtx builder died: killed by SIGKILL")
-    log = folder / "out.engine.log"
+    (log,) = folder.iterdir()
+    assert re.fullmatch(r"out\.engine-[0-9a-f]{8}\.log", log.name)
     assert f"log: {log}" in result.stderr
     assert "fix: out of memory is the usual cause" in result.stderr
-    assert names_in(folder) == [log.name]
 
 
 def test_error_without_hint_prints_no_fix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,10 +21,11 @@ from dexport.bundle import (
     REPORTS,
     Bundle,
     Draft,
+    copy_bundle,
     load_bundle,
-    writing_to,
 )
-from dexport.errors import DexportError, UsageError
+from dexport.drafts import output_folder
+from dexport.errors import GateError, UsageError
 from dexport.exporter.cache import open_cache
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
@@ -52,6 +53,7 @@ from dexport.exporter.reuse import (
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.trace import DEFAULT_OPSET, trace
 from dexport.exporter.variant import Variant, resolve
+from dexport.files import outside_drafts
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 from dexport.profiles import Profile, load_profile
 
@@ -165,6 +167,7 @@ def build(
         DexportError: see its subclasses; the command line exits with their codes.
     """
     log = StepLog(listener or Silent())
+    options = replace(options, output=output_folder(options.output))
     profile = load_profile(options.profile)
     variant = resolve_options(recipe, options)
     decoder = resolve_decoder(variant, options)
@@ -245,8 +248,7 @@ def build(
             parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, given), verify, listener)
         elif options.decoder_bundle is not None:
             copy = draft.path / PARTS / DECODER
-            with writing_to(draft.path):
-                shutil.copytree(options.decoder_bundle, copy)
+            copy_bundle(load_bundle(options.decoder_bundle), copy)
             parts[DECODER] = BuildResult(load_bundle(copy), None)
         with log.step("hash"):
             bundle = draft.commit(
@@ -414,7 +416,7 @@ def _build_engine(
     reuse: Reuse,
 ) -> Engine:
     file = f"{ENGINES}/{choice.flavour}-{'-'.join(choice.targets)}.plan"
-    log_path = draft.output.with_name(f"{draft.output.name}.engine.log")
+    kept_log = f"{REPORTS}/engine.log"
     batches = (profile.batch_min, profile.batch_opt, profile.batch_max)
     low, best, high = ({spec.name: spec.dims(b) for spec in variant.signature.inputs} for b in batches)
     request = EngineRequest(
@@ -424,18 +426,16 @@ def _build_engine(
         shapes={name: (low[name], best[name], high[name]) for name in low},
         expected_dtypes=_decisive(exported),
         workspace_mib=profile.workspace_mib,
-        log_path=log_path,
+        log_path=draft.path / kept_log,
+        failed_log=_beside(draft.output),
         plugin_modules=(REGISTRATION,) if plugins else (),
     )
-    log, kept_log = reuse.log, f"{REPORTS}/engine.log"
+    log = reuse.log
 
     def run() -> EngineReport:
         with log.step("engine") as step:
             report = build_engine(request, lambda phase, done, total: log.listener.advance(done, total, phase))
             step.peak_rss_bytes = report.peak_rss_bytes
-        # A build that fails keeps its log beside the output; one that succeeds takes it along.
-        (draft.path / REPORTS).mkdir(exist_ok=True)
-        shutil.move(log_path, draft.path / kept_log)
         return report
 
     if choice.flavour == "tensorrt":  # bound to the GPU and driver here, of which the cache knows nothing
@@ -450,6 +450,12 @@ def _build_engine(
         facts={**decides, "dtypes": request.expected_dtypes},
     )
     return Engine(choice, file, report)
+
+
+def _beside(output: Path) -> Path:
+    """Where the log of an engine that fails is kept, under a name that no other build takes."""
+    folder = outside_drafts(output.parent)
+    return folder / f"{output.name}.engine-{secrets.token_hex(4)}.log"
 
 
 def _decisive(exported: Exported) -> dict[str, str]:
@@ -495,4 +501,4 @@ def _verify(
 
 def exit_code(result: BuildResult) -> int:
     """0, or that of a failed gate, its own or a part's."""
-    return DexportError.exit_code if result.bundle.failed else 0
+    return GateError.exit_code if result.bundle.failed else 0

@@ -12,10 +12,12 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,10 +25,15 @@ from typing import Any, BinaryIO
 
 from dexport.errors import DexportError, GateError, InputError, MachineError, UsageError
 from dexport.exporter import machine
+from dexport.files import draft_of, write_whole
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 # One plan serves all targets, and bfloat16 attention does not build for sm75: so sm75 only on request.
 DEFAULT_RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120")
+
+TIMEOUT_VARIABLE = "DEXPORT_ENGINE_TIMEOUT"
+DEFAULT_TIMEOUT_S = 4 * 3600
+"""Seconds. What takes longer is taken for one that hangs."""
 
 Shape = tuple[int, ...]
 OnProgress = Callable[[str, int, int], None]
@@ -40,6 +47,8 @@ _ERROR_CLASSES: dict[str, type[DexportError]] = {
     "input": InputError,
     "machine": MachineError,
 }
+_POLL_S = 0.5
+_PIPE_BYTES = 1 << 16
 _LOG_LINES = 6
 _LOG_LINE_WIDTH = 300
 
@@ -71,7 +80,8 @@ class EngineRequest:
             compute layers (convolution, matrix product, attention) each must yield that dtype; where it does
             not, its last layer must. A model-local function's call node counts by its last layer.
         workspace_mib: limit of the builder's scratch memory; None leaves it to TensorRT.
-        log_path: where the child's output goes. It is kept, so put it outside of folders that are removed.
+        log_path: where the child's output goes.
+        failed_log: where a copy is kept when the build fails, if ``log_path`` goes with it. Nothing is there.
         plugin_modules: imported in the child before parsing with ``tensorrt``, to register plugins. Not
             imported with ``tensorrt-rtx``, which has no plugins and inlines the function bodies.
     """
@@ -84,6 +94,7 @@ class EngineRequest:
     workspace_mib: int | None
     log_path: Path
     plugin_modules: tuple[str, ...] = ()
+    failed_log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -172,12 +183,14 @@ def build_engine(request: EngineRequest, on_progress: OnProgress | None = None) 
         InputError: the ONNX file cannot be parsed.
         GateError: the parsed network does not have the dtypes that were asked for.
         UsageError: the shapes do not fit the inputs.
-        MachineError: the child died or the build failed. No plan is left behind; the log is.
+        MachineError: the child died, did not come to an end in ``DEXPORT_ENGINE_TIMEOUT`` seconds, or the build
+            failed. No plan is left behind; the log is.
     """
-    part = request.plan_path.with_name(request.plan_path.name + ".part")
+    seconds = time_limit()
+    part = draft_of(request.plan_path)
     _make_folders(request)
     try:
-        result = _run_child(request, part, on_progress)
+        result = _run_child(request, part, on_progress, seconds)
         _move_into_place(part, request.plan_path)
     finally:
         part.unlink(missing_ok=True)
@@ -284,21 +297,40 @@ def _open_log(path: Path) -> BinaryIO:
         raise MachineError(f"the build log {path} cannot be written: {error}") from error
 
 
-def _run_child(request: EngineRequest, part: Path, on_progress: OnProgress | None) -> dict[str, Any]:
+def time_limit() -> float:
+    """Seconds that an engine may take: ``DEXPORT_ENGINE_TIMEOUT``.
+
+    Errors:
+        UsageError: it is no positive number.
+    """
+    text = os.environ.get(TIMEOUT_VARIABLE, "") or str(DEFAULT_TIMEOUT_S)
+    with contextlib.suppress(ValueError):
+        if (seconds := float(text)) > 0:
+            return seconds
+    raise UsageError(f"{TIMEOUT_VARIABLE}={text} is not a positive number", hint="give seconds, such as 14400")
+
+
+def _run_child(request: EngineRequest, part: Path, on_progress: OnProgress | None, seconds: float) -> dict[str, Any]:
     """Run the worker to its end and return its result event; kill it if anything here goes wrong."""
+    deadline = time.monotonic() + seconds
     error_event: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
     with _started_child(request, part) as (child, events):
-        for event in _read_events(events):
+        for event in _read_events(child, events, deadline):
             if event["event"] == "progress" and on_progress:
                 on_progress(event["phase"], event["step"], event["steps"])
             elif event["event"] == "error":
                 error_event = event
             elif event["event"] == "result":
                 result = event
-        status = child.wait()
+        try:
+            status: int | None = child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            status = None
     if error_event:
-        raise _worker_error(error_event, request.log_path)
+        raise _worker_error(error_event, request)
+    if status is None:
+        raise _late_error(seconds, request)
     if status != 0 or result is None:
         raise _death_error(status, request)
     return result
@@ -330,7 +362,8 @@ def _started_child(request: EngineRequest, part: Path) -> Iterator[tuple[subproc
             yield child, events
         finally:
             if child.poll() is None:
-                child.kill()
+                # With all that it started: they share its session.
+                os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
 
 
@@ -363,26 +396,57 @@ def _write_spec(request: EngineRequest, part: Path, event_fd: int, folder: Path)
     return path
 
 
-def _read_events(events: BinaryIO) -> Iterator[dict[str, Any]]:
-    for line in events:
+def _read_events(child: subprocess.Popen[bytes], events: BinaryIO, deadline: float) -> Iterator[dict[str, Any]]:
+    """Events until the child ends, closes the pipe, or the time is over."""
+    buffer = b""
+    while (left := deadline - time.monotonic()) > 0:
+        ended = child.poll() is not None
+        # What a dead child has written is there already; who else holds the pipe is not waited for.
+        ready, _, _ = select.select([events], [], [], 0 if ended else min(left, _POLL_S))
+        if not ready:
+            if ended:
+                return
+            continue
+        read = os.read(events.fileno(), _PIPE_BYTES)
+        if not read:
+            return
         # A child that is killed while it writes leaves a last line without its end.
-        if line.endswith(b"\n"):
-            yield json.loads(line)
+        *lines, buffer = (buffer + read).split(b"\n")
+        yield from map(json.loads, lines)
 
 
-def _worker_error(event: Mapping[str, Any], log_path: Path) -> DexportError:
+def _kept_log(request: EngineRequest) -> str:
+    """The line of a message that says where the log is; it is copied out of what is removed."""
+    if request.failed_log is None:
+        return f"log: {request.log_path}"
+    try:
+        write_whole(request.failed_log, request.log_path.read_bytes())
+    except (OSError, DexportError) as error:
+        return f"its log could not be kept: {error}"
+    return f"log: {request.failed_log}"
+
+
+def _worker_error(event: Mapping[str, Any], request: EngineRequest) -> DexportError:
     parts = [event["message"]]
     if event["kind"] == "machine":
-        parts += [f"  {line}" for line in _last_lines(log_path, only_errors=True)]
-    parts.append(f"log: {log_path}")
+        parts += [f"  {line}" for line in _last_lines(request.log_path, only_errors=True)]
+    parts.append(_kept_log(request))
     return _ERROR_CLASSES[event["kind"]]("\n".join(parts), hint=event["hint"])
+
+
+def _late_error(seconds: float, request: EngineRequest) -> MachineError:
+    return MachineError(
+        f"the {request.choice.flavour} builder did not come to an end in {seconds:g} s and was stopped\n"
+        f"{_kept_log(request)}",
+        hint=f"give it more time with {TIMEOUT_VARIABLE}, in seconds; building without --trt keeps the ONNX file",
+    )
 
 
 def _death_error(status: int, request: EngineRequest) -> MachineError:
     tail = "\n".join(f"  {line}" for line in _last_lines(request.log_path))
     return MachineError(
         f"the {request.choice.flavour} builder died: {_describe_status(status)}\n"
-        f"its last words:\n{tail or '  (none)'}\nlog: {request.log_path}",
+        f"its last words:\n{tail or '  (none)'}\n{_kept_log(request)}",
         hint=_death_hint(status),
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from dexport.bundle import MODEL_DATA, writing_to
+from dexport.bundle import MODEL_DATA
 from dexport.errors import DexportError, InputError, UsageError
 from dexport.exporter import passes
 from dexport.exporter.checkpoint import WeightSource
@@ -29,6 +29,7 @@ from dexport.exporter.steps import StepLog
 from dexport.exporter.torch_threads import torch_threads
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant
+from dexport.files import writing_to
 from dexport.version import __version__
 
 WORKERS = 2

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import PARTS, STITCH, Bundle, Draft, load_bundle, writing_to
+from dexport.bundle import PARTS, STITCH, Bundle, Draft, copy_bundle, load_bundle
 from dexport.errors import UsageError
 from dexport.exporter.build import BuildOptions, BuildResult, Verifier, build, resolve_options
 from dexport.exporter.machine import package_versions
@@ -86,8 +85,7 @@ def build_stitched(
         for name, share in zip(names, shares, strict=True):
             target = draft.path / PARTS / name
             if share in joined:
-                with writing_to(draft.path):
-                    shutil.copytree(joined[share].path, target)
+                copy_bundle(joined[share], target)
                 continue
             part = replace(options, output=target, checkpoint=share.checkpoint, force=False)
             if share is not built[-1]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dexport.errors import MachineError, UsageError
+from dexport.files import write_whole
 from dexport.optional import optional_import
 from dexport.plugins.op import DTYPES, TRITON_TYPES, Dims, DType, Kernel, Op, Tensor, Tile
 from dexport.plugins.registry import all_ops
@@ -197,15 +198,11 @@ def write_kernels(compiled: Iterable[CompiledKernel], folder: Path) -> None:
     Raises:
         MachineError: the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for kernel in compiled:
-            sizes = "-".join(f"{name}{size}" for name, size in kernel.dims.items() if name != "B")
-            stem = f"{kernel.kernel.name}-{kernel.target}-{kernel.dtype}-{sizes}"
-            (folder / f"{stem}.ptx").write_text(kernel.ptx, encoding="utf-8")
-            (folder / f"{stem}.cubin").write_bytes(kernel.cubin)
-    except OSError as error:
-        raise MachineError(f"{folder} cannot be written: {error.strerror}", hint="choose another -o") from error
+    for kernel in compiled:
+        sizes = "-".join(f"{name}{size}" for name, size in kernel.dims.items() if name != "B")
+        stem = f"{kernel.kernel.name}-{kernel.target}-{kernel.dtype}-{sizes}"
+        write_whole(folder / f"{stem}.ptx", kernel.ptx)
+        write_whole(folder / f"{stem}.cubin", kernel.cubin)
 
 
 def without_scratch_parameters(ptx: str, entry: str) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dexport.bundle import refuse_inside_bundle, writing_to
+from dexport.bundle import refuse_inside_bundle
+from dexport.drafts import clear_remains
 from dexport.errors import UsageError
+from dexport.files import replacing, write_whole, writing_to
 
 SETTINGS = "run.json"
 MARGIN = 4
@@ -46,8 +48,8 @@ class Gallery:
         with writing_to(folder):
             if folder.exists() and any(folder.iterdir()):
                 self._check(record, text, force)
-            folder.mkdir(parents=True, exist_ok=True)
-            record.write_text(text, encoding="utf-8")
+        clear_remains(folder)
+        write_whole(record, text)
 
     def path(self, number: int) -> Path:
         """Where a picture is, or will be."""
@@ -59,11 +61,8 @@ class Gallery:
 
     def add(self, number: int, image: np.ndarray) -> None:
         """Write one picture (H, W, C) uint8; a killed run leaves none half-written."""
-        target = self.path(number)
-        draft = target.with_suffix(".partial")
-        with writing_to(self.folder):
-            to_pil(image).save(draft, format="PNG")
-            draft.replace(target)
+        with replacing(self.path(number)) as file:
+            to_pil(image).save(file, format="PNG")
 
     def images(self) -> np.ndarray:
         """All pictures (N, H, W, C) uint8, in order."""
@@ -73,11 +72,8 @@ class Gallery:
 
     def write_grid(self, path: Path, columns: int | None = None) -> None:
         """Draw all pictures with their captions into one PNG file."""
-        draft = path.with_name(f".{path.name}.partial")
-        with writing_to(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draw_grid(self.images(), self.captions, columns).save(draft, format="PNG")
-            draft.replace(path)
+        with replacing(path) as file:
+            draw_grid(self.images(), self.captions, columns).save(file, format="PNG")
 
     def _check(self, record: Path, settings: str, force: bool) -> None:
         if not record.is_file():

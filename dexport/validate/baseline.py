@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dexport.bundle import MANIFEST, load_bundle, write_whole
+from dexport.bundle import MANIFEST, load_bundle
 from dexport.errors import InputError, UsageError
+from dexport.files import write_whole
 from dexport.validate.document import WORSE, Run, read_report, summary
 
 if TYPE_CHECKING:

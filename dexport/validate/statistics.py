@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dexport.bundle import writing_to
 from dexport.errors import InputError
+from dexport.files import replacing
 from dexport.validate.distances import Moments, RunningMoments
 from dexport.validate.features.evaluator import Evaluator
 from dexport.validate.images import ARRAY, ImageSet
@@ -119,19 +119,15 @@ def write_statistics(path: Path, summary: Summary, images: ImageSet, evaluator: 
     if summary.spatial is not None:
         arrays |= {"mu_s": summary.spatial.mean, "sigma_s": summary.spatial.covariance}
     arrays |= dict(zip(PROVENANCE, (evaluator.name, evaluator.sha256, summary.moments.count), strict=True))
-    draft = path.with_name(f".{path.name}.partial")
-    with writing_to(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w") as member:
-                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-            with archive.open(ARRAY, "w", force_zip64=True) as member:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (images.count, *images.shape)}
-                np.lib.format.write_array_header_1_0(member, header)
-                for pixels in images.batches(64):
-                    member.write(pixels.tobytes())
-        draft.replace(path)
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+        with archive.open(ARRAY, "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (images.count, *images.shape)}
+            np.lib.format.write_array_header_1_0(member, header)
+            for pixels in images.batches(64):
+                member.write(pixels.tobytes())
 
 
 def _moments(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: str, count: int | None) -> Moments:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from dexport.bundle import MODEL, MODEL_DATA, writing_to
+from dexport.bundle import MODEL, MODEL_DATA
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
 from dexport.exporter.passes.precision import TORCH_TYPES
+from dexport.files import writing_to
 from dexport.runtime.session import OnnxSession
 
 GIVEN = "/given"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dexport.bundle import writing_to
 from dexport.errors import UsageError
+from dexport.files import replacing
 from dexport.optional import optional_import
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
@@ -181,7 +181,6 @@ def plot(result: Sweep, path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.suptitle(f"{result.bundle}: {result.steps} {result.sampler} steps, cfg {result.cfg:g}", fontsize=10)
     figure.tight_layout()
-    with writing_to(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)

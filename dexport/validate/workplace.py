@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dexport.bundle import writing_to
 from dexport.errors import InputError
+from dexport.files import replacing
 from dexport.hashing import sha256_of
 from dexport.runtime.gallery import Gallery
 from dexport.runtime.noise import Noise
@@ -118,9 +118,5 @@ def _read(path: Path, count: int) -> Features | None:
 
 
 def _write(path: Path, features: Features) -> None:
-    draft = path.with_suffix(".partial")
-    with writing_to(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            np.savez(file, **{name: array for name, array in features._asdict().items() if array is not None})
-        draft.replace(path)
+    with replacing(path) as file:
+        np.savez(file, **{name: array for name, array in features._asdict().items() if array is not None})

@@ -15,10 +15,11 @@ import pytest
 import dexport
 from dexport.bundle import load_bundle
 from dexport.errors import MachineError, UsageError
-from dexport.exporter.cache import ENTRY, PARTIAL, Cache, existing_cache, key_of, open_cache
+from dexport.exporter.cache import ENTRY, Cache, existing_cache, key_of, open_cache
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.reuse import is_built_in
 from dexport.exporter.variant import resolve
+from dexport.files import PARTIAL
 from tests.test_cli import invoke
 
 TINY = {"hidden_size": 24, "depth": 1, "num_heads": 2, "num_classes": 5, "input_size": 4}
@@ -141,14 +142,14 @@ def test_a_killed_build_leaves_no_entry_and_its_remains_are_removed(cache: Cache
     build = multiprocessing.get_context("fork").Process(target=keep_large, args=(cache.folder, work))
     build.start()
     deadline = time.monotonic() + 30
-    while not list(cache.folder.glob(f"{PARTIAL}*/large")) and time.monotonic() < deadline:
+    while not list(cache.folder.glob(f".*{PARTIAL}*/large")) and time.monotonic() < deadline:
         time.sleep(0.001)
     os.kill(build.pid or 0, signal.SIGKILL)
     build.join(30)
-    assert list(cache.folder.glob(f"{PARTIAL}*"))
+    assert list(cache.folder.glob(f".*{PARTIAL}*"))
     assert cache.entries() == []
     store(cache, "k", work)
-    assert list(cache.folder.glob(f"{PARTIAL}*")) == []
+    assert list(cache.folder.glob(f".*{PARTIAL}*")) == []
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_what_is_missing_and_what_is_there(tmp_path: Path) -> None:
 
 def test_a_picture_that_was_cut_off_is_missing(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path / "g", SETTINGS, CAPTIONS)
-    gallery.path(0).with_suffix(".partial").write_bytes(b"half")
+    (gallery.folder / ".00000.png.partial-0123abcd").write_bytes(b"half")
     assert gallery.missing() == [0, 1, 2]
 
 

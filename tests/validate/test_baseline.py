@@ -59,9 +59,13 @@ def test_a_killed_record_leaves_the_bundle_as_it_was(bundle: Path, monkeypatch: 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         bundles.change_manifest(load_bundle(bundle), validation={"verdict": "passed"})
-    assert (bundle / bundles.UNFINISHED).exists()
     assert load_bundle(bundle).manifest == before
-    (bundle / bundles.UNFINISHED).unlink()
+    remains = bundle / ".manifest.json.partial-0123abcd"  # of a kill that nothing cleans up after
+    remains.write_text("half")
+    assert load_bundle(bundle).manifest == before
+    monkeypatch.undo()
+    bundles.change_manifest(load_bundle(bundle), **before)
+    assert not remains.exists()
 
 
 def test_a_part_of_another_bundle_is_not_changed(stitched: Path) -> None:

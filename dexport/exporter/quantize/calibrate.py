@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from dexport.bundle import writing_to
+from dexport.drafts import clear_remains
 from dexport.errors import InputError, UsageError
 from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.manifest import sampling
@@ -25,6 +25,7 @@ from dexport.exporter.quantize.layers import stays_convolution
 from dexport.exporter.quantize.observer import METHODS, LayerStatistics, Statistics, TensorStatistics
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import Variant
+from dexport.files import replacing
 from dexport.runtime.guidance import UNGUIDED, Session, feed_of, find_rule, guided
 from dexport.runtime.noise import Noise
 from dexport.runtime.samplers import Denoiser, make_sampler, sample
@@ -90,6 +91,7 @@ def calibrate(
     observed = {path: layer for path, layer in module.named_modules() if path in layers}
     statistics = {path: LayerStatistics(_weight_absmax(layer)) for path, layer in observed.items()}
     key = calibration_key(variant, weights, settings, layers)
+    clear_remains(partial.parent, partial.name)
     done = _resume(partial, key, statistics)
     session = TimedSession(module, variant)
     with watching(observed, lambda path, layer, x, out: _observe(statistics[path], layer, x, out, session.time)):
@@ -218,11 +220,8 @@ def _save(path: Path, key: str, done: int, statistics: Statistics) -> None:
         if tensor.ranges
         for name, array in tensor.arrays().items()
     }
-    unfinished = path.with_name(f"{path.name}.part")
-    with writing_to(path.parent):
-        with unfinished.open("wb") as file:
-            np.savez_compressed(file, key=np.array(key), done=np.array(done), **arrays)
-        unfinished.replace(path)
+    with replacing(path) as file:
+        np.savez_compressed(file, key=np.array(key), done=np.array(done), **arrays)
 
 
 def _resume(path: Path, key: str, statistics: Statistics) -> int:

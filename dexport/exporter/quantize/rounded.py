@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dexport.bundle import writing_to
+from dexport.drafts import clear_remains
 from dexport.errors import InputError
 from dexport.exporter.quantize.gptq import (
     Rounded,
@@ -23,6 +23,7 @@ from dexport.exporter.quantize.gptq import (
     round_ternary,
 )
 from dexport.exporter.quantize.schemes import INT4, TERNARY
+from dexport.files import replacing, write_whole, writing_to
 
 KEY = "key.json"
 """Says which build the weights are of."""
@@ -86,8 +87,8 @@ class RoundedWeights:
         with writing_to(self.folder.parent):
             if record.is_file() and record.read_text(encoding="utf-8") != key:
                 shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            record.write_text(key, encoding="utf-8")
+        clear_remains(self.folder)
+        write_whole(record, key)
 
     def remove(self) -> None:
         """Remove the folder, if it is one of ours."""
@@ -100,11 +101,8 @@ class RoundedWeights:
 
 def save_arrays(file: Path, **arrays: Any) -> None:
     """Write arrays; a kill leaves the file as it was."""
-    unfinished = file.with_name(f"{file.name}.part")
-    with writing_to(file.parent):
-        with unfinished.open("wb") as target:
-            np.savez(target, **arrays)
-        unfinished.replace(file)
+    with replacing(file) as target:
+        np.savez(target, **arrays)
 
 
 def load_arrays(file: Path) -> dict[str, np.ndarray]:

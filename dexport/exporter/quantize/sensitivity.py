@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dexport.bundle import write_whole
 from dexport.errors import InputError
 from dexport.exporter.quantize.calibrate import OnProgress
 from dexport.exporter.quantize.simulate import Simulation, relative_error
+from dexport.files import write_whole
 
 Sensitivity = Mapping[str, Mapping[str, float]]
 """Module path -> scheme -> squared relative error of the guided prediction, the mean over states of a trajectory."""

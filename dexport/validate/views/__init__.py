@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import write_whole
+from dexport.files import write_whole
 from dexport.validate.views.html import html
 from dexport.validate.views.junit import junit
 from dexport.validate.views.markdown import markdown

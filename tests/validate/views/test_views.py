@@ -107,7 +107,7 @@ def test_report_writes_every_view(stored: Path, tmp_path: Path, report: Report) 
     assert paths["html"].read_text() == html(report)
     assert paths["markdown"].read_text() == markdown(report) == run("report", stored).stdout
     assert paths["junit"].read_text() == junit(report)
-    assert list(tmp_path.rglob("*.partial")) == []
+    assert list(tmp_path.rglob("*.partial*")) == []
 
 
 def test_report_against_a_baseline(stored: Path, tmp_path: Path, report: Report) -> None:
