@@ -5,6 +5,9 @@ A message names the thing, what was expected, and the next command to run.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 
 class DexportError(Exception):
     """Base of all errors that are reported without a traceback.
@@ -20,6 +23,10 @@ class DexportError(Exception):
         # Names in damaged files may hold what cannot be printed.
         super().__init__(message.encode("utf-8", "backslashreplace").decode())
         self.hint = hint
+
+
+class BundleWarning(UserWarning):
+    """What a bundle is not: trained, verified, within its gates, or fit to ship. From the Python functions."""
 
 
 class GateError(DexportError):
@@ -44,3 +51,14 @@ class InputError(DexportError):
     """A file that was given is bad: checkpoint, ONNX model, bundle."""
 
     exit_code = 4
+
+
+def free_name(path: Path) -> Path:
+    """The path, or else ``NAME-2``, ``NAME-3``, ...: a place that a fix may name, because nothing is there."""
+    first, name = path.name[:1], path.name[1:]
+    stem, dot, rest = name.partition(".")
+    number, found = 2, path
+    while os.path.lexists(found):
+        found = path.with_name(f"{first}{stem}-{number}{dot}{rest}")
+        number += 1
+    return found
