@@ -108,7 +108,7 @@ def read_baseline(path: Path) -> Baseline:
     if not path.is_file():
         raise UsageError(f"{path} does not exist", hint=f"make it with `dexport baseline update BUNDLE -o {path}`")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}", hint=UPDATE) from error
     if not isinstance(content, dict) or content.get("kind") != KIND:

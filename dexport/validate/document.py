@@ -210,7 +210,7 @@ def read_report(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path} does not exist", hint=WRITE)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}", hint=WRITE) from error
     if not isinstance(report, dict) or report.get("kind") != KIND:
