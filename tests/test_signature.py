@@ -110,7 +110,7 @@ def test_keys_that_cannot_be_used_are_refused_with_the_command_that_makes_one(
         assert hint in caught.value.hint
     with pytest.raises(InputError, match="holds no public key") as caught:
         verify(TEXT, sign(TEXT, private), private, "it")
-    assert "gives its public one" in caught.value.hint
+    assert "gives the public one" in caught.value.hint
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
