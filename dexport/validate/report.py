@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from dexport.validate.parity import Check, ParityReport
 from dexport.verdict import FAILED, LOSSY, PASSED, lossy_text
@@ -13,6 +15,11 @@ COLUMNS = ("check", "batch", "output", "max abs", "relative L2", "cosine", "SNR 
 WORDS = {PASSED: "pass", LOSSY: "lossy", FAILED: "FAIL"}
 """Of one check."""
 TITLES = {PASSED: "Passed", LOSSY: "LOSSY", FAILED: "FAILED"}
+
+
+def word(check: Mapping[str, Any]) -> str:
+    """``pass``, ``lossy`` or ``FAIL`` of a check in a stored report."""
+    return WORDS[check["status"]] if check["passed"] else WORDS[FAILED]
 
 
 def gate_text(gate: float) -> str:

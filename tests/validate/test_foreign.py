@@ -132,7 +132,7 @@ def test_names_that_match_in_part_need_a_mapping(trained: Path) -> None:
 def test_a_file_that_does_not_keep_its_word_is_refused(foreign: Path) -> None:
     def widens(graph: onnx.GraphProto) -> None:
         """A batch that is declared free, and is two."""
-        graph.initializer.append(numpy_helper.from_array(np.zeros((2, 1, 1, 1), np.float32), "two"))
+        graph.initializer.append(numpy_helper.from_array(np.full((2, 1, 1, 1), 1e-30, np.float32), "two"))
         for node in graph.node:
             node.output[:] = ["before" if name == "noise_pred" else name for name in node.output]
         graph.node.append(helper.make_node("Add", ["before", "two"], ["noise_pred"]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dexport.validate.report import WORDS, gate_text
+from dexport.validate.report import gate_text, word
 from dexport.validate.views import charts, text
 
 TEMPLATE = "report.html"
@@ -31,7 +31,7 @@ def html(report: Mapping[str, Any]) -> str:
     return environment.get_template(TEMPLATE).render(
         r=report,
         text=text,
-        words=WORDS,
+        word=word,
         curves=_curves(report["trajectory"]),
         intervals=_intervals(report),
         heat=_heat(report["blocks"]),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
-from dexport.validate.report import WORDS, gate_text
+from dexport.validate.report import gate_text, word
 from dexport.validate.views import text
 from dexport.verdict import LOSSY
 
@@ -58,7 +58,7 @@ def _cases(report: Mapping[str, Any], level: str) -> Iterator[ElementTree.Elemen
             for check in parity["checks"]:
                 name = f"{part and f'{part}: '}{check['kind']}, batch {check['batch']}, {check['output']}"
                 full = f"{name} ({check['runner']})" if check["kind"] == "batch consistency" else name
-                yield _judged(full, WORDS[check["status"]], _detail(check), report)
+                yield _judged(full, word(check), _detail(check), report)
     for reason in report["not_run"]:
         about, _, why = reason.partition(": ")
         if about == level:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dexport.validate.report import WORDS, gate_text
+from dexport.validate.report import gate_text, word
 from dexport.validate.views import text
 from dexport.verdict import LOSSY
 
@@ -146,7 +146,7 @@ def _forward(forward: Mapping[str, Any]) -> Iterator[str]:
             _number(check["metrics"]["relative_l2"]),
             _number(check["metrics"]["max_abs"]),
             gate_text(check["gate"]),
-            _bold(WORDS[check["status"]]),
+            _bold(word(check)),
         )
         for part, report in forward.items()
         for check in report["checks"]
