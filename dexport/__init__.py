@@ -14,6 +14,7 @@ from dexport.version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dexport.bundle import Bundle
     from dexport.exporter.build import BuildResult
     from dexport.exporter.recipes.recipe import Recipe
     from dexport.exporter.steps import Listener
@@ -42,7 +43,11 @@ def build(
         options: fields of :class:`dexport.exporter.build.BuildOptions`.
 
     Raises:
-        DexportError: see :mod:`dexport.errors`. A failed gate does not raise: look at ``result.verdict``.
+        DexportError: see :mod:`dexport.errors`. A failed gate does not raise: look at ``result.status``.
+
+    Warns:
+        BundleWarning: random weights, a failed gate, more lost than is fit to ship, or nothing compared;
+            ``result.caveats`` has the same.
     """
     from dexport.hashing import hash_ahead
 
@@ -50,7 +55,9 @@ def build(
     with collector_paused():
         from dexport.validate.build import build_and_validate
 
-    return build_and_validate(recipe, output, listener=listener, **options)
+    result = build_and_validate(recipe, output, listener=listener, **options)
+    _warn(result.bundle)
+    return result
 
 
 def load(
@@ -61,7 +68,24 @@ def load(
     Args:
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         require_signature: PEM file of the ed25519 public key that must have signed it (`dexport pack --sign`).
-    """
-    from dexport.runtime.session import open_bundle
 
-    return open_bundle(path, provider, require_signature)
+    Warns:
+        BundleWarning: as :func:`build`.
+    """
+    from dexport.bundle import load_bundle
+    from dexport.runtime.session import open_session
+
+    bundle = load_bundle(path, require_signature)
+    session = open_session(bundle, provider)
+    _warn(bundle)
+    return session
+
+
+def _warn(bundle: Bundle) -> None:
+    """Tell who called the public function what the bundle is not."""
+    import warnings
+
+    from dexport.errors import BundleWarning
+
+    for caveat in bundle.caveats:
+        warnings.warn(f"{bundle.path}: {caveat}", BundleWarning, stacklevel=3)

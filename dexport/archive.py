@@ -205,7 +205,9 @@ def _read_start(file: IO[bytes], path: Path) -> tuple[bytes, bytes | None]:
     comment = file.read(2 * BLOCK)
     manifest = _small_member(file, MANIFEST, LARGEST_MANIFEST, path)
     if manifest is None:
-        raise InputError(f"{path} is not an archive of `dexport pack`", hint="dexport pack BUNDLE -o FILE makes one")
+        raise InputError(
+            f"{path} is not an archive of `dexport pack`", hint="make one with `dexport pack BUNDLE -o FILE`"
+        )
     signature = _small_member(file, SIGNATURE, LARGEST, path)
     if comment != _comment(manifest, signature):
         raise InputError(f"{path}: the manifest or its signature was changed", hint=AGAIN)

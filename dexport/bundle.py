@@ -29,6 +29,7 @@ from dexport.errors import InputError, MachineError, UsageError
 from dexport.files import DRAFT_NAME, open_regular, write_whole, writing_to
 from dexport.hashing import sha256_of
 from dexport.signature import LARGEST, verify
+from dexport.verdict import FAILED, LOSSY, Loss, caveats
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -81,9 +82,32 @@ class Bundle:
             return [(parts[entry["part"]], float(entry["fraction"])) for entry in self.manifest.get(STITCH, ())]
 
     @property
+    def status(self) -> str:
+        """Of the whole: ``passed``, ``lossy``, ``failed`` or ``not verified``; see :mod:`dexport.verdict`."""
+        return self.manifest["status"]
+
+    @property
     def failed(self) -> bool:
         """Whether a gate failed when it was built."""
-        return self.manifest["status"] == "failed"
+        return self.status == FAILED
+
+    @property
+    def loss(self) -> Loss:
+        """What was lost against PyTorch when it was built."""
+        return Loss.of_json(self.manifest.get("loss"))
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether nothing failed, and what was lost is fit to ship or was accepted."""
+        return not self.failed and (self.status != LOSSY or self.manifest.get("accepted_loss") is True)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What who runs it has to know, of itself and of its parts, a sentence each; empty of a sound one."""
+        own = list(caveats(self.manifest))
+        for name, part in self.parts.items():
+            own += [f"{name}: {caveat}" for caveat in part.caveats]
+        return tuple(own)
 
 
 class Draft(FolderDraft):

@@ -17,6 +17,7 @@ from dexport.errors import GateError, MachineError, UsageError
 from dexport.exits import report, running
 from dexport.files import write_whole
 from dexport.hashing import hash_ahead
+from dexport.verdict import ACCEPT, LOSSY, SHIPPABLE_SNR_DB, Loss, lossy_text
 from dexport.version import __version__
 
 Number = TypeVar("Number", int, float)
@@ -39,6 +40,22 @@ SIGNED = click.option(
     type=click.Path(path_type=Path),
     metavar="KEY.pub.pem",
     help="Refuse what this public key has not signed (`dexport pack --sign`).",
+)
+
+
+PORT = click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    metavar="NAME=NAME",
+    help="An ONNX file's name of an input or output, behind the recipe's, where they differ. Repeatable.",
+)
+
+
+ACCEPT_LOSS = click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="Exit with 0 although more is lost than is fit to ship; the manifest keeps that it was accepted.",
 )
 
 
@@ -257,6 +274,7 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
 @click.option("--with-decoder", is_flag=True, help="Put the decoder of the latents into the bundle.")
 @click.option("--decoder-checkpoint", metavar="FILE|HUB", help="Weights of that decoder.")
 @click.option("--parity/--no-parity", default=True, show_default=True, help="Compare with PyTorch and gate.")
+@ACCEPT_LOSS
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--cache/--no-cache", default=True, show_default=True, help="Take unchanged steps from earlier builds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
@@ -304,6 +322,7 @@ def build_command(
             **options,
         )
     _print_json(result.bundle.manifest) if as_json else print_result(result)
+    _say_lossy(result.bundle.acceptable, result.status, result.loss)
     sys.exit(exit_code(result))
 
 
@@ -315,6 +334,7 @@ def build_command(
 @click.option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one.")
 @click.option("--profile", metavar="FILE", help="The profile, where the bundle was built with a file.")
 @click.option("--parity/--no-parity", default=True, show_default=True, help="Compare with PyTorch and gate.")
+@ACCEPT_LOSS
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
 def quantize_command(bundle: Path, output: Path, recipe: str | None, as_json: bool, **options: Any) -> None:
@@ -333,13 +353,14 @@ def quantize_command(bundle: Path, output: Path, recipe: str | None, as_json: bo
         found = find_recipe(recipe) if recipe else None
         result = quantise_and_validate(bundle, output, recipe=found, listener=progress, **options)
     _print_json(result.bundle.manifest) if as_json else print_result(result)
+    _say_lossy(result.bundle.acceptable, result.status, result.loss)
     sys.exit(exit_code(result))
 
 
 EVALUATOR = click.Choice(["inception", "efficientnet-lite0", "pixels"])
 
 
-FOREIGN = ("output", "recipe", "checkpoints", "seed", "as_json")
+FOREIGN = ("output", "recipe", "checkpoints", "seed", "ports", "accept_loss", "as_json")
 """Parameters of ``validate`` that hold for a file that something else made."""
 OF_DISTRIBUTION = ("reference", "count", "batch", "evaluator", "evaluator_weights", "work")
 
@@ -376,6 +397,7 @@ def _views(command: Callable[..., None]) -> Callable[..., None]:
     help="Where the weights of the build are now, if they were moved. Repeatable.",
 )
 @click.option("--recipe", metavar="FILE|NAME", help="The recipe file, where the bundle was built from one.")
+@PORT
 @click.option(
     "--against",
     multiple=True,
@@ -411,6 +433,9 @@ def _views(command: Callable[..., None]) -> Callable[..., None]:
     help="Largest relative_l2, fid_delta, kid_delta, ... Repeatable. [default: by recipe and precision]",
 )
 @click.option("--baseline", type=click.Path(path_type=Path), help="Fail where a figure falls behind this file.")
+@click.option(
+    "--accept-loss", is_flag=True, help="Exit with 0 although more is lost than is fit to ship; the report says so."
+)
 @click.option("--record/--no-record", default=True, show_default=True, help="Put the summary into the manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; progress goes to stderr.")
 def validate_command(
@@ -423,6 +448,7 @@ def validate_command(
     checkpoints: tuple[str, ...],
     against: tuple[str, ...],
     recipe: str | None,
+    ports: tuple[str, ...],
     classes: str | None,
     reference: Path | None,
     count: int,
@@ -447,7 +473,20 @@ def validate_command(
         refused = [option for name, option in given.items() if name not in FOREIGN]
         if refused:
             raise UsageError(f"{', '.join(refused)} is for bundles, and {bundle} is none", hint="leave it out")
-        sys.exit(_validate_foreign(bundle, output, recipe, checkpoints, options["seed"], as_json))
+        sys.exit(
+            _validate_foreign(
+                bundle,
+                output,
+                recipe,
+                checkpoints,
+                ports=_parse_ports(ports),
+                seed=options["seed"],
+                accept_loss=options["accept_loss"],
+                as_json=as_json,
+            )
+        )
+    if ports:
+        raise UsageError(f"--port is for ONNX files, and {bundle} is a bundle", hint="leave it out")
     from dexport.bundle import change_manifest, check_changeable, load_bundle
     from dexport.console import Progress, print_validation
     from dexport.exporter.recipes import find_recipe
@@ -485,7 +524,8 @@ def validate_command(
     if record:
         change_manifest(opened, validation=summary(report))
     _print_json(report) if as_json else print_validation(result)
-    sys.exit(0 if result.passed else GateError.exit_code)
+    _say_lossy(result.acceptable, result.verdict, result.loss)
+    sys.exit(0 if result.acceptable else GateError.exit_code)
 
 
 @main.command("bench")
@@ -493,6 +533,7 @@ def validate_command(
 @click.option("--against", type=click.Path(path_type=Path), help="Another bundle or ONNX file with the same inputs.")
 @click.option("--recipe", metavar="FILE|NAME", help="The recipe, where BUNDLE is an ONNX file or was built from one.")
 @click.option("--checkpoint", metavar="FILE", help="Where the weights of the build are now, if they were moved.")
+@PORT
 @click.option("--batch", "batches", multiple=True, type=int, help="Repeatable. [default: the profile's]")
 @click.option("--threads", type=int, help="Of the CPU, for every side. [default: one per core]")
 @click.option("--rounds", default=7, show_default=True, help="Evaluations of each side, which take turns.")
@@ -507,9 +548,14 @@ def validate_command(
 @click.option("--fail-over", multiple=True, metavar="NAME=N", help="Largest wall_ms.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def bench_command(
-    bundle: Path, fail_under: tuple[str, ...], fail_over: tuple[str, ...], as_json: bool, **options: Any
+    bundle: Path,
+    fail_under: tuple[str, ...],
+    fail_over: tuple[str, ...],
+    ports: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Time one evaluation of a bundle, beside PyTorch eager in float32; exit with 1 where a gate fails.
+    """Time one evaluation of a bundle, beside PyTorch eager in float32; exit with 1 where a gate does not pass.
 
     BUNDLE may also be an ONNX file that something else made; then --recipe NAME says what it computes.
     """
@@ -520,7 +566,7 @@ def bench_command(
     limits = parse_limits(fail_under, fail_over, OF_BENCH)
     with Progress() as progress:
         progress.start("bench")
-        report = bench(bundle, limits=limits, on_progress=progress.advance, **options)
+        report = bench(bundle, limits=limits, ports=_parse_ports(ports), on_progress=progress.advance, **options)
     _print_json(report.to_json()) if as_json else print_bench(report)
     sys.exit(0 if report.passed else GateError.exit_code)
 
@@ -609,7 +655,7 @@ def report_command(
     """
     from dexport.validate import views
     from dexport.validate.baseline import check_same, read_baseline
-    from dexport.validate.document import judged, read_report
+    from dexport.validate.document import acceptable, judged, read_report
 
     content = read_report(report)
     if baseline is not None:
@@ -619,7 +665,7 @@ def report_command(
     views.write_views(content, junit=junit, markdown=markdown, html=html)
     if not any((junit, markdown, html)):
         click.echo(views.markdown(content), nl=False)
-    sys.exit(0 if content["passed"] else GateError.exit_code)
+    sys.exit(0 if acceptable(content) else GateError.exit_code)
 
 
 @main.group("baseline")
@@ -686,15 +732,17 @@ def sample_command(
 
     Needs neither torch nor onnx. A run that was interrupted makes the missing pictures only.
     """
-    from dexport.console import Progress, print_generated
+    from dexport.console import Progress, print_generated, warn
     from dexport.runtime.generate import generate
     from dexport.runtime.pipeline import Pipeline
     from dexport.runtime.stitch import halves
 
     with Progress() as progress:
         progress.start("sample")
+        pipeline = Pipeline.open(bundle, provider, decoder, require_signature)
+        warn(pipeline.bundle)
         generated = generate(
-            Pipeline.open(bundle, provider, decoder, require_signature),
+            pipeline,
             classes=_parse_numbers(classes or "", "--classes", "207,360", int),
             fractions=() if fraction is None else halves(fraction),
             on_progress=progress.advance,
@@ -737,7 +785,7 @@ def sweep_command(
     **options: Any,
 ) -> None:
     """Stitch two denoisers at several shares: what it costs, and how far the images move."""
-    from dexport.console import Progress, print_sweep
+    from dexport.console import Progress, print_sweep, warn
     from dexport.optional import optional_import
     from dexport.runtime.pipeline import Pipeline
     from dexport.validate.distances import load_images
@@ -746,8 +794,10 @@ def sweep_command(
     optional_import("matplotlib")  # the plot comes last
     with Progress() as progress:
         progress.start("sweep")
+        pipeline = Pipeline.open(bundle, provider, decoder, require_signature)
+        warn(pipeline.bundle)
         result = sweep(
-            Pipeline.open(bundle, provider, decoder, require_signature),
+            pipeline,
             _parse_numbers(fractions, "--fractions", "0,0.4,1", float),
             reference=load_images(reference) if reference else None,
             on_progress=progress.advance,
@@ -958,8 +1008,23 @@ def cache_prune_command(keep_gb: float, as_json: bool) -> None:
         click.echo(f"removed {len(removed)} entries, {sum(entry.size for entry in removed) / 1e9:.2f} GB")
 
 
+def _say_lossy(acceptable: bool, status: str, loss: Loss) -> None:
+    """Why a command ends with 1 although no gate failed."""
+    if status == LOSSY and not acceptable:
+        click.secho(f"error: more is lost than is fit to ship: {lossy_text(loss)}", fg="red", err=True)
+        click.echo(f"fix: quantise less, such as --budget 'snr>={SHIPPABLE_SNR_DB:g}'; or {ACCEPT}", err=True)
+
+
 def _validate_foreign(
-    model: Path, output: Path | None, recipe: str | None, checkpoints: tuple[str, ...], seed: int, as_json: bool
+    model: Path,
+    output: Path | None,
+    recipe: str | None,
+    checkpoints: tuple[str, ...],
+    *,
+    ports: dict[str, str],
+    seed: int,
+    accept_loss: bool,
+    as_json: bool,
 ) -> int:
     if recipe is None or len(checkpoints) > 1:
         raise UsageError(
@@ -973,11 +1038,28 @@ def _validate_foreign(
     with Progress() as progress:
         progress.start("validate")
         checkpoint = checkpoints[0] if checkpoints else None
-        report = validate_foreign(model, find_recipe(recipe), checkpoint, seed=seed, on_progress=progress.advance)
+        report = validate_foreign(
+            model, find_recipe(recipe), checkpoint, ports=ports, seed=seed, on_progress=progress.advance
+        )
     if output is not None:
         write_whole(output, json.dumps(report.to_json(), indent=2) + "\n")
     _print_json(report.to_json()) if as_json else print_parity(report, str(model))
-    return 0 if report.passed else GateError.exit_code
+    acceptable = report.passed or (accept_loss and report.status == LOSSY)
+    _say_lossy(acceptable, report.status, report.loss)
+    return 0 if acceptable else GateError.exit_code
+
+
+def _parse_ports(texts: tuple[str, ...]) -> dict[str, str]:
+    """``("x=sample",)`` -> ``{"x": "sample"}``."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, there = text.partition("=")
+        if not (name and equals and there):
+            raise UsageError(f"--port {text!r} is not NAME=NAME", hint="for example --port x=sample")
+        if name in found:
+            raise UsageError(f"--port gives {name} twice", hint="give each once")
+        found[name] = there
+    return found
 
 
 def _is_recipe(name: str) -> bool:

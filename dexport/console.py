@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dexport.bundle import ENGINES, MODEL, PARTS, REPORTS, Bundle, printable, reading_manifest
+from dexport.verdict import ACCEPT, LOSSY, NOT_VERIFIED, PASSED, Loss, lossy_text
 
 if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.archive import Archive
@@ -181,6 +182,7 @@ def _print_bundle(bundle: Bundle) -> None:
             "parts": ", ".join(m.get("parts", ())) or "none",
             "custom ops": ", ".join(map(_custom_op, m["custom_ops"])) or "none",
             "engine": Text.from_markup(_engine_line(engine)) if engine else "none",
+            "lost": Text.from_markup(_lost(bundle).removeprefix("lost: ") or "not measured"),
             "validation": Text.from_markup(_validation_line(m.get("validation"))),
             "built with": f"dexport {m['dexport']}, opset {m['opset']}",
         }
@@ -193,7 +195,8 @@ def print_archive(archive: Archive, verified: bool) -> None:
     out.print(f"[bold]{_plain(archive.path)}[/]: archive, {archive.bytes:,} bytes, hashes verified")
     m = archive.manifest
     key = "none" if archive.key is None else f"by {archive.key}{'' if verified else ', not verified'}"
-    lines = {"bundle": m.get("name"), "status": m.get("status"), "built with": f"dexport {m.get('dexport')}"}
+    lines = {"bundle": m.get("name"), "status": m.get("status"), "lost": Loss.of_json(m.get("loss"))}
+    lines["built with"] = f"dexport {m.get('dexport')}"
     _print_lines({**{name: str(text) for name, text in lines.items()}, "signature": key})
     _print_files(m["files"])
 
@@ -223,6 +226,8 @@ def _print_files(files: Mapping[str, Any]) -> None:
 def _print_stitched(bundle: Bundle) -> None:
     m = bundle.manifest
     out.print(f"[bold]{_plain(bundle.path)}[/]: {_plain(m['name'])}, {_colored(m['status'])}, hashes verified")
+    if lost := _lost(bundle):
+        out.print(f"  {lost}", soft_wrap=True)
     _print_lines({f"{fraction:.0%}": str(part.path) for part, fraction in bundle.stitch})
     for part, _ in bundle.stitch:
         _print_bundle(part)
@@ -238,6 +243,12 @@ def print_generated(generated: Generated) -> None:
         + f": {settings['steps']} {settings['sampler']} steps, {guidance}seed {settings['seed']}, {generated.runner}"
     )
     out.print(f"  {generated.grid}\n  {generated.folder}")
+
+
+def warn(bundle: Bundle) -> None:
+    """What who runs a bundle has to know, on stderr."""
+    for caveat in bundle.caveats:
+        err.print(f"[yellow]warning[/]: {_plain(bundle.path)}: {_plain(caveat)}", soft_wrap=True)
 
 
 def print_sweep(result: Sweep, path: Path) -> None:
@@ -303,15 +314,17 @@ def print_result(result: BuildResult) -> None:
     for part, verdict in {"": result.verdict, **result.parts}.items():
         if verdict is not None:
             print_parity(verdict, part)  # type: ignore[arg-type]
-    if manifest["status"] == "not verified":
+    if manifest["status"] == NOT_VERIFIED:
         out.print("parity: [yellow]not run[/] (--no-parity)")
     if any(scheme != "float" for scheme in manifest.get("precision", {}).get("layers", {}).values()):
-        out.print(f"layers: {_layers_line(manifest['precision'])}{_lost(manifest)}")
+        out.print(f"layers: {_layers_line(manifest['precision'])}")
     if "sizes" in manifest and manifest["sizes"]["time_tables"] is not None:
         out.print(f"times: {_times_line(manifest)}")
     for name, bundle in {"": result.bundle, **result.bundle.parts}.items():
         if bundle.manifest.get("engine"):
             out.print(f"engine{name and f' of {name}'}: {_engine_line(bundle.manifest['engine'])}")
+    if lost := _lost(result.bundle):
+        out.print(lost, soft_wrap=True)
     out.print(f"bundle: {path} ({_colored(manifest['status'])})")
     for name in (MODEL, ENGINES, REPORTS, PARTS):
         if (path / name).exists():
@@ -335,12 +348,16 @@ def _print_ranges(part: str, ranges: Mapping[str, Any] | None) -> None:
 
 def print_parity(report: ParityReport, part: str = "") -> None:
     """The table of checks."""
-    from dexport.validate.report import COLUMNS, rows
+    from dexport.validate.report import COLUMNS, lost, rows
 
     table = Table(*COLUMNS, title=f"{part and f'{part}: '}{report.precision} against {report.reference}")
     for row in rows(report):
         table.add_row(*row[:-1], _colored(row[-1]))
     out.print(table)
+    if report.status == LOSSY:
+        out.print(f"[yellow]LOSSY[/]: {lost(report)}", soft_wrap=True)
+    for note in report.notes:
+        out.print(f"note: {escape(note)}", soft_wrap=True)
     for reason in report.not_run:
         out.print(f"not run: {reason}")
 
@@ -365,6 +382,11 @@ def print_validation(result: Validation) -> None:
             )
     for reason in result.not_run:
         out.print(f"not run: {escape(reason)}", soft_wrap=True)
+    if result.verdict == LOSSY:
+        accepted = "accepted" if result.acceptable else f"not accepted ({ACCEPT})"
+        out.print(f"[yellow]LOSSY[/], {accepted}: {lossy_text(result.loss)}", soft_wrap=True)
+    elif str(result.loss):
+        out.print(f"lost: {result.loss}", soft_wrap=True)
     out.print(f"{result.bundle}: {_colored(result.verdict)}")
 
 
@@ -446,6 +468,8 @@ def print_distribution(report: DistributionReport) -> None:
 
 def print_trajectory(report: TrajectoryReport) -> None:
     """The table of steps: at most a dozen, evenly spread, the last among them."""
+    from dexport.validate.report import WORDS
+
     images = f"{len(report.labels)} image{'s' * (len(report.labels) > 1)}"
     title = f"{report.sampler}, {images}, cfg {report.cfg:g}: {report.runner} against {report.reference}"
     table = Table("step", "t", "state SNR dB", "state relative L2", "evaluation relative L2", title=title)
@@ -458,7 +482,7 @@ def print_trajectory(report: TrajectoryReport) -> None:
         table.add_row(str(index + 1), f"{state.t:g}", *row, f"{max(local):.2e}" if local else "-")
     out.print(table)
     last, worst = report.states[-1].metrics, report.worst_evaluation
-    verdict = "pass" if report.passed else "FAIL"
+    verdict = WORDS[report.status]
     out.print(f"final latents: SNR {last.snr_db:.1f} dB, gate {report.gate_snr_db:g} dB: {_colored(verdict)}")
     out.print(f"worst evaluation: relative L2 {worst.metrics.relative_l2:.2e} at t = {worst.t:g}")
     out.print(report.drift)
@@ -486,7 +510,8 @@ def print_diff(result: Diff) -> None:
     for note in result.notes:
         out.print(f"not compared: {note}", soft_wrap=True)
     if result.finding is None:
-        out.print(f"{result.bundle}: {_colored('passed')}, nothing found")
+        lost = "" if result.status == PASSED else f"; {lossy_text(result.loss)}"
+        out.print(f"{result.bundle}: {_colored(result.status)}, nothing found{lost}", soft_wrap=True)
         return
     _print_finding(result.finding)
     if result.others:
@@ -589,17 +614,20 @@ def _layers_line(precision: Mapping[str, Any]) -> str:
     return line
 
 
-def _lost(manifest: Mapping[str, Any]) -> str:
-    """What quantisation cost, as parity measured it; nobody should have to look it up."""
-    found = [value for value in manifest["parity"].get("worst_relative_l2", {}).values() if value is not None]
-    return f"\n[yellow]lost[/]: predictions move by {max(found):.1%} (relative L2)" if found else ""
+def _lost(bundle: Bundle) -> str:
+    """What a build cost, as parity measured it; nobody should have to look it up. Empty where nothing was measured."""
+    if bundle.status == LOSSY:
+        accepted = "accepted" if bundle.acceptable else "not accepted"
+        return f"[yellow]LOSSY[/], {accepted}: {_plain(lossy_text(bundle.loss))}"
+    return f"lost: {_plain(bundle.loss)}" if str(bundle.loss) else ""
 
 
 def _validation_line(record: Mapping[str, Any] | None) -> str:
     if not record:
         return "none recorded; run `dexport validate`"
     levels = ", ".join(record["settings"]["levels"])
-    return f"{_colored(record['verdict'])} on {record['date'][:10]} ({levels})"
+    lost = str(Loss.of_json(record.get("loss")))
+    return f"{_colored(record['verdict'])} on {record['date'][:10]} ({levels}){lost and f': {_plain(lost)}'}"
 
 
 def _sampling_line(facts: Mapping[str, Any] | None) -> str:
@@ -639,7 +667,9 @@ def _plain(text: object) -> str:
 
 
 def _colored(verdict: str) -> str:
-    color = "green" if verdict.startswith("pass") else "yellow" if verdict.startswith(("not", "inc")) else "red"
+    color = (
+        "green" if verdict.startswith("pass") else "yellow" if verdict.startswith(("not", "inc", "lossy")) else "red"
+    )
     return f"[{color}]{_plain(verdict)}[/]"
 
 

@@ -5,6 +5,9 @@ A message names the thing, what was expected, and the next command to run. What 
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 DEFECT = 70
 """Exit code of what nobody foresaw: EX_SOFTWARE of sysexits.h. It is never that of a failed gate."""
 
@@ -23,6 +26,10 @@ class DexportError(Exception):
         # Names in damaged files may hold what cannot be printed.
         super().__init__(message.encode("utf-8", "backslashreplace").decode())
         self.hint = hint
+
+
+class BundleWarning(UserWarning):
+    """What a bundle is not: trained, verified, within its gates, or fit to ship. From the Python functions."""
 
 
 class GateError(DexportError):
@@ -47,3 +54,14 @@ class InputError(DexportError):
     """A file that was given is bad: checkpoint, ONNX model, bundle."""
 
     exit_code = 4
+
+
+def free_name(path: Path) -> Path:
+    """The path, or else ``NAME-2``, ``NAME-3``, ...: a place that a fix may name, because nothing is there."""
+    first, name = path.name[:1], path.name[1:]
+    stem, dot, rest = name.partition(".")
+    number, found = 2, path
+    while os.path.lexists(found):
+        found = path.with_name(f"{first}{stem}-{number}{dot}{rest}")
+        number += 1
+    return found

@@ -99,17 +99,47 @@ def test_keys_that_cannot_be_used_are_refused_with_the_command_that_makes_one(
     other.write_bytes(
         generate_private_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     )
-    for file, message in [
-        (locked, "without a password"),
-        (public, "holds no private key"),
-        (other, "another kind than ed25519"),
-        (tmp_path / "missing", "cannot be read"),
+    for file, message, hint in [
+        (locked, "without a password", "this takes it away"),
+        (public, "holds no private key", "give the private key"),
+        (other, "another kind than ed25519", "openssl genpkey"),
+        (tmp_path / "missing", "cannot be read", "openssl genpkey"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
             sign(TEXT, file)
-        assert caught.value.hint == MAKE_KEYS
-    with pytest.raises(InputError, match="holds no public key"):
+        assert hint in caught.value.hint
+    with pytest.raises(InputError, match="holds no public key") as caught:
         verify(TEXT, sign(TEXT, private), private, "it")
+    assert "gives the public one" in caught.value.hint
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
+@pytest.mark.parametrize("name", ["key.pem", "key.pub.pem", "my key.pem", ".key"])
+@pytest.mark.parametrize("content", ["private", "public", "locked", "curve", "text", "missing"])
+@pytest.mark.parametrize("signing", [True, False])
+def test_no_fix_of_a_key_writes_over_a_file(
+    name: str, content: str, signing: bool, keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    contents = {"private": keys[0].read_bytes(), "public": keys[1].read_bytes(), "text": b"no key"}
+    contents["curve"] = generate_private_key(SECP256R1()).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    contents["locked"] = write_keys(tmp_path, BestAvailableEncryption(b"secret"))[0].read_bytes()
+    for present in {"key.pem", "key.pub.pem"} | ({name} if content != "missing" else set()):
+        Path(present).write_bytes(contents.get(content, b"another"))
+    file = "gone.pem" if content == "missing" else name
+    if content == ("private" if signing else "public"):
+        return
+    before = {path: path.read_bytes() for path in Path().iterdir()}
+    with pytest.raises(InputError) as caught:
+        sign(TEXT, file) if signing else verify(TEXT, sign(TEXT, keys[0]), file, "it")
+    command = caught.value.hint[caught.value.hint.find("openssl") :] if "openssl" in caught.value.hint else "true"
+    subprocess.run(command, shell=True, check=False, input=b"secret\n", capture_output=True)
+    for path, bytes_before in before.items():
+        assert path.read_bytes() == bytes_before
+    if content in ("missing", "text", "curve") or (content == "private" and not signing):
+        assert {path.name for path in Path().iterdir()} > {path.name for path in before}
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")

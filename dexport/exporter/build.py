@@ -32,6 +32,7 @@ from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
 from dexport.exporter.describe import count_parameters
 from dexport.exporter.engine import EngineChoice, EngineReport, EngineRequest, build_engine, choose_engine
 from dexport.exporter.export import Exported, convert, export_onnx
+from dexport.exporter.gates import NetworkGates, gates_for
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes import check_switchable
@@ -56,6 +57,7 @@ from dexport.exporter.variant import Variant, resolve
 from dexport.files import outside_drafts
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 from dexport.profiles import Profile, load_profile
+from dexport.verdict import FAILED, Loss
 
 AUTO_PRECISION = "auto"
 BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2, AUTO_PRECISION: 4}
@@ -90,6 +92,7 @@ class BuildOptions:
         cache: take unchanged steps from earlier builds, and keep this one's for later ones.
         with_decoder: put the decoder of a denoiser's latents into its bundle, from ``decoder_checkpoint``.
         decoder_bundle: a decoder's bundle that is copied instead.
+        accept_loss: more may be lost than is fit to ship (:mod:`dexport.verdict`); the manifest keeps that it was said.
     """
 
     output: Path
@@ -123,13 +126,16 @@ class BuildOptions:
     decoder_bundle: Path | None = None
     force: bool = False
     cache: bool = True
+    accept_loss: bool = False
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a verifier is given; ``gate`` names the one of the recipe's gates that judges.
+    """What a verifier is given.
 
-    ``remembered`` are the reports of an earlier run on the same case, which are to be believed.
+    Attributes:
+        gates: what judges; ``gates.name`` is the precision, or the least exact scheme.
+        remembered: the reports of an earlier run on the same case, which are to be believed.
     """
 
     variant: Variant
@@ -137,7 +143,7 @@ class Case:
     model_path: Path
     precision: str
     max_batch: int
-    gate: str
+    gates: NetworkGates
     on_progress: Callable[[int, int, str], None]
     remembered: Mapping[str, str] | None = None
 
@@ -153,6 +159,21 @@ class BuildResult:
     bundle: Bundle
     verdict: Verdict | None
     parts: Mapping[str, Verdict | None] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """Of the whole: ``passed``, ``lossy``, ``failed`` or ``not verified``; see :mod:`dexport.verdict`."""
+        return self.bundle.status
+
+    @property
+    def loss(self) -> Loss:
+        """What was lost against PyTorch, the worst of the network and of its parts."""
+        return self.bundle.loss
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What who runs the bundle has to know; empty of one that passed with trained weights."""
+        return self.bundle.caveats
 
 
 def build(
@@ -236,13 +257,15 @@ def build(
         exported = reuse.step(
             "onnx", export, pack=asdict, unpack=exported_from_json, files=lambda _: (MODEL, MODEL_DATA)
         )
-        gate = options.precision
+        gate, budget = options.precision, None  # name of the gate, and dB
         if quantisation is not None:
             gate = gate_of(quantisation.plan.schemes.values(), options.precision)
+            budget = quantisation.budget["asked_snr_db"] if quantisation.budget is not None else None
             for name, text in quantisation.reports(exported.quantised).items():
                 draft.write_text(f"{REPORTS}/{name}", text)
         engine = _build_engine(draft, variant, exported, choice, profile, plugins, reuse) if choice else None
-        verdict = _verify(draft, variant, weights, options, profile, gate, verify, reuse) if options.parity else None
+        gates = gates_for(gate, variant.recipe.gates, budget)
+        verdict = _verify(draft, variant, weights, options, profile, gates, verify, reuse) if options.parity else None
         parts = {}
         if decoder is not None:
             parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, given), verify, listener)
@@ -268,6 +291,7 @@ def build(
                     parts={name: part.bundle for name, part in parts.items()},
                     quantisation={"gate": gate, **(quantisation.describe() if quantisation else {})},
                     ranges=None if ranges is None else ranges.summary(options.islands),
+                    accept_loss=options.accept_loss,
                 )
             )
     if request is not None:
@@ -473,12 +497,12 @@ def _verify(
     weights: WeightSource,
     options: BuildOptions,
     profile: Profile,
-    gate: str,
+    gates: NetworkGates,
     verify: Verifier,
     reuse: Reuse,
 ) -> Verdict:
     log = reuse.log
-    case = Case(variant, weights, draft.model_path, options.precision, profile.batch_max, gate, log.listener.advance)
+    case = Case(variant, weights, draft.model_path, options.precision, profile.batch_max, gates, log.listener.advance)
 
     def run() -> tuple[Verdict, Mapping[str, str]]:
         with log.step("parity"):
@@ -493,12 +517,17 @@ def _verify(
         pack=lambda result: dict(result[1]),
         unpack=lambda reports: verify(replace(case, remembered=reports)),
         files=lambda result: [f"{REPORTS}/{name}" for name in result[1]],
-        facts={"gate": gate, "batch": profile.batch_max, "path": weights.origin.path, "host": platform.node()},
-        worth_keeping=lambda result: result[0].passed,
+        facts={
+            "gate": [gates.name, gates.relative_l2],
+            "batch": profile.batch_max,
+            "path": weights.origin.path,
+            "host": platform.node(),
+        },
+        worth_keeping=lambda result: result[0].status != FAILED,
     )
     return verdict
 
 
 def exit_code(result: BuildResult) -> int:
-    """0, or that of a failed gate, its own or a part's."""
-    return GateError.exit_code if result.bundle.failed else 0
+    """0, or that of a gate: one failed, its own or a part's, or more was lost than is fit to ship and accepted."""
+    return 0 if result.bundle.acceptable else GateError.exit_code

@@ -16,18 +16,23 @@ from dexport.exporter.recipes.recipe import Islands, TensorSpec
 from dexport.exporter.steps import Step
 from dexport.exporter.variant import Variant
 from dexport.profiles import Profile
+from dexport.verdict import NOT_VERIFIED, Loss, worst_status
 from dexport.version import __version__
 
 LABELS = "y"
-STATUSES = ("passed", "not verified", "failed")
-"""From best to worst."""
 
 
 class Verdict(Protocol):
-    """What a verifier says about a build."""
+    """What a verifier says about a build; ``status`` is ``passed``, ``lossy`` or ``failed``."""
 
     @property
     def passed(self) -> bool: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def loss(self) -> Loss: ...
 
     def summary(self) -> dict[str, Any]: ...
 
@@ -58,6 +63,7 @@ def compose(
     parts: Mapping[str, Bundle],
     quantisation: Mapping[str, Any],
     ranges: Mapping[str, Any] | None = None,
+    accept_loss: bool = False,
 ) -> dict[str, Any]:
     """The manifest, but for the schema version and the file hashes, which the bundle adds.
 
@@ -66,7 +72,7 @@ def compose(
     signature = variant.signature
     return {
         "name": variant.recipe.name,
-        "status": worst("not verified" if verdict is None else "passed" if verdict.passed else "failed", parts),
+        **judgement(verdict, NOT_VERIFIED, accept_loss, parts),
         "dexport": __version__,
         "recipe": {"name": variant.recipe.name, "family": variant.recipe.family, "source": variant.recipe.source},
         "config": dict(variant.config),
@@ -110,9 +116,20 @@ def compose(
     }
 
 
-def worst(status: str, parts: Mapping[str, Bundle]) -> str:
-    """The status of a bundle with its parts: one that failed fails the whole."""
-    return max((status, *(part.manifest["status"] for part in parts.values())), key=STATUSES.index)
+def judgement(verdict: Verdict | None, otherwise: str, accepted: bool, parts: Mapping[str, Bundle]) -> dict[str, Any]:
+    """What a manifest says of quality: the worst of the bundle's own network and of its parts.
+
+    Args:
+        verdict: on the bundle's own network; where there is none, its status is ``otherwise``.
+        accepted: whether ``--accept-loss`` was given.
+    """
+    status, loss = (otherwise, Loss()) if verdict is None else (verdict.status, verdict.loss)
+    worst = loss.worst(part.loss for part in parts.values())
+    return {
+        "status": worst_status([status, *(part.status for part in parts.values())]),
+        "loss": worst.to_json(),
+        "accepted_loss": accepted,
+    }
 
 
 def sampling(variant: Variant) -> dict[str, Any] | None:

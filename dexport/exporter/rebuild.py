@@ -90,6 +90,7 @@ def _recorded(
         "opset": m["opset"],
         "no_passes": tuple(m.get("no_passes", ())),
         "profile": profile or _profile_of(bundle),
+        "accept_loss": m.get("accepted_loss") is True,
         "decoder_bundle": bundle.path / PARTS / DECODER if DECODER in bundle.parts else None,
     }
     if m["ternary"] is not None:

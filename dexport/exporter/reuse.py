@@ -35,6 +35,7 @@ NOT_IN_THE_FILE = (
     "decoder_checkpoint",
     "calibration_images",
     "calibration_seed",
+    "accept_loss",
 )
 """Options that do not change the ONNX file, and those of calibrations, after which nothing is reused; checkpoints count
 by their content."""

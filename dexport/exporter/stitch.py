@@ -11,10 +11,11 @@ from dexport.bundle import PARTS, STITCH, Bundle, Draft, copy_bundle, load_bundl
 from dexport.errors import UsageError
 from dexport.exporter.build import BuildOptions, BuildResult, Verifier, build, resolve_options
 from dexport.exporter.machine import package_versions
-from dexport.exporter.manifest import Verdict, sampling, worst
+from dexport.exporter.manifest import Verdict, judgement, sampling
 from dexport.exporter.steps import Listener
 from dexport.runtime.stitch import check_fractions
 from dexport.runtime.time_table import TimeTable
+from dexport.verdict import PASSED
 from dexport.version import __version__
 
 SHARED = ("schedule", "prediction", "latent_scale", "decoder", "classes", "null_label")
@@ -92,7 +93,7 @@ def build_stitched(
                 part = replace(part, with_decoder=False, decoder_checkpoint=None)
             result = build(share.source, part, verify, listener)
             verdicts |= {name: result.verdict, **{f"{name}/{inner}": v for inner, v in result.parts.items()}}
-        bundle = draft.commit(compose(draft.path, dict(zip(names, shares, strict=True))))
+        bundle = draft.commit(compose(draft.path, dict(zip(names, shares, strict=True)), options.accept_loss))
     return BuildResult(bundle, None, verdicts)
 
 
@@ -134,13 +135,13 @@ def check_agreement(promises: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def compose(folder: Path, shares: Mapping[str, Share]) -> dict[str, Any]:
+def compose(folder: Path, shares: Mapping[str, Share], accept_loss: bool = False) -> dict[str, Any]:
     """The manifest of a stitched bundle: how the parts share the trajectory; all else is in theirs."""
     parts = Bundle(folder, {"parts": list(shares)}).parts
     manifests = [part.manifest for part in parts.values()]
     return {
         "name": "+".join(manifest["name"] for manifest in manifests),
-        "status": worst("passed", parts),
+        **judgement(None, PASSED, accept_loss, parts),
         "dexport": __version__,
         "sampling": manifests[-1]["sampling"],
         STITCH: [{"part": name, "fraction": share.fraction} for name, share in shares.items()],

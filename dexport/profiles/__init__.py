@@ -67,7 +67,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """
     path = _locate(name_or_path)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"profile {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:

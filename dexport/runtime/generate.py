@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dexport.errors import UsageError
+from dexport.errors import UsageError, free_name
 from dexport.runtime.gallery import Gallery
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
@@ -26,6 +26,7 @@ class Generated:
         made, kept: pictures made now, and those that were there already.
         seconds: for those made now.
         runner: what ran.
+        caveats: what the bundle is not, such as trained or verified; see :attr:`dexport.bundle.Bundle.caveats`.
     """
 
     grid: Path
@@ -35,6 +36,7 @@ class Generated:
     kept: int
     seconds: float
     runner: str
+    caveats: tuple[str, ...] = ()
 
 
 def generate(
@@ -65,7 +67,9 @@ def generate(
         UsageError: anything that the model, the sampler or the guidance does not have, before any work.
     """
     if output.suffix.lower() != ".png":
-        raise UsageError(f"-o {output} is not a PNG file", hint=f"for example -o {output.with_suffix('.png')}")
+        raise UsageError(
+            f"-o {output} is not a PNG file", hint=f"for example -o {free_name(output.with_suffix('.png'))}"
+        )
     if count < 1 or batch < 1:
         raise UsageError(f"--count {count}, --batch {batch}: both start at 1", hint="give 1 or more")
     labels = [label for label in _classes(pipeline, classes) for _ in range(count)]
@@ -108,7 +112,16 @@ def generate(
     seconds = time.perf_counter() - started
     gallery.write_grid(output, columns=count if count > 1 else None)
     kept = len(labels) - len(missing)
-    return Generated(output, gallery.folder, settings, len(missing), kept, round(seconds, 2), pipeline.runner)
+    return Generated(
+        grid=output,
+        folder=gallery.folder,
+        settings=settings,
+        made=len(missing),
+        kept=kept,
+        seconds=round(seconds, 2),
+        runner=pipeline.runner,
+        caveats=pipeline.bundle.caveats,
+    )
 
 
 def _classes(pipeline: Pipeline, classes: Sequence[int]) -> Sequence[int | None]:

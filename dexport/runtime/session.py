@@ -16,6 +16,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TENSORRT = "tensorrt"
 ERRORS_ONLY = 3
 STOP_SPINNING = "session.force_spinning_stop"
+LONGEST = 500
+"""Characters of an error of ONNX Runtime that are shown."""
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -64,7 +66,7 @@ class OnnxSession:
             self._session = ort.InferenceSession(content, options, providers=[wanted])
         except Exception as error:
             raise InputError(
-                f"ONNX Runtime cannot load {data_folder or model!s}: {error}",
+                f"ONNX Runtime cannot load {data_folder or model!s}: {' '.join(str(error).split())[:LONGEST]}",
                 hint="build it again, or upgrade onnxruntime",
             ) from error
         if self._session.get_providers()[0] != wanted:
@@ -74,7 +76,8 @@ class OnnxSession:
             )
         self.runner = f"ONNX Runtime {ort.__version__}, {wanted}"
         self.inputs = {value.name: value for value in self._session.get_inputs()}
-        self.outputs = [value.name for value in self._session.get_outputs()]
+        self.output_ports = {value.name: value for value in self._session.get_outputs()}
+        self.outputs = list(self.output_ports)
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Run once.

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dexport.bundle import MANIFEST, load_bundle
-from dexport.errors import InputError, UsageError
+from dexport.errors import InputError, UsageError, free_name
 from dexport.files import write_whole
 from dexport.validate.document import WORSE, Run, read_report, summary
+from dexport.validate.gates import LOSSY, PASS
+from dexport.verdict import ACCEPT, Loss, lossy_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SCHEMA = 1
 KIND = "dexport baseline"
-UPDATE = "if that is meant, make it anew with `dexport baseline update BUNDLE -o FILE.json`"
+UPDATE = "make another with `dexport baseline update BUNDLE -o NEW.json`"
+OWN = (
+    "hold it to a baseline of its own: `dexport validate BUNDLE -o NEW_REPORT.json`, "
+    "then `dexport baseline update NEW_REPORT.json -o NEW_BASELINE.json`"
+)
+OPTIONS = {"steps": "--steps", "sampler": "--sampler", "cfg_scale": "--cfg", "seed": "--seed"}
+"""Settings that one option of ``dexport validate`` gives."""
 DIGITS = 4
 """Significant ones, so that a file that is written again changes where the figures do."""
 SAME, BETTER = "same", "better"
@@ -100,7 +109,7 @@ def read_baseline(path: Path) -> Baseline:
     if not path.is_file():
         raise UsageError(f"{path} does not exist", hint=f"make it with `dexport baseline update BUNDLE -o {path}`")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}", hint=UPDATE) from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
@@ -121,11 +130,11 @@ def check_comparable(baseline: Baseline, run: Run) -> None:
     Raises:
         InputError: naming what differs.
     """
-    check_same(baseline, {"network": run.network(), "settings": run.settings()})
+    check_same(baseline, {"network": run.network(), "settings": run.settings()}, run.bundle.path)
 
 
-def check_same(baseline: Baseline, report: Mapping[str, Any]) -> None:
-    """Refuse a baseline that a report cannot be compared with."""
+def check_same(baseline: Baseline, report: Mapping[str, Any], bundle: Path | None = None) -> None:
+    """Refuse a baseline that a report cannot be compared with; ``bundle`` is what the report is of."""
     for section in ("network", "settings"):
         now = json.loads(json.dumps(report[section]))
         differing = list(_paths(baseline.content[section], now))
@@ -134,8 +143,26 @@ def check_same(baseline: Baseline, report: Mapping[str, Any]) -> None:
                 f"{path}: {before!r} in the baseline, {after!r} here" for path, before, after in differing
             )
             raise InputError(
-                f"{baseline.path} is the baseline of something else: its {section} differs:\n    {listed}", hint=UPDATE
+                f"{baseline.path} is the baseline of something else: its {section} differs:\n    {listed}",
+                hint=_same_settings(baseline, [path for path, _, _ in differing], bundle or Path("BUNDLE"))
+                if section == "settings"
+                else OWN,
             )
+
+
+def _same_settings(baseline: Baseline, differing: Sequence[str], bundle: Path) -> str:
+    """The command that validates with the settings of the baseline, where options can give what differs."""
+    settings = baseline.content["settings"]
+    if not {path.partition(".")[0] for path in differing} <= {"levels", "labels", *OPTIONS}:
+        return OWN
+    options = [f"--level {level}" for level in settings.get("levels") or ()]
+    if settings.get("labels") is not None:
+        options.append(f"--classes {','.join(map(str, settings['labels']))}")
+    options += [f"{option} {settings[name]}" for name, option in OPTIONS.items() if settings.get(name) is not None]
+    if (measured := settings.get("distribution")) is not None:
+        options.append(f"--reference REAL --evaluator {measured['evaluator']} --count {measured['count']}")
+    words = [word for option in options for word in option.split(" ", 1)]
+    return shlex.join(["dexport", "validate", str(bundle), *words, "--baseline", str(baseline.path)])
 
 
 def changes(baseline: Baseline, report: Mapping[str, Any]) -> tuple[Change, ...]:
@@ -152,20 +179,27 @@ def update(source: Path, output: Path) -> Baseline:
         InputError: a report of a run that failed: a baseline is what later runs are held to.
     """
     if output.suffix != ".json":
-        raise UsageError(f"-o {output} is not a .json file", hint=f"for example -o {output.with_suffix('.json')}")
+        raise UsageError(
+            f"-o {output} is not a .json file", hint=f"for example -o {free_name(output.with_suffix('.json'))}"
+        )
     if source.is_dir() or source.name == MANIFEST:
         found = load_bundle(source if source.is_dir() else source.parent).manifest.get("validation")
         if not found:
             raise UsageError(f"{source} records no validation", hint=f"run `dexport validate {source}` first")
     else:
         found = summary(read_report(source))
-    failed = [gate["metric"] for gate in found["gates"] if gate["verdict"] != "pass"]
+    failed = [gate["metric"] for gate in found["gates"] if gate["verdict"] not in (PASS, LOSSY)]
     if failed or not found["gates"]:
         raise InputError(
             f"{source}: the validation did not pass ({', '.join(failed) or 'nothing was judged'})",
             hint="repair the bundle first; a baseline is what later runs are held to",
         )
-    kept = ("dexport", "date", "network", "settings", "metrics", "files", "tools")
+    if found["verdict"] == LOSSY and found["loss"]["accepted"] is not True:
+        raise InputError(
+            f"{source}: the validation was lossy, which nobody accepted: {lossy_text(Loss.of_json(found['loss']))}",
+            hint=f"validate it with {ACCEPT} if later runs are to be held to that",
+        )
+    kept = ("dexport", "date", "verdict", "loss", "network", "settings", "metrics", "files", "tools")
     content = {"kind": KIND, "schema": SCHEMA, **{name: found[name] for name in kept}}
     content["metrics"] = {name: _rounded(figures) for name, figures in sorted(found["metrics"].items())}
     write_whole(output, json.dumps(content, indent=2) + "\n")

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,9 @@ import numpy as np
 from dexport.bundle import load_bundle
 from dexport.errors import DexportError, MachineError, UsageError
 from dexport.runtime.inputs import NamedPort
-from dexport.validate.gates import METRICS, PASS, UNDER, Gate, Limits
+from dexport.validate.gates import FAIL, INCONCLUSIVE, METRICS, PASS, UNDER, Gate, Limits
 from dexport.validate.timed_models import Model, Opener, Run, Side
-from dexport.validate.timing import Clock, Times, take_turns
+from dexport.validate.timing import Clock, Estimate, Times, estimate, take_turns
 
 if TYPE_CHECKING:  # timing a bundle needs no torch
     from dexport.validate.eager import Eager
@@ -32,6 +32,10 @@ CPU = "cpu"
 DEFAULT_ROUNDS = 7
 QUIET = 0.5
 """Load that a machine has when nothing else runs on it."""
+SPREAD = 2.0
+"""Factor between the ends of an interval above which a ratio says nothing, on whichever side of a limit it lies."""
+WORSE = (PASS, INCONCLUSIVE, FAIL)
+"""Verdicts, from best to worst."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,15 @@ class Row:
     speedup: float | None
     speedup_against: float | None
     of_peak: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of the model at one batch, with its interval."""
+
+    metric: str
+    where: str
+    estimate: Estimate
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,7 @@ def bench(
     limits: Limits | None = None,
     wall: Clock = time.perf_counter,
     cpu: Clock = time.process_time,
+    ports: Mapping[str, str] | None = None,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
 ) -> BenchReport:
     """Time a model, PyTorch eager in float32, and another model where there is one, in turns.
@@ -122,7 +136,9 @@ def bench(
         batches: batch sizes; by default the profile's usual one.
         threads: of the CPU, for every side; by default one per core.
         provider: ``cpu`` or ``cuda``, for ONNX files. An engine runs wherever it can.
-        limits: of ``speedup``, ``speedup_against`` and ``wall_ms``; the worst batch and file of the model counts.
+        limits: of ``speedup``, ``speedup_against`` and ``wall_ms``; the worst batch and file of the model counts. What
+            this machine cannot decide is inconclusive, and no pass: see :func:`_judge`.
+        ports: the network's names of inputs and outputs -> those of the ONNX file at ``path``, where they differ.
 
     Raises:
         UsageError: numbers below 1, a limit on what is not measured, a stitched bundle, a batch that a side lacks.
@@ -135,7 +151,10 @@ def bench(
         raise UsageError("--threads, --rounds and --batch start at 1", hint="give 1 or more")
     if "speedup_against" in limits.given and against is None:
         raise UsageError("speedup_against has a limit, and there is no other model", hint="add --against OTHER")
-    opener = Opener(provider, threads)
+    if ports and path.suffix != ".onnx":
+        raise UsageError(f"--port is for ONNX files, and {path} is a bundle", hint="leave it out")
+    busy = _busy(load := os.getloadavg()[0], threads)
+    opener = Opener(provider, threads, ports or {})
     model, open_eager = _open(opener, path, recipe, checkpoint)
     models = [model] if against is None else [model, opener.beside(against, OTHER, model)]
     sides = [side for one in models for side in one.sides]
@@ -155,8 +174,8 @@ def bench(
             not_run.append(f"{PYTORCH}: {error}")
         work |= {side.name: side.run for side in sides}
         results: list[Result] = []
+        measured: list[Measured] = []
         for batch in batches:
-            load = os.getloadavg()[0]
             inputs = example(model.inputs, batch)
 
             def tell(done: int, batch: int = batch) -> None:
@@ -165,14 +184,15 @@ def bench(
             turns = {name: partial(run, inputs) for name, run in work.items()}
             times = take_turns(turns, rounds, wall=wall, cpu=cpu, on_round=tell)
             results.append(_result(batch, load, sides, times, eager))
+            measured += _measured(batch, sides, times)
     return BenchReport(
         model=str(path),
         other=None if against is None else str(against),
         threads=threads,
         rounds=rounds,
         results=tuple(results),
-        gates=tuple(_gates(results, limits)),
-        notes=tuple(_notes(eager, results[0].load, threads)),
+        gates=tuple(_gates(measured, limits, busy)),
+        notes=(*(note for one in models for note in one.notes), *_notes(eager, busy)),
         not_run=tuple(not_run),
     )
 
@@ -253,26 +273,67 @@ def _ratio(theirs: float | None, ours: float) -> float | None:
     return None if theirs is None else theirs / ours
 
 
-def _notes(eager: Eager | None, load: float, threads: int) -> Iterable[str]:
+def _busy(load: float, threads: int) -> str:
+    """That other programs take the cores, which is half a sentence; empty on a quiet machine."""
+    cores = os.cpu_count() or 1
+    return f"the machine was busy: a load of {load:.1f} on {cores} cores" if load + threads > cores + QUIET else ""
+
+
+def _notes(eager: Eager | None, busy: str) -> Iterable[str]:
     if eager is not None and eager.note:
         yield eager.note
-    cores = os.cpu_count() or 1
-    if load + threads > cores + QUIET:
+    if busy:
         yield (
-            f"the machine was busy: a load of {load:.1f} on {cores} cores. A side whose threads wait for each other, "
-            "such as PyTorch, loses most by that; fewer --threads make the ratios fairer"
+            f"{busy}. A side whose threads wait for each other, such as PyTorch, loses most by that; fewer --threads "
+            "make the ratios fairer"
         )
 
 
-def _gates(results: Sequence[Result], limits: Limits) -> Iterable[Gate]:
+def _measured(batch: int, sides: Sequence[Side], times: Mapping[str, Times]) -> Iterable[Measured]:
+    """What can be limited. Ratios are taken round by round: what slowed a round down slowed both sides."""
+    references = {side.device: times[side.name] for side in sides if side.owner == PYTORCH}
+    others = {side.kind: times[side.name] for side in sides if side.owner == OTHER}
+    for side in sides:
+        if side.owner != MODEL:
+            continue
+        ours, where = times[side.name], f"{side.kind}, batch {batch}"
+        yield Measured("wall_ms", where, estimate([seconds * 1e3 for seconds in ours.wall]))
+        for metric, theirs in (("speedup", references.get(side.device)), ("speedup_against", others.get(side.kind))):
+            if theirs is not None:
+                ratios = estimate([a / b for a, b in zip(theirs.wall, ours.wall, strict=True)])
+                yield Measured(metric, where, replace(ratios, value=theirs.median / ours.median))
+
+
+def _gates(measured: Sequence[Measured], limits: Limits, busy: str) -> Iterable[Gate]:
     """Every limited metric at the batch and the file of the model where it is worst."""
     for metric, limit in limits.given.items():
-        measured = [
-            (value, f"{row.kind}, batch {result.batch}")
-            for result in results
-            for row in result.rows
-            if row.owner == MODEL and (value := getattr(row, metric)) is not None
+        gates = [
+            _judge(one, limit, limits.source(metric), busy, METRICS[metric].option == UNDER)
+            for one in measured
+            if one.metric == metric
         ]
-        worst = min if METRICS[metric].option == UNDER else max
-        value, where = worst(measured)
-        yield Gate(metric, value, limit, limits.source(metric), where)
+        sign = -1 if METRICS[metric].option == UNDER else 1
+        yield max(gates, key=lambda gate: (WORSE.index(gate.verdict), sign * (gate.value or 0.0)))
+
+
+def _judge(one: Measured, limit: float, source: str, busy: str, more_is_better: bool) -> Gate:
+    """A gate, which is inconclusive where
+
+    - the interval of the median lies on both sides of the limit;
+    - the rounds differ too much for a ratio to mean anything;
+    - other programs took the cores: they slow one side down more than the other.
+
+    Other programs only ever take time: a time that is within its limit all the same is.
+    """
+    found = one.estimate
+    gate = Gate(one.metric, found.value, limit, source, one.where, found.low, found.high)
+    inside = found.low >= limit if more_is_better else found.high <= limit
+    if inside and one.metric == "wall_ms":
+        return gate
+    outside = found.high < limit if more_is_better else found.low > limit
+    if not inside and not outside:
+        return replace(gate, undecided="its interval spans the limit: more --rounds, or a quieter machine, settle it")
+    if found.high > SPREAD * found.low:
+        reason = f"its interval spans a factor of {found.high / found.low:.1f}: measure on a quieter machine"
+        return replace(gate, undecided=reason)
+    return replace(gate, undecided=f"{busy}: measure again when it is quiet") if busy else gate

@@ -54,7 +54,8 @@ def forward_parity(case: Case) -> tuple[ParityReport, Mapping[str, str]]:
         case.weights,
         case.model_path,
         precision=case.precision,
-        gate=case.gate,
+        gate=case.gates.name,
+        limit=case.gates.relative_l2,
         max_batch=case.max_batch,
         on_progress=case.on_progress,
     )

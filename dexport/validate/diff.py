@@ -11,8 +11,9 @@ from typing import Any
 from dexport.bundle import Bundle
 from dexport.errors import UsageError
 from dexport.exporter.checkpoint import WeightSource
+from dexport.exporter.gates import gates_for, gates_of
 from dexport.exporter.module_path import inside, module_path
-from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe
+from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import Variant
 from dexport.validate.blocks import Arrays, BlockError, OnProgress, block_paths, relative_l2
 from dexport.validate.comparison import (
@@ -27,7 +28,7 @@ from dexport.validate.differences import Difference
 from dexport.validate.metrics import plain
 from dexport.validate.reference import tapped_outputs, variant_of, weights_of
 from dexport.validate.search import Mend, OpError, Outcome, Search
-from dexport.validate.validate import gate_of
+from dexport.verdict import Loss, status_of
 
 EXAMPLE, TRAJECTORY = "example", "trajectory"
 EXPORT, ALTERED, PRECISION, INEXACT, GATHERED = "export", "altered", "precision", "inexact", "gathered"
@@ -81,12 +82,28 @@ class Diff:
 
     @property
     def passed(self) -> bool:
+        """Whether nothing wrong was found; what is lost may still be more than is fit to ship."""
         return self.finding is None
+
+    @property
+    def status(self) -> str:
+        """``passed``, ``lossy`` or ``failed``; see :mod:`dexport.verdict`."""
+        return status_of(self.passed, self.loss)
+
+    @property
+    def loss(self) -> Loss:
+        """Of the outputs, on these inputs."""
+        return Loss(math.inf if math.isnan(self.outputs) else self.outputs)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; a figure that is not finite becomes null."""
         document = plain(asdict(self))
-        return {"passed": self.passed, **document, "blocks": [block.to_json() for block in self.blocks]}
+        return {
+            "passed": self.passed,
+            "status": self.status,
+            **document,
+            "blocks": [block.to_json() for block in self.blocks],
+        }
 
 
 def diff(
@@ -115,8 +132,8 @@ def diff(
     for one in (bundle, judged):
         refuse_stitched(one)
     variant = variant_of(judged.manifest, recipe)
-    gate = gate_of(judged)
-    gates = {**DEFAULT_GATES, **variant.recipe.gates}
+    gates = gates_of(judged.manifest["precision"], variant.recipe.gates)
+    exact = gates_for("fp32", variant.recipe.gates).relative_l2
     on_progress(0, 1, "PyTorch")
     taps: Arrays = {}
     outputs: Arrays = {}
@@ -132,22 +149,22 @@ def diff(
     else:
         opened = beside_bundle(bundle, other, variant)
     with opened as comparison:
-        search = Search(comparison, inputs, gates[gate], gates["fp32"], taps, outputs, on_progress)
+        search = Search(comparison, inputs, gates.block_l2, exact, taps, outputs, on_progress)
         outcome = search.run(comparison.actual, comparison.expected)
         # The gate of the outputs is that of examples: along a trajectory they may be close to zero.
-        limit = gates[gate] if states == EXAMPLE else math.inf
-        findings = _findings(comparison, outcome, limit, gates["fp32"])
+        limit = gates.relative_l2 if states == EXAMPLE else math.inf
+        findings = _findings(comparison, outcome, limit, exact)
         first = findings[0] if findings else None
         if first is not None and first.kind == EXPORT:
-            first = _inside_export(first, comparison, variant, weights, inputs, gates["fp32"])
+            first = _inside_export(first, comparison, variant, weights, inputs, exact)
         mend = None
         if first is not None and first.kind == PRECISION:
             mend = search.mend(islands_of(judged.manifest), outcome)
     return Diff(
         bundle=str(judged.path),
         reference=comparison.name,
-        gate=gate,
-        allowed=gates[gate],
+        gate=gates.name,
+        allowed=gates.block_l2,
         inputs=f"{len(next(iter(inputs.values())))} rows of {states} inputs",
         blocks=outcome.blocks,
         outputs=outcome.outputs,

@@ -25,16 +25,6 @@ from dexport.validate.statistics import Summary, holds_images, holds_statistics,
 from dexport.validate.trajectory import captions
 from dexport.validate.workplace import cached_features, fingerprint, sample_set
 
-SHARE: Mapping[str, float] = {
-    "fp32": 0.005,
-    "fp16": 0.01,
-    "bf16": 0.03,
-    "int8": 0.03,
-    "w8a8": 0.1,
-    "int4": 0.1,
-    "ternary": 0.5,
-}
-"""Largest delta of the Fréchet distance by gate, as a share of PyTorch's own distance: evaluators differ in scale."""
 BOOTSTRAP = 200
 PICTURES = 64
 """That are compared at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ from dexport.bundle import Bundle
 from dexport.errors import InputError, UsageError
 from dexport.exporter.machine import package_versions
 from dexport.exporter.quantize.schemes import FLOAT
-from dexport.validate.gates import FAIL, INCONCLUSIVE
+from dexport.validate.gates import FAIL, INCONCLUSIVE, LOSSY
+from dexport.verdict import Loss
 from dexport.version import __version__
 
 if TYPE_CHECKING:
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 KIND = "dexport validation"
 WORSE = "worse"
+WRITE = "write one with `dexport validate BUNDLE -o NEW_REPORT.json`"
 SECTIONS = (
-    *("dexport", "date", "verdict", "passed", "bundle", "network", "settings", "gates", "baseline", "not_run"),
+    *("dexport", "date", "verdict", "passed", "loss", "bundle", "network", "settings", "gates", "baseline", "not_run"),
     *("ops", "forward", "trajectory", "distribution", "blocks", "metrics", "precision_map", "sizes", "environment"),
 )
 DEFAULT_LABELS = (0, 1)
@@ -45,6 +48,7 @@ class Run:
         sampling: ``steps``, ``sampler``, ``cfg_scale``, ``seed``; None for the system's own.
         distribution: evaluator and images per class, where that level runs.
         identity: hashes of what was compared.
+        accept_loss: more may be lost than is fit to ship, where the bundle was not built with that already.
     """
 
     bundle: Bundle
@@ -54,6 +58,12 @@ class Run:
     sampling: Mapping[str, Any]
     distribution: Mapping[str, Any] | None
     identity: Mapping[str, Any]
+    accept_loss: bool = False
+
+    @property
+    def accepted(self) -> bool:
+        """Whether a loss was accepted, here or when the bundle was built."""
+        return self.accept_loss or self.bundle.manifest.get("accepted_loss") is True
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -115,6 +125,7 @@ def document(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "verdict": "",
         "passed": False,
+        "loss": {"accepted": run.accepted},
         "bundle": {
             "name": manifest["name"],
             "path": str(run.bundle.path),
@@ -145,7 +156,26 @@ def document(
         },
     }
     report["metrics"] = metrics(report)
+    report["loss"] |= loss_of(report).to_json()
     return judged(report, baseline)
+
+
+def loss_of(report: Mapping[str, Any]) -> Loss:
+    """What was lost, as far as the levels that ran measured it."""
+    checks = [check for parity in (report["forward"] or {}).values() for check in parity["checks"]]
+    errors = [check["metrics"]["relative_l2"] for check in checks]
+    trajectory = report["trajectory"] or {"states": [{"snr_db": None}], "psnr_db": []}
+    pictures = [value for value in trajectory["psnr_db"] if value is not None]
+    return Loss(
+        max((math.inf if error is None else error for error in errors), default=None),
+        trajectory["states"][-1]["snr_db"],
+        min(pictures, default=None),
+    )
+
+
+def acceptable(report: Mapping[str, Any]) -> bool:
+    """Whether it passed, or lost what was accepted."""
+    return report["passed"] or (report["verdict"] == LOSSY and report["loss"]["accepted"] is True)
 
 
 def judged(report: Mapping[str, Any], baseline: Baseline | None) -> dict[str, Any]:
@@ -159,12 +189,15 @@ def judged(report: Mapping[str, Any], baseline: Baseline | None) -> dict[str, An
 
 
 def verdict_of(gates: Sequence[str], changes: Sequence[str] = ()) -> str:
-    """``failed`` by one gate or one change for the worse, ``inconclusive`` by one that is, else ``passed``."""
+    """``failed`` by one gate or one change for the worse, ``inconclusive`` or ``lossy`` by one that is, else
+    ``passed``."""
     if FAIL in gates or WORSE in changes:
         return "failed"
     if not gates:
         return "not run"
-    return "inconclusive" if INCONCLUSIVE in gates else "passed"
+    if INCONCLUSIVE in gates:
+        return "inconclusive"
+    return LOSSY if LOSSY in gates else "passed"
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -175,30 +208,31 @@ def read_report(path: Path) -> dict[str, Any]:
         InputError: another file, or a newer schema.
     """
     if not path.is_file():
-        raise UsageError(f"{path} does not exist", hint="write one with `dexport validate BUNDLE -o report.json`")
+        raise UsageError(f"{path} does not exist", hint=WRITE)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}", hint="write it again with `dexport validate`") from error
+        raise InputError(f"{path} is not JSON: {error}", hint=WRITE) from error
     if not isinstance(report, dict) or report.get("kind") != KIND:
         raise InputError(
-            f"{path} is not a report of a validation", hint="write one with `dexport validate BUNDLE -o report.json`"
+            f"{path} is not a report of a validation",
+            hint=WRITE,
         )
     if report.get("schema") != SCHEMA:
         raise InputError(
             f"{path} has report schema {report.get('schema')}; this dexport reads {SCHEMA}",
-            hint="write it again with `dexport validate`",
+            hint=WRITE,
         )
     missing = [name for name in SECTIONS if name not in report]
     if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}", hint="write it again with `dexport validate`")
+        raise InputError(f"{path} lacks {', '.join(missing)}", hint=WRITE)
     return report
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest keeps, and a baseline is made of."""
     return {
-        **{name: report[name] for name in ("dexport", "date", "verdict", "settings", "network", "metrics")},
+        **{name: report[name] for name in ("dexport", "date", "verdict", "loss", "settings", "network", "metrics")},
         "files": _model_files(report),
         "gates": [
             {key: gate[key] for key in ("metric", "value", "limit", "verdict", "low", "high")}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dexport.errors import InputError, UsageError
+from dexport.errors import InputError, UsageError, free_name
 from dexport.validate.distances import (
     Moments,
     frechet_distance,
@@ -140,7 +140,9 @@ def save_statistics(
 ) -> dict[str, Any]:
     """Write a reference file in ADM's layout, and say what is in it; see :func:`write_statistics`."""
     if output.suffix != ".npz":
-        raise UsageError(f"--save-stats {output} is not an .npz file", hint=f"for example {output.with_suffix('.npz')}")
+        raise UsageError(
+            f"--save-stats {output} is not an .npz file", hint=f"for example {free_name(output.with_suffix('.npz'))}"
+        )
     opened = open_images(images)
     network = open_evaluator(evaluator, weights)
     summary = summarise(opened, network, batch, on_progress)

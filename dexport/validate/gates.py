@@ -10,8 +10,9 @@ from typing import Any
 
 from dexport.errors import UsageError
 from dexport.validate.features.evaluator import Evaluator
+from dexport.verdict import SHIPPABLE_L2, SHIPPABLE_SNR_DB
 
-PASS, FAIL, INCONCLUSIVE = "pass", "FAIL", "inconclusive"
+PASS, LOSSY, FAIL, INCONCLUSIVE = "pass", "lossy", "FAIL", "inconclusive"
 HOPELESS = 100
 """Times that an interval reaches beyond a limit: its square is how many times as many images would settle it."""
 UNDER, OVER = "--fail-under", "--fail-over"
@@ -24,21 +25,23 @@ class Metric:
     Attributes:
         level: where it is measured.
         option: ``--fail-under`` where more is better, ``--fail-over`` where less is.
+        shippable: the worst value that is fit to ship, whatever a gate allows; None where there is none.
     """
 
     level: str
     option: str
     meaning: str
+    shippable: float | None = None
 
 
 OF_VALIDATION: Mapping[str, Metric] = {
     "op_l2": Metric("op", OVER, "relative L2 of a custom op"),
     "block_l2": Metric("op", OVER, "relative L2 of a block on exact inputs"),
     "altered_blocks": Metric("op", OVER, "blocks that compute something else than an export, rounding aside"),
-    "relative_l2": Metric("forward", OVER, "relative L2 of one evaluation"),
+    "relative_l2": Metric("forward", OVER, "relative L2 of one evaluation", SHIPPABLE_L2),
     "max_abs": Metric("forward", OVER, "largest difference of one evaluation"),
     "cosine": Metric("forward", UNDER, "cosine similarity of one evaluation"),
-    "snr": Metric("trajectory", UNDER, "SNR in dB of the final latents"),
+    "snr": Metric("trajectory", UNDER, "SNR in dB of the final latents", SHIPPABLE_SNR_DB),
     "evaluation_l2": Metric("trajectory", OVER, "relative L2 of an evaluation at PyTorch's states"),
     "psnr": Metric("trajectory", UNDER, "PSNR in dB of the worst picture"),
     "ssim": Metric("trajectory", UNDER, "SSIM of the worst picture"),
@@ -68,6 +71,7 @@ class Gate:
         source: ``default`` or the option that gave the limit.
         where: the check, part or step that the value is of.
         count: samples behind an estimate.
+        undecided: why a measurement can say nothing about the limit; empty where it can.
     """
 
     metric: str
@@ -78,22 +82,31 @@ class Gate:
     low: float | None = None
     high: float | None = None
     count: int | None = None
+    undecided: str = ""
 
     @property
     def verdict(self) -> str:
-        """``pass``, ``FAIL`` or ``inconclusive``.
+        """``pass``, ``lossy``, ``FAIL`` or ``inconclusive``.
 
         An estimate fails by its own value, and passes only where its whole interval does: between the two it has not
-        been shown that the limit holds, so the run does not pass either.
+        been shown that the limit holds, so the run does not pass either. What is within a limit and not fit to ship is
+        ``lossy``.
         """
+        if self.undecided:
+            return INCONCLUSIVE
         if self.value is None or math.isnan(self.value) or self._beyond(self.value):
             return FAIL
         ends = [end for end in (self.low, self.high) if end is not None]
-        return INCONCLUSIVE if any(map(self._beyond, ends)) else PASS
+        if any(map(self._beyond, ends)):
+            return INCONCLUSIVE
+        shippable = METRICS[self.metric].shippable
+        return LOSSY if shippable is not None and self._beyond(self.value, shippable) else PASS
 
     @property
     def advice(self) -> str:
-        """What would settle a gate whose interval spans the limit; empty for any other."""
+        """What would settle a gate that is not decided; empty for any other."""
+        if self.undecided:
+            return self.undecided
         if self.value is None or self.low is None or self.high is None or self.count is None:
             return ""
         room = abs(self.limit - self.value)
@@ -105,8 +118,9 @@ class Gate:
         needed = self.count * (reach / room) ** 2
         return f"its interval spans the limit: about {float(f'{needed:.2g}'):,.0f} images would settle it (--count)"
 
-    def _beyond(self, value: float) -> bool:
-        return value > self.limit if METRICS[self.metric].option == OVER else value < self.limit
+    def _beyond(self, value: float, limit: float | None = None) -> bool:
+        limit = self.limit if limit is None else limit
+        return value > limit if METRICS[self.metric].option == OVER else value < limit
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -116,7 +130,7 @@ class Gate:
             "level": metric.level,
             "meaning": metric.meaning,
             "better": "lower" if metric.option == OVER else "higher",
-            **{name: _finite(value) for name, value in asdict(self).items() if name != "metric"},
+            **{name: _finite(value) for name, value in asdict(self).items() if name not in ("metric", "undecided")},
             "verdict": self.verdict,
             "advice": self.advice,
         }

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 import dexport.plugins.op
+from dexport.exporter.gates import GATES
 from dexport.exporter.module_path import module_path
 from dexport.plugins.op import DOMAIN, Op
 from dexport.plugins.registry import find_op
@@ -19,8 +20,8 @@ from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.parity import finite_or_null
 
-GATES: Mapping[str, float] = {"float32": 5e-6, "float16": 2e-3}
-"""Largest relative L2 by the type that an op computes in: those of ``tests/plugins/test_agreement.py``."""
+OF_OPS = {"float32": GATES["fp32"].op_l2, "float16": GATES["fp16"].op_l2}
+"""Largest relative L2 by the type that an op computes in."""
 BATCH = 2
 NO_OPS = "no custom ops"
 
@@ -82,7 +83,7 @@ def check_ops(part: str, model_path: Path, *, limit: float | None = None, seed: 
 
     Args:
         part: name of the network in its bundle, for the report.
-        limit: largest relative L2, in place of ``GATES``.
+        limit: largest relative L2, in place of the type's.
     """
     model = ir.load(model_path)
     checks, not_run = [], []
@@ -90,7 +91,7 @@ def check_ops(part: str, model_path: Path, *, limit: float | None = None, seed: 
         node = nodes[0]
         op = find_op(node.op_type)
         dtype = _dtype(node)
-        if dtype not in GATES:
+        if dtype not in OF_OPS:
             not_run.append(f"{op.name} in {dtype}: ONNX Runtime has no kernels for it on a CPU")
             continue
         inputs = _inputs(node, np.random.default_rng(seed))
@@ -109,7 +110,7 @@ def check_ops(part: str, model_path: Path, *, limit: float | None = None, seed: 
                 shapes=tuple(array.shape for array in inputs),
                 attributes=attributes,
                 metrics=compare(wanted.numpy(), got[op.outputs[0].name]),
-                gate=GATES[dtype] if limit is None else limit,
+                gate=OF_OPS[dtype] if limit is None else limit,
             )
         )
     return OpReport(tuple(checks), tuple(not_run))

@@ -25,6 +25,7 @@ from dexport.exporter.variant import Variant
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.reference import torch_session
+from dexport.verdict import PASSED, Loss, status_of
 
 MAX_DISTINCT_ROWS = 4
 """Rows of input that differ; larger batches repeat them. More rows would cost more reference passes, not show more."""
@@ -57,39 +58,63 @@ class Check:
 
     @property
     def passed(self) -> bool:
+        """Whether it is within its gate."""
         return self.metrics.finite and self.metrics.relative_l2 <= self.gate
+
+    @property
+    def status(self) -> str:
+        """``passed``, ``lossy`` (within its gate, and more than is fit to ship) or ``failed``."""
+        return status_of(self.passed, Loss(self.metrics.relative_l2))
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All checks, and what was not run and why."""
+    """All checks, what was not run and why, and what a reader has to know (``notes``)."""
 
     precision: str
     reference: str
     timesteps: tuple[float, ...]
     checks: tuple[Check, ...]
     not_run: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def loss(self) -> Loss:
+        """The worst relative L2 of all checks."""
+        errors = [check.metrics.relative_l2 for check in self.checks]
+        return Loss(max((math.inf if math.isnan(error) else error for error in errors), default=None))
+
+    @property
+    def status(self) -> str:
+        """``passed``, ``lossy`` or ``failed``; see :mod:`dexport.verdict`."""
+        return status_of(bool(self.checks) and all(check.passed for check in self.checks), self.loss)
 
     @property
     def passed(self) -> bool:
-        return bool(self.checks) and all(check.passed for check in self.checks)
+        """Whether it is within its gates, and what is lost is fit to ship."""
+        return self.status == PASSED
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; a figure that is not finite becomes null."""
         document = asdict(self)
         document["checks"] = [
-            {**asdict(check), "metrics": finite_or_null(asdict(check.metrics)), "passed": check.passed}
+            {
+                **asdict(check),
+                "metrics": finite_or_null(asdict(check.metrics)),
+                "passed": check.passed,
+                "status": check.status,
+            }
             for check in self.checks
         ]
-        return {"passed": self.passed, **document}
+        return {"passed": self.passed, "status": self.status, "loss": self.loss.to_json(), **document}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ParityReport:
-        """The inverse of :meth:`to_json` for a report that passed, whose only infinite figures are SNRs."""
+        """The inverse of :meth:`to_json` for a report that did not fail, whose only infinite figures are SNRs."""
         checks = []
         for values in document["checks"]:
             figures: dict[str, Any] = {n: math.inf if v is None else v for n, v in values["metrics"].items()}
-            kept = {name: value for name, value in values.items() if name not in ("metrics", "passed")}
+            kept = {name: value for name, value in values.items() if name not in ("metrics", "passed", "status")}
             checks.append(Check(metrics=Metrics(**figures), **kept))
         return cls(
             document["precision"],
@@ -97,6 +122,7 @@ class ParityReport:
             tuple(document["timesteps"]),
             tuple(checks),
             tuple(document["not_run"]),
+            tuple(document["notes"]),
         )
 
     def summary(self) -> dict[str, Any]:
@@ -106,6 +132,7 @@ class ParityReport:
             worst[check.kind] = max(worst.get(check.kind, 0.0), check.metrics.relative_l2)
         return {
             "passed": self.passed,
+            "status": self.status,
             "worst_relative_l2": finite_or_null(worst),
             "not_run": list(self.not_run),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from dexport.errors import InputError, MachineError, UsageError
 from dexport.runtime.inputs import NamedPort, port_of
 from dexport.runtime.session import OnnxSession
 from dexport.runtime.tensorrt_session import TensorRtSession
-from dexport.validate.ports import as_taken, match_ports
+from dexport.validate.ports import Matched, as_taken, match_ports
 
 if TYPE_CHECKING:  # timing a bundle needs no torch
     from dexport.validate.eager import Eager
@@ -54,6 +54,7 @@ class Model:
         inputs, outputs: as the first model calls them.
         usual_batch: what it is timed at where nothing else is said.
         not_run: what of it cannot run here, and why.
+        notes: which of its inputs were cast, or matched by their order.
     """
 
     path: Path
@@ -62,14 +63,19 @@ class Model:
     outputs: tuple[NamedPort, ...]
     usual_batch: int
     not_run: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Opener:
-    """How models are opened: ``provider`` and CPU ``threads`` are those of ONNX files."""
+    """How models are opened: ``provider`` and CPU ``threads`` are those of ONNX files.
+
+    ``ports`` are the network's names of inputs and outputs -> those of the first model, where that is a file.
+    """
 
     provider: str
     threads: int
+    ports: Mapping[str, str] = field(default_factory=dict)
 
     def bundle(self, bundle: Bundle, owner: str) -> Model:
         """A bundle's ONNX file, and its engine where that runs here.
@@ -104,18 +110,16 @@ class Opener:
             UsageError: no such file or recipe.
             InputError: not a model, or one with other inputs and outputs than the recipe has.
         """
-        from dexport.exporter.manifest import tensor_specs
         from dexport.exporter.recipes import find_recipe
         from dexport.validate.eager import Eager
-        from dexport.validate.foreign import variant_for
+        from dexport.validate.foreign import ports_of, variant_for
 
         session = self._session(path)
         variant = variant_for(find_recipe(recipe), session)
-        signature = variant.signature
-        inputs, outputs = (tuple(map(port_of, tensor_specs(s))) for s in (signature.inputs, signature.outputs))
-        batch = next(iter(session.inputs.values())).shape[0]
-        side = self._file_side(path, owner, session, "the recipe", inputs, outputs)
-        model = Model(path, (side,), inputs, outputs, batch if isinstance(batch, int) else 1)
+        inputs, outputs = map(tuple, ports_of(variant))
+        matched = match_ports(str(path), session, "the recipe", inputs, outputs, self.ports)
+        side = self._file_side(owner, session, matched)
+        model = Model(path, (side,), inputs, outputs, matched.batch or 1, notes=matched.notes)
         return model, Eager.of_variant(variant, checkpoint)
 
     def beside(self, path: Path, owner: str, first: Model) -> Model:
@@ -126,8 +130,9 @@ class Opener:
         """
         if path.suffix == ".onnx":
             session = self._session(path)
-            side = self._file_side(path, owner, session, str(first.path), first.inputs, first.outputs)
-            return Model(path, (side,), first.inputs, first.outputs, first.usual_batch)
+            matched = match_ports(str(path), session, str(first.path), first.inputs, first.outputs)
+            side = self._file_side(owner, session, matched)
+            return Model(path, (side,), first.inputs, first.outputs, first.usual_batch, notes=matched.notes)
         second = self.bundle(load_bundle(path), owner)
         if second.inputs != first.inputs:
             raise InputError(
@@ -141,19 +146,11 @@ class Opener:
             raise UsageError(f"{path} does not exist", hint="name an ONNX file, or a bundle's folder")
         return OnnxSession(path, self.provider, threads=self.threads)
 
-    def _file_side(
-        self,
-        path: Path,
-        owner: str,
-        session: OnnxSession,
-        of: str,
-        inputs: Sequence[NamedPort],
-        outputs: Sequence[NamedPort],
-    ) -> Side:
-        names = match_ports(str(path), session, of, inputs, outputs)
-        return Side(
-            owner, ONNX_FILE, session.runner, self.provider, lambda given: session(**as_taken(given, names, session))
-        )
+    def _file_side(self, owner: str, session: OnnxSession, matched: Matched) -> Side:
+        def run(given: Mapping[str, np.ndarray]) -> object:
+            return session(**as_taken(given, matched.names, session))
+
+        return Side(owner, ONNX_FILE, session.runner, self.provider, run)
 
 
 def _shown(ports: Sequence[NamedPort]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dexport.errors import UsageError
+from dexport.exporter.gates import GATES
 from dexport.runtime.noise import Noise, Replay
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import Denoiser, Sampler, Step
@@ -21,16 +22,9 @@ from dexport.validate.likeness import LPIPS_SMALLEST, PictureDistance, ssim
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.parity import finite_or_null
 from dexport.validate.pictures import Histogram, Pair, compare_pictures, error_histogram
+from dexport.verdict import PASSED, SHIPPABLE_L2, Loss, status_of
 
-DEFAULT_SNR: dict[str, float] = {
-    "fp32": 60.0,
-    "fp16": 25.0,
-    "bf16": 10.0,
-    "int8": 20.0,
-    "w8a8": 10.0,
-    "int4": 10.0,
-    "ternary": 5.0,
-}
+DEFAULT_SNR: dict[str, float] = {name: limits.snr_db for name, limits in GATES.items()}
 """Smallest signal-to-noise ratio in dB of the final latents."""
 NOTABLE = 1.5
 """Factor by which an error has to change to be called growing or healing."""
@@ -73,9 +67,21 @@ class TrajectoryReport:
     lpips: tuple[float, ...] = ()
 
     @property
-    def passed(self) -> bool:
+    def loss(self) -> Loss:
+        """Of the final latents and of the pictures."""
+        pictures = [value for value in self.psnr_db if math.isfinite(value)]
+        return Loss(latents_snr_db=self.states[-1].metrics.snr_db, psnr_db=min(pictures, default=None))
+
+    @property
+    def status(self) -> str:
+        """``passed``, ``lossy`` or ``failed``; see :mod:`dexport.verdict`."""
         last = self.states[-1].metrics
-        return last.finite and last.snr_db >= self.gate_snr_db
+        return status_of(last.finite and last.snr_db >= self.gate_snr_db, self.loss)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within its gate, and what is lost is fit to ship."""
+        return self.status == PASSED
 
     @property
     def worst_evaluation(self) -> At:
@@ -94,7 +100,8 @@ class TrajectoryReport:
             return "The states are equal, bit for bit."
         at_peak = f"{most:.1e} after step {peak + 1} of {len(errors)}"
         if most > NOTABLE * last:
-            return f"The error of the states peaks at {at_peak} and ends at {last:.1e}: it heals."
+            end = "it heals" if last <= SHIPPABLE_L2 else "it falls, and stays too large to ship"
+            return f"The error of the states peaks at {at_peak} and ends at {last:.1e}: {end}."
         if last > NOTABLE * first:
             times = f", {last / first:.1f} times as much" if first else ""
             return f"The error of the states grows from {first:.1e} after step 1 to {last:.1e}{times}: it accumulates."
@@ -106,7 +113,7 @@ class TrajectoryReport:
         for name, errors in (("states", self.states), ("evaluations", self.evaluations)):
             document[name] = [{"t": at.t, **finite_or_null(asdict(at.metrics))} for at in errors]
         document["psnr_db"] = [value if np.isfinite(value) else None for value in self.psnr_db]
-        return {"passed": self.passed, "drift": self.drift, **document}
+        return {"passed": self.passed, "status": self.status, "drift": self.drift, **document}
 
 
 def check_trajectory(

@@ -10,8 +10,9 @@ from typing import Any
 
 from dexport.bundle import DECODER, Bundle
 from dexport.errors import GateError, InputError, MachineError, UsageError
+from dexport.exporter.gates import NetworkGates, gates_of
 from dexport.exporter.origin import variant_of, weights_of
-from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe
+from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_session import TorchSession
 from dexport.hashing import sha256_of
 from dexport.runtime.pipeline import Pipeline, lacks_decoder, sampler_of
@@ -19,17 +20,18 @@ from dexport.validate.against import session_against
 from dexport.validate.baseline import Baseline, Change, changes, check_comparable
 from dexport.validate.blocks import BlockError
 from dexport.validate.comparison import block_errors
-from dexport.validate.distribution import SHARE, DistributionReport, check_distribution
+from dexport.validate.distribution import DistributionReport, check_distribution
 from dexport.validate.document import Run, document, verdict_of
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
 from dexport.validate.features.lpips import open_lpips
-from dexport.validate.gates import METRICS, Gate, Limits, check_limits, delta_metrics
+from dexport.validate.gates import LOSSY, METRICS, Gate, Limits, check_limits, delta_metrics
 from dexport.validate.likeness import PictureDistance
 from dexport.validate.ops import NO_OPS, OpReport, check_ops
 from dexport.validate.parity import Check, ParityReport, check_parity, open_graph
 from dexport.validate.reference import torch_session
-from dexport.validate.trajectory import DEFAULT_SNR, TrajectoryReport, check_trajectory
+from dexport.validate.trajectory import TrajectoryReport, check_trajectory
 from dexport.validate.workplace import fingerprint
+from dexport.verdict import Loss
 from dexport.version import __version__
 
 LEVELS = ("op", "forward", "trajectory", "distribution")
@@ -90,12 +92,23 @@ class Validation:
 
     @property
     def verdict(self) -> str:
-        """``passed``, ``failed``, ``inconclusive``, or ``not run`` where nothing was judged."""
+        """``passed``, ``lossy``, ``failed``, ``inconclusive``, or ``not run`` where nothing was judged."""
         return verdict_of([gate.verdict for gate in self.gates], [change.verdict for change in self.changes])
 
     @property
     def passed(self) -> bool:
         return self.verdict == "passed"
+
+    @property
+    def loss(self) -> Loss:
+        """What was lost, as far as the levels that ran measured it."""
+        found = Loss().worst(report.loss for report in self.forward.values())
+        return found if self.trajectory is None else replace(self.trajectory.loss, relative_l2=found.relative_l2)
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether it passed, or lost what was accepted."""
+        return self.passed or (self.verdict == LOSSY and self.run.accepted)
 
     def to_json(self) -> dict[str, Any]:
         """The report; see :mod:`dexport.validate.document`."""
@@ -132,6 +145,7 @@ def validate(
     distribution: Distribution | None = None,
     limits: Limits | None = None,
     baseline: Baseline | None = None,
+    accept_loss: bool = False,
     on_progress: OnProgress = lambda _done, _total, _detail: None,
 ) -> Validation:
     """Compare a bundle with the float32 PyTorch networks that it was built from.
@@ -147,6 +161,7 @@ def validate(
             by default of all classes.
         limits: of gates, in place of those of the recipe and the precision.
         baseline: an earlier validation that this one may not fall behind.
+        accept_loss: more may be lost than is fit to ship; see :mod:`dexport.verdict`.
 
     Raises:
         UsageError: an unknown level or part, sampling of something that cannot be sampled, weights that are gone,
@@ -165,12 +180,13 @@ def validate(
     evaluator = _open_evaluator(chosen) if "distribution" in levels else None
     lpips = _open_lpips(limits) if "trajectory" in levels else None
     check_limits(limits, levels, evaluator)
-    run = _run(bundle, levels, against, labels, steps, sampler, cfg_scale, seed, chosen, evaluator)
+    run = _run(bundle, levels, against, labels, steps, sampler, cfg_scale, seed, chosen, evaluator, accept_loss)
     if baseline is not None:
         check_comparable(baseline, run)
 
     forward: dict[str, ParityReport] = {}
     references: dict[str, TorchSession] = {}
+    judging: dict[str, NetworkGates] = {}
     ops: list[OpReport] = []
     blocks: dict[str, tuple[BlockError, ...]] = {}
     given = recipes_of(networks, recipe)
@@ -178,10 +194,11 @@ def validate(
         variant = variant_of(part.manifest, given[name])
         weights = weights_of(part.manifest["weights"], variant, checkpoints.get(name))
         own = session_against(against[name], variant, weights) if name in against else None
+        judging[name] = judge = gates_of(part.manifest["precision"], variant.recipe.gates)
         if "op" in levels:
             on_progress(0, 1, f"{name} ops")
             ops.append(check_ops(name, part.model_path, limit=limits.given.get("op_l2"), seed=seed))
-            allowed = limits.get("block_l2", {**DEFAULT_GATES, **variant.recipe.gates}[gate_of(part)])
+            allowed = limits.get("block_l2", judge.block_l2)
             blocks[name] = block_errors(part, variant, weights, allowed, on_progress=on_progress)
         if "forward" in levels:
             forward[name] = check_parity(
@@ -189,8 +206,8 @@ def validate(
                 weights,
                 part.model_path,
                 precision=part.manifest["precision"]["name"],
-                gate=gate_of(part),
-                limit=limits.given.get("relative_l2"),
+                gate=judge.name,
+                limit=limits.get("relative_l2", judge.relative_l2),
                 session=own,
                 max_batch=part.manifest["batch"]["max"],
                 on_progress=on_progress,
@@ -217,7 +234,7 @@ def validate(
         baseline,
     )
     if references:
-        result = _sampled(result, networks, references, limits, chosen, evaluator, lpips, on_progress)
+        result = _sampled(result, networks, references, judging, limits, chosen, evaluator, lpips, on_progress)
     if baseline is None:
         return result
     return replace(result, changes=changes(baseline, result.to_json()))
@@ -254,6 +271,7 @@ def _sampled(
     result: Validation,
     networks: Mapping[str, Bundle],
     references: Mapping[str, TorchSession],
+    judging: Mapping[str, NetworkGates],
     limits: Limits,
     chosen: Distribution,
     evaluator: Evaluator | None,
@@ -273,14 +291,15 @@ def _sampled(
         )
         for sessions in (rounded, references)
     )
-    loosest = min(map(gate_of, networks.values()), key=DEFAULT_SNR.__getitem__)
+    snr_db = min(gates.snr_db for gates in judging.values())
+    share = max(gates.distance_share for gates in judging.values())
     settings = {name: run.sampling[name] for name in ("steps", "sampler", "cfg_scale", "seed")}
     if "trajectory" in run.levels:
         trajectory = check_trajectory(
             pipeline,
             reference,
             run.labels,
-            gate_snr_db=limits.get("snr", DEFAULT_SNR[loosest]),
+            gate_snr_db=limits.get("snr", snr_db),
             lpips=lpips,
             on_progress=on_progress,
             **settings,
@@ -316,7 +335,7 @@ def _sampled(
     return replace(
         result,
         distribution=report,
-        gates=(*result.gates, *_distribution_gates(report, evaluator, limits, SHARE[loosest])),
+        gates=(*result.gates, *_distribution_gates(report, evaluator, limits, share)),
         not_run=(*result.not_run, *(f"distribution: {reason}" for reason in report.not_run)),
     )
 
@@ -460,6 +479,7 @@ def _run(
     seed: int,
     chosen: Distribution,
     evaluator: Evaluator | None,
+    accept_loss: bool,
 ) -> Run:
     parts = networks_of(bundle)
     references = {name: {"module": address, "sha256": _sha256_of_module(address)} for name, address in against.items()}
@@ -482,6 +502,7 @@ def _run(
         sampling=sampling,
         distribution=measured,
         identity=identity,
+        accept_loss=accept_loss,
     )
 
 

@@ -92,3 +92,11 @@ def test_bad_profiles_are_refused(tmp_path: Path, text: str, message: str) -> No
 def test_profiles_import_neither_torch_nor_onnx() -> None:
     code = "import sys, dexport.profiles; sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'onnx_ir')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("line", [b"\n", b"\r\n"])
+def test_files_of_windows_editors(mark: bytes, line: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(mark + line.join([b"[batch]", b"min = 1", b"opt = 2", b"max = 4", b""]))
+    assert load_profile(file).batch_max == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,27 @@ def test_estimates_move_by_the_margins_of_both() -> None:
     assert change_of(name, before, {"value": -0.25, "margin": 0.1}) == "better"
     assert change_of(name, before, None) == "worse"
     assert change_of(name, None, before) == "same"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--steps", 2), ("--seed", 3), ("--classes", "1,0"), ("--cfg", 1.5, "--steps", 4), ("--sampler", "ddim")],
+)
+def test_the_fix_of_other_settings_does_not_loop(bundle: Path, baseline: Path, options: tuple[object, ...]) -> None:
+    before = baseline.read_bytes()
+    refused = validated(bundle, *options, "--no-record", "--baseline", baseline)
+    assert refused.exit_code == InputError.exit_code
+    fix = next(line for line in refused.stderr.splitlines() if line.startswith("fix: "))
+    command = shlex.split(fix.removeprefix("fix: "))
+    assert command[:2] == ["dexport", "validate"]
+    mended = run(*command[1:], "--no-record")
+    assert mended.exit_code == 0, mended.output
+    assert baseline.read_bytes() == before
+
+
+def test_the_baseline_of_another_network_gets_one_of_its_own(baseline: Path, trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other"
+    shutil.copytree(trained, path)
+    refused = validated(path, "--baseline", baseline)
+    assert refused.exit_code == InputError.exit_code
+    assert "NEW_REPORT.json" in refused.stderr and str(baseline) not in refused.stderr.split("fix: ")[1]

@@ -24,7 +24,7 @@ from dexport.validate import bench as module
 from dexport.validate import eager
 from dexport.validate.bench import bench, example
 from dexport.validate.gates import OF_BENCH, parse_limits
-from dexport.validate.timing import take_turns
+from dexport.validate.timing import Estimate, estimate, take_turns
 from tests.bundles import NARROW
 
 SIDES = [("model", "ONNX file"), ("PyTorch", "cpu")]
@@ -33,6 +33,11 @@ SIDES = [("model", "ONNX file"), ("PyTorch", "cpu")]
 @pytest.fixture(autouse=True)
 def small_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "PRODUCT_SIDE", 8)
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
 
 
 def ticking(*seconds: float) -> Callable[[], float]:
@@ -246,3 +251,75 @@ def test_exit_codes_and_views(plain: Path) -> None:
     assert run("--fail-under", "snr=3").exit_code == UsageError.exit_code
     assert run("--fail-under", "wall_ms=3").exit_code == UsageError.exit_code
     assert run("--provider=cuda").exit_code == MachineError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("samples", "low", "value", "high"),
+    [
+        ([2.0], 2 / 1.2, 2.0, 2 * 1.2),
+        ([3.0, 1.0, 2.0], 1 / 1.2, 2.0, 3 * 1.2),
+        ([7.0, 1.0, 2.0, 5.0, 4.0, 3.0, 6.0], 1.0, 4.0, 7.0),
+        (list(range(1, 10)), 2.0, 5.0, 8.0),
+        (list(range(1, 21)), 6.0, 10.5, 15.0),
+    ],
+)
+def test_the_interval_of_a_median(samples: list[float], low: float, value: float, high: float) -> None:
+    found = estimate(samples)
+    assert (found.low, found.value, found.high) == pytest.approx((low, value, high))
+
+
+SPEED, AGAINST, TIME = "speedup", "speedup_against", "wall_ms"
+
+
+@pytest.mark.parametrize("metric", [SPEED, AGAINST, TIME])
+@pytest.mark.parametrize(
+    ("low", "value", "high", "busy", "expected"),
+    [  # in units of the limit, more is better
+        (1.1, 1.2, 1.3, "", "pass"),
+        (0.9, 1.2, 1.3, "", "inconclusive"),
+        (0.8, 0.9, 1.1, "", "inconclusive"),
+        (0.7, 0.8, 0.9, "", "FAIL"),
+        (0.7, 0.8, 0.9, "busy", "inconclusive"),
+        (1.1, 1.2, 1.3, "busy", "inconclusive"),
+        (1.1, 60.0, 80.0, "", "inconclusive"),
+        (0.1, 0.2, 0.9, "", "inconclusive"),
+    ],
+)
+def test_what_cannot_be_decided_is_no_pass(
+    metric: str, low: float, value: float, high: float, busy: str, expected: str
+) -> None:
+    more = metric != TIME
+    found = Estimate(value, low, high) if more else Estimate(1 / value, 1 / high, 1 / low)
+    gate = module._judge(module.Measured(metric, "", found), 1.0, "default", busy, more)
+    if not more and low > 1:  # other programs only ever take time
+        expected = "pass"
+    assert gate.verdict == expected
+    assert bool(gate.advice) == (expected == "inconclusive")
+    assert gate.to_json()["advice"] == gate.advice
+
+
+def test_a_ratio_measured_under_load_does_not_pass(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (5.6, 0, 0))
+    clock = ticking(1, 1, 80)
+    report = bench(plain, threads=1, rounds=7, limits=limits(speedup=1.2, wall_ms=2000), wall=clock)
+    assert [gate.verdict for gate in report.gates] == ["inconclusive", "pass"]
+    assert "a load of 5.6" in report.gates[0].advice
+    assert not report.passed
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (0.0, 0, 0))
+    assert bench(plain, threads=1, rounds=7, limits=limits(speedup=1.2), wall=clock).passed
+
+
+def test_rounds_that_differ_do_not_decide(plain: Path) -> None:
+    # Three rounds of the matrix product, the model, PyTorch: 0.5, 4 and 40 times as fast.
+    clock = ticking(1, 2, 1, 1, 1, 4, 1, 1, 40)
+    report = bench(plain, threads=1, rounds=9, limits=limits(speedup=1.2), wall=clock)
+    assert (report.gates[0].verdict, report.passed) == ("inconclusive", False)
+    assert report.gates[0].low == pytest.approx(0.5)
+
+
+def test_an_inconclusive_gate_exits_with_1(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (50.0, 0, 0))
+    options = ["bench", str(plain), "--threads=1", "--rounds=2", "--fail-under", "speedup=1e-9"]
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == GateError.exit_code
+    assert "inconclusive" in result.stdout and "a load of 50.0" in result.stdout

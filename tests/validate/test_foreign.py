@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from dexport.cli import main
 from dexport.errors import GateError, InputError, UsageError
 from dexport.exporter.recipes import find_recipe
 from dexport.validate.foreign import NOT_RUN, validate_foreign
+from dexport.validate.parity import ParityReport
 
 CHECKPOINT = str(Path(__file__).parents[2] / "checkpoints" / "dit-fashion-s.safetensors")
 
@@ -66,3 +68,91 @@ def test_what_does_not_fit_is_told(foreign: Path, trained: Path, tmp_path: Path)
     with pytest.raises(InputError, match="cannot load"):
         validate_foreign(tmp_path / "text.onnx", recipe, CHECKPOINT)
     assert CliRunner().invoke(main, ["validate", str(foreign)]).exit_code == UsageError.exit_code
+
+
+def changed(foreign: Path, change: Callable[[onnx.GraphProto], None]) -> Path:
+    model = onnx.load(foreign)
+    change(model.graph)
+    path = foreign.with_name("changed.onnx")
+    onnx.save(model, path)
+    return path
+
+
+def held(path: Path, ports: dict[str, str] | None = None) -> ParityReport:
+    return validate_foreign(path, find_recipe("dit-fashion-s"), CHECKPOINT, ports=ports)
+
+
+def in_type(name: str, dtype: int) -> Callable[[onnx.GraphProto], None]:
+    """An input in another type, which the graph casts."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        port = next(value for value in graph.input if value.name == name)
+        before = port.type.tensor_type.elem_type
+        port.type.tensor_type.elem_type = dtype
+        for node in graph.node:
+            node.input[:] = ["cast" if given == name else given for given in node.input]
+        graph.node.insert(0, helper.make_node("Cast", [name], ["cast"], to=before))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "passes"),
+    [
+        ("sample", TensorProto.FLOAT16, True),
+        ("sample", TensorProto.DOUBLE, True),
+        ("class_labels", TensorProto.INT32, True),
+        ("timestep", TensorProto.INT64, False),
+        ("class_labels", TensorProto.FLOAT, False),
+        ("sample", TensorProto.BFLOAT16, False),
+    ],
+)
+def test_other_types_are_cast_and_told_or_refused(foreign: Path, name: str, dtype: int, passes: bool) -> None:
+    path = changed(foreign, in_type(name, dtype))
+    if passes:
+        report = held(path)
+        assert report.passed
+        assert any(name in note and "cast" in note for note in report.notes)
+        assert report.precision == ("fp16" if dtype == TensorProto.FLOAT16 else "fp32")
+        assert max(check.metrics.relative_l2 for check in report.checks) < 5e-6
+    else:
+        with pytest.raises(InputError, match=name):
+            held(path)
+
+
+def test_names_that_match_in_part_need_a_mapping(trained: Path) -> None:
+    path = trained / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    assert [value.name for value in model.graph.input] == ["x", "t", "y"]
+    with pytest.raises(UsageError, match="the file has no sample"):
+        held(path, {"x": "sample"})
+    assert held(path, {"x": "x"}).notes == ()
+
+
+def test_a_file_that_does_not_keep_its_word_is_refused(foreign: Path) -> None:
+    def widens(graph: onnx.GraphProto) -> None:
+        """A batch that is declared free, and is two."""
+        graph.initializer.append(numpy_helper.from_array(np.full((2, 1, 1, 1), 1e-30, np.float32), "two"))
+        for node in graph.node:
+            node.output[:] = ["before" if name == "noise_pred" else name for name in node.output]
+        graph.node.append(helper.make_node("Add", ["before", "two"], ["noise_pred"]))
+
+    with pytest.raises(InputError, match="noise_pred has shape") as caught:
+        held(changed(foreign, widens))
+    assert "\n" not in str(caught.value)
+
+    def fixed(graph: onnx.GraphProto) -> None:
+        widens(graph)
+        next(value for value in graph.input if value.name == "timestep").type.tensor_type.shape.dim[0].dim_value = 2
+
+    report = held(changed(foreign, fixed))
+    assert report.passed and {check.batch for check in report.checks} == {2}
+
+
+@pytest.mark.parametrize("keep", [0, 40, 0.5, 0.99])
+def test_damaged_files_are_one_line(foreign: Path, keep: float) -> None:
+    content = foreign.read_bytes()
+    foreign.write_bytes(content[: int(keep if keep > 1 else keep * len(content))])
+    with pytest.raises(InputError, match="cannot load") as caught:
+        held(foreign)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 800

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from dexport.exporter.module_path import set_module_path
 from dexport.exporter.passes.lazy import add_initializer, lazily, static_shape
 from dexport.exporter.quantize.layers import Layer
-from dexport.exporter.quantize.weights import LEVELS, SMALLEST_SCALE
+from dexport.exporter.quantize.weights import LEVELS, SMALLEST_HALF_SCALE
 
 ZERO_POINT = "int8/zero_point"
 BIAS_INPUT = 2
@@ -36,7 +36,8 @@ def quantise_value(
     """
     dtype = value.dtype
     assert dtype is not None
-    step = np.asarray(max(threshold / LEVELS, SMALLEST_SCALE), dtype.numpy())
+    # Inputs that were zero all along a calibration, or nearly so, get the smallest step of the narrowest type.
+    step = np.asarray(max(threshold / LEVELS, SMALLEST_HALF_SCALE), dtype.numpy())
     scale = add_initializer(graph, ir.Tensor(step, dtype=dtype, name=f"{path}/{role}_scale"))
     zero = graph.initializers.get(ZERO_POINT) or add_initializer(graph, ir.tensor(np.int8(0), name=ZERO_POINT))
     for name, result_type in zip(NAMES[role], (ir.DataType.INT8, dtype), strict=True):

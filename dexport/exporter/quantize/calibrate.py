@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -240,4 +241,6 @@ def _resume(path: Path, key: str, statistics: Statistics) -> int:
                         setattr(seen, part, TensorStatistics.of_arrays(arrays))
             return int(file["done"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no calibration: {error}", hint=f"remove it: rm {path}") from error
+        raise InputError(
+            f"{path} holds no calibration: {error}", hint=f"remove it: rm {shlex.quote(str(path))}"
+        ) from error

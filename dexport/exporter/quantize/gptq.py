@@ -45,7 +45,7 @@ class Rounded:
 
     def weight(self) -> Tensor:
         """(out, in) float32."""
-        return self.codes * _spread(self.scales, self.block, self.codes.shape[1])
+        return self.codes * spread(self.scales, self.block, self.codes.shape[1])
 
 
 def int4_block(columns: int) -> int:
@@ -64,7 +64,7 @@ def round_int4(weight: Tensor, hessian: Tensor) -> Rounded:
     block = int4_block(weight.shape[1])
     importance = hessian.diagonal()
     scales = _int4_scales(weight, importance, block)
-    codes = _compensated(weight, hessian, _spread(scales, block, weight.shape[1]), INT4_LEVELS)
+    codes = _compensated(weight, hessian, spread(scales, block, weight.shape[1]), INT4_LEVELS)
     nearest = nearest_int4(weight, importance)
     return _better(weight, hessian, [nearest, Rounded(codes, scales, block)])
 
@@ -87,12 +87,12 @@ def nearest_int4(weight: Tensor, importance: Tensor) -> Rounded:
     """Every value to its nearest code; scales lose least where the columns count by ``importance`` (in,)."""
     block = int4_block(weight.shape[1])
     scales = _int4_scales(weight, importance, block)
-    return Rounded(_codes(weight, _spread(scales, block, weight.shape[1]), INT4_LEVELS), scales, block)
+    return Rounded(_codes(weight, spread(scales, block, weight.shape[1]), INT4_LEVELS), scales, block)
 
 
 def nearest_ternary(weight: Tensor, importance: Tensor) -> Rounded:
     """Every value to its nearest of -s, 0, s; scales as in :func:`nearest_int4`."""
-    mean = weight.abs().mean(1, keepdim=True).clamp_min(SMALLEST_SCALE)
+    mean = weight.double().abs().mean(1, keepdim=True).float().clamp_min(SMALLEST_SCALE)
     diagonal = _counting(importance).double()
     best_codes, best_scale = torch.zeros_like(weight, dtype=torch.int8), mean
     best_error = torch.full((len(weight), 1), torch.inf, dtype=torch.float64)
@@ -100,7 +100,7 @@ def nearest_ternary(weight: Tensor, importance: Tensor) -> Rounded:
         codes = _codes(weight, mean * factor, 1)
         weighted = codes.double() * diagonal
         scale = ((weighted * weight).sum(1, keepdim=True) / (weighted * codes).sum(1, keepdim=True)).nan_to_num(0.0)
-        error = (diagonal * (weight - scale * codes) ** 2).sum(1, keepdim=True)
+        error = (diagonal * (weight.double() - scale * codes) ** 2).sum(1, keepdim=True)
         better = error < best_error
         best_codes = torch.where(better, codes, best_codes)
         best_scale = torch.where(better, scale.float(), best_scale)
@@ -111,8 +111,9 @@ def nearest_ternary(weight: Tensor, importance: Tensor) -> Rounded:
 def _int4_scales(weight: Tensor, importance: Tensor, block: int) -> Tensor:
     columns = weight.shape[1]
     whole = -(-columns // block) * block
-    padded = torch.nn.functional.pad(weight, (0, whole - columns)).unflatten(1, (-1, block))
-    diagonal = torch.nn.functional.pad(_counting(importance), (0, whole - columns)).unflatten(0, (-1, block))
+    # In float64: the squares of small weights are zero in float32, and then no scale is better than another.
+    padded = torch.nn.functional.pad(weight.double(), (0, whole - columns)).unflatten(1, (-1, block))
+    diagonal = torch.nn.functional.pad(_counting(importance).double(), (0, whole - columns)).unflatten(0, (-1, block))
     widest = (padded.abs().amax(2, keepdim=True) / INT4_LEVELS).clamp_min(SMALLEST_SCALE)
     errors = torch.stack(
         [
@@ -120,7 +121,7 @@ def _int4_scales(weight: Tensor, importance: Tensor, block: int) -> Tensor:
             for shrink in SHRINKS
         ]
     )
-    return (widest[..., 0] * SHRINKS[errors.argmin(0)]).clamp_min(SMALLEST_SCALE)
+    return (widest[..., 0] * SHRINKS[errors.argmin(0)]).float().clamp_min(SMALLEST_SCALE)
 
 
 def _counting(importance: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ def _codes(weight: Tensor, scales: Tensor, levels: int) -> Tensor:
     return (weight / scales).round().clamp(-levels, levels).to(torch.int8)
 
 
-def _spread(scales: Tensor, block: int, columns: int) -> Tensor:
+def spread(scales: Tensor, block: int, columns: int) -> Tensor:
     """(out, blocks) -> (out, in)."""
     return scales.repeat_interleave(block, dim=1)[:, :columns]
 

@@ -26,9 +26,10 @@ from dexport.exporter.quantize.carriers import (
     nbits_attributes,
     nbits_bytes,
 )
-from dexport.exporter.quantize.gptq import Rounded, int4_block
+from dexport.exporter.quantize.gptq import Rounded, int4_block, spread
 from dexport.exporter.quantize.layers import WEIGHT_INPUT, Layer
 from dexport.exporter.quantize.schemes import INT4
+from dexport.exporter.quantize.weights import smallest_scale
 from dexport.plugins.op import DOMAIN
 from dexport.plugins.ternary_matmul.op import TERNARY_MATMUL
 from dexport.plugins.ternary_matmul.packing import VALUES_PER_BYTE, pack
@@ -65,8 +66,18 @@ class LowBits:
 
     def scales(self, function: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         """A function of the scales (rows, blocks), in their stored type."""
-        stored = TORCH_TYPES.get(self.dtype, torch.float32)
-        return lambda: function(self.read().scales).to(stored).contiguous()
+        return lambda: function(self.rounded().scales).to(self._stored).contiguous()
+
+    def rounded(self) -> Rounded:
+        """Codes and scales that the stored type can hold: a scale below its smallest one is that, and its codes are
+        zero."""
+        found, smallest = self.read(), smallest_scale(self._stored)
+        lost = spread(found.scales < smallest, found.block, self.columns)
+        return Rounded(found.codes.masked_fill(lost, 0), found.scales.clamp_min(smallest), found.block)
+
+    @property
+    def _stored(self) -> torch.dtype:
+        return TORCH_TYPES.get(self.dtype, torch.float32)
 
 
 def store_low_bits(graph: ir.Graph, weight: LowBits, carrier: str) -> None:
@@ -92,7 +103,7 @@ def _store_int4(graph: ir.Graph, weight: LowBits) -> None:
         return scales.expand(weight.rows, blocks)
 
     def packed() -> ir.TensorProtocol:
-        return ir.PackedTensor(int4_bytes(weight.read().codes).numpy(), ir.DataType.INT4, shape=ir.Shape(shape))
+        return ir.PackedTensor(int4_bytes(weight.rounded().codes).numpy(), ir.DataType.INT4, shape=ir.Shape(shape))
 
     name = f"{weight.layer.weight.name}/int4"
     codes = add_initializer(graph, ir.LazyTensor(packed, dtype=ir.DataType.INT4, shape=ir.Shape(shape), name=name))
@@ -114,7 +125,7 @@ def _store_int8(graph: ir.Graph, weight: LowBits) -> None:
     shape = (*leading, *((weight.rows, weight.columns) if first else (weight.columns, weight.rows)))
 
     def codes() -> Tensor:
-        values = weight.read().codes
+        values = weight.rounded().codes
         return (values if first else values.T).reshape(shape).contiguous()
 
     inputs = [
@@ -138,7 +149,7 @@ def _store_nbits(bits: int) -> Callable[[ir.Graph, LowBits], None]:
             return found.expand(weight.rows, blocks)
 
         def codes() -> Tensor:
-            return nbits_bytes(weight.read().codes, bits, block)
+            return nbits_bytes(weight.rounded().codes, bits, block)
 
         inputs = [
             weight.layer.node.inputs[0],
@@ -175,7 +186,7 @@ def _store_packed(graph: ir.Graph, weight: LowBits) -> None:
     shape = (weight.rows // VALUES_PER_BYTE, weight.columns)
     inputs = [
         x,
-        _initializer(graph, weight, "packed", lambda: pack(weight.read().codes), ir.DataType.UINT8, shape),
+        _initializer(graph, weight, "packed", lambda: pack(weight.rounded().codes), ir.DataType.UINT8, shape),
         _initializer(graph, weight, "mean_scale", weight.scales(_mean), weight.dtype, (1,)),
     ]
     graph.opset_imports[DOMAIN] = 1

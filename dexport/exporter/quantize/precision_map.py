@@ -28,7 +28,7 @@ def read_map(path: str | Path) -> dict[str, str]:
     """
     file = Path(path) / MANIFEST if Path(path).is_dir() else Path(path)
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UsageError(f"--precision-map {path} does not exist", hint=f"give {FORM}") from error
     except (OSError, ValueError, RecursionError) as error:

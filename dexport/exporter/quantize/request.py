@@ -339,6 +339,7 @@ def _prepare_budget(
         found, trial = search.meet(budget, float_bytes)
     facts = {
         "asked": budget.text,
+        "asked_snr_db": budget.snr_db,
         "snr_db": trial.snr_db if math.isfinite(trial.snr_db) else None,
         "steps": STEPS,
         "bytes": trial.size,

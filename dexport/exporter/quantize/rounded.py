@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -110,4 +111,6 @@ def load_arrays(file: Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as loaded:
             return dict(loaded)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} holds no rounded weights: {error}", hint=f"remove it: rm -r {file.parent}") from error
+        raise InputError(
+            f"{file} holds no rounded weights: {error}", hint=f"remove it: rm -r {shlex.quote(str(file.parent))}"
+        ) from error

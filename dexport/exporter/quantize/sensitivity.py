@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def _resume(file: Path, key: str) -> dict[str, dict[str, float]]:
             for path, errors in document["errors"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} holds no sensitivities: {error}", hint=f"remove it: rm {file}") from error
+        raise InputError(
+            f"{file} holds no sensitivities: {error}", hint=f"remove it: rm {shlex.quote(str(file))}"
+        ) from error
 
 
 def _save(file: Path, key: str, errors: Sensitivity) -> None:

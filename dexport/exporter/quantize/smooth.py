@@ -17,6 +17,8 @@ from dexport.exporter.quantize.observer import LayerStatistics
 
 ALPHA = 0.5
 """Share of the spread that the weights take."""
+MOST = 2.0**12
+"""Factor that is moved at most: a channel that is almost zero would need one that float16 cannot hold."""
 
 
 def migration(seen: LayerStatistics, alpha: float = ALPHA) -> np.ndarray:
@@ -25,7 +27,7 @@ def migration(seen: LayerStatistics, alpha: float = ALPHA) -> np.ndarray:
     used = (activations > 0) & (weights > 0)
     s = np.ones_like(activations)
     s[used] = activations[used] ** alpha / weights[used] ** (1 - alpha)
-    return s
+    return s.clip(1 / MOST, MOST)
 
 
 def smooth_threshold(seen: LayerStatistics, s: np.ndarray) -> float:

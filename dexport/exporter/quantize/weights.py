@@ -13,8 +13,16 @@ from dexport.exporter.quantize.layers import WEIGHT_INPUT, Layer
 
 LEVELS = 127
 """Largest code. -128 is not used: symmetric codes need no zero point, which TensorRT requires."""
-SMALLEST_SCALE = 2.0**-20
-"""float16 holds it with 4 bits; channels that would need less are as good as zero."""
+SMALLEST_SCALE = 2.0**-100
+"""Of float32 and bfloat16, far inside of their range. A channel of zeros has codes of zero, whatever its scale is; an
+engine wants a positive one."""
+SMALLEST_HALF_SCALE = 2.0**-20
+"""float16 holds it with 4 bits; channels that would need less are as good as zero, and become zero."""
+
+
+def smallest_scale(stored: torch.dtype) -> float:
+    """The smallest scale that is stored in a type."""
+    return SMALLEST_HALF_SCALE if stored == torch.float16 else SMALLEST_SCALE
 
 
 def quantise_weight(graph: ir.Graph, layer: Layer, migrated: Tensor | None = None) -> None:
@@ -34,11 +42,11 @@ def quantise_weight(graph: ir.Graph, layer: Layer, migrated: Tensor | None = Non
         return tensor.float() if migrated is None else tensor.float() * _along(migrated, len(shape), layer.input_axis)
 
     def scale(tensor: Tensor) -> Tensor:
-        return channel_scale(weight(tensor), axis).to(stored)
+        return channel_scale(weight(tensor), axis, smallest_scale(stored)).to(stored)
 
     def codes(tensor: Tensor) -> Tensor:
         wide = weight(tensor)
-        return quantise(wide, _along(channel_scale(wide, axis).to(stored).float(), len(shape), axis))
+        return quantise(wide, _along(scale(tensor).float(), len(shape), axis))
 
     inputs = [
         add_initializer(graph, lazily(source, codes, dtype=ir.DataType.INT8, shape=shape, name=f"{name}/int8")),
@@ -54,10 +62,10 @@ def quantise_weight(graph: ir.Graph, layer: Layer, migrated: Tensor | None = Non
         del graph.initializers[name]
 
 
-def channel_scale(weight: Tensor, axis: int) -> Tensor:
+def channel_scale(weight: Tensor, axis: int, smallest: float = SMALLEST_SCALE) -> Tensor:
     """Scale of every channel along ``axis``: its largest magnitude becomes code 127."""
     others = [n for n in range(weight.ndim) if n != axis]
-    return (weight.abs().amax(others) / LEVELS).clamp_min(SMALLEST_SCALE)
+    return (weight.abs().amax(others) / LEVELS).clamp_min(smallest)
 
 
 def quantise(tensor: Tensor, scale: Tensor) -> Tensor:

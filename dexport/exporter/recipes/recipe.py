@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from dexport.exporter.checkpoint import Adapter
+from dexport.exporter.gates import GATES
 
 BATCH = "B"
 """Name of the symbolic batch dimension."""
@@ -134,17 +135,8 @@ def value_of(setting: Setting, config: Mapping[str, Any]) -> int:
     return config[setting] if isinstance(setting, str) else setting
 
 
-DEFAULT_GATES: Mapping[str, float] = {
-    "fp32": 5e-6,
-    "fp16": 3e-3,
-    "bf16": 3e-2,
-    "int8": 2e-2,
-    "w8a8": 5e-2,
-    "int4": 7e-2,
-    "ternary": 5e-1,
-}
-"""Quantised: about twice what the trained small models show (8e-3..1.2e-2 for INT8 weights, 1.7e-2..2.1e-2 for W8A8,
-1.1e-2..3.7e-2 for INT4, 7e-2..2.5e-1 for ternary)."""
+DEFAULT_GATES: Mapping[str, float] = {name: limits.relative_l2 for name, limits in GATES.items()}
+"""Largest relative L2 of one evaluation, of :data:`dexport.exporter.gates.GATES`."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dexport.validate.report import gate_text, word
 from dexport.validate.views import charts, text
 
 TEMPLATE = "report.html"
@@ -26,9 +27,11 @@ def html(report: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "count": "{:,}".format, "megabytes": _megabytes, "figure": text.figure}
+    environment.filters["gate"] = gate_text
     return environment.get_template(TEMPLATE).render(
         r=report,
         text=text,
+        word=word,
         curves=_curves(report["trajectory"]),
         intervals=_intervals(report),
         heat=_heat(report["blocks"]),

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
+from dexport.validate.report import gate_text, word
 from dexport.validate.views import text
+from dexport.verdict import LOSSY
 
 LEVELS = ("op", "forward", "trajectory", "distribution")
 UNPRINTABLE = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -16,7 +18,7 @@ UNPRINTABLE = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def junit(report: Mapping[str, Any]) -> str:
     """One suite per level, one test per check and gate. What was not run is skipped, never a success."""
-    root = ElementTree.Element("testsuites", name=f"dexport validate {report['bundle']['name']}")
+    root = ElementTree.Element("testsuites", name=f"dexport validate {report['bundle']['name']}: {report['verdict']}")
     for level in LEVELS:
         cases = list(_cases(report, level))
         if cases:
@@ -45,7 +47,9 @@ def _cases(report: Mapping[str, Any], level: str) -> Iterator[ElementTree.Elemen
         if gate["level"] == level:
             shown = f"{text.value_of(gate)}, limit {text.limit_of(gate)}"
             detail = "; ".join(filter(None, (f"{gate['meaning']}: {shown}", gate["where"], gate["advice"])))
-            yield _case(f"gate {gate['metric']}", None if gate["verdict"] == "pass" else gate["verdict"], detail)
+            if gate["verdict"] == LOSSY:
+                detail += f"; {text.lost(report)}"
+            yield _judged(f"gate {gate['metric']}", gate["verdict"], detail, report)
     if level == "op":
         for check in (report["ops"] or {}).get("checks", ()):
             yield _check(f"{check['op']} {check['dtype']} {check['module']}", check)
@@ -53,7 +57,8 @@ def _cases(report: Mapping[str, Any], level: str) -> Iterator[ElementTree.Elemen
         for part, parity in (report["forward"] or {}).items():
             for check in parity["checks"]:
                 name = f"{part and f'{part}: '}{check['kind']}, batch {check['batch']}, {check['output']}"
-                yield _check(f"{name} ({check['runner']})" if check["kind"] == "batch consistency" else name, check)
+                full = f"{name} ({check['runner']})" if check["kind"] == "batch consistency" else name
+                yield _judged(full, word(check), _detail(check), report)
     for reason in report["not_run"]:
         about, _, why = reason.partition(": ")
         if about == level:
@@ -62,11 +67,21 @@ def _cases(report: Mapping[str, Any], level: str) -> Iterator[ElementTree.Elemen
             yield case
 
 
+def _judged(name: str, verdict: str, detail: str, report: Mapping[str, Any]) -> ElementTree.Element:
+    """A case that fails unless it passed, or lost what was accepted; then its name says so."""
+    if verdict == LOSSY and report["loss"]["accepted"] is True:
+        return _case(f"{name} (lossy, accepted)", None, detail)
+    return _case(name, None if verdict == "pass" else verdict, detail)
+
+
 def _check(name: str, check: Mapping[str, Any]) -> ElementTree.Element:
+    return _case(name, None if check["passed"] else "FAIL", _detail(check))
+
+
+def _detail(check: Mapping[str, Any]) -> str:
     error = check["metrics"]["relative_l2"]
     shown = "not finite" if error is None else f"{error:.2e}"
-    detail = f"relative L2 {shown}, gate {check['gate']:.0e}"
-    return _case(name, None if check["passed"] else "FAIL", detail)
+    return f"relative L2 {shown}, gate {gate_text(check['gate'])}"
 
 
 def _change(change: Mapping[str, Any]) -> ElementTree.Element:

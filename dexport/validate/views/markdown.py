@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dexport.validate.report import gate_text, word
 from dexport.validate.views import text
+from dexport.verdict import LOSSY
 
-ICONS = {"passed": "✅", "failed": "❌", "inconclusive": "⚠️", "not run": "⚠️"}
+ICONS = {"passed": "✅", "failed": "❌", "lossy": "⚠️", "inconclusive": "⚠️", "not run": "⚠️"}
 LONGEST = 12
 """Rows of a table of steps."""
 
@@ -23,6 +25,9 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"{text.headline(report)}. {text.precision(report)}, {text.settings(report)}; {text.weights(report)}."
     yield ""
+    if lost := text.lost(report):
+        yield f"{'**Lossy**' if report['verdict'] == LOSSY else 'Lost'}: {lost}."
+        yield ""
     yield from _gates(report)
     yield from _baseline(report)
     for reason in report["not_run"]:
@@ -140,8 +145,8 @@ def _forward(forward: Mapping[str, Any]) -> Iterator[str]:
             str(check["batch"]),
             _number(check["metrics"]["relative_l2"]),
             _number(check["metrics"]["max_abs"]),
-            f"{check['gate']:.0e}",
-            "pass" if check["passed"] else "**FAIL**",
+            gate_text(check["gate"]),
+            _bold(word(check)),
         )
         for part, report in forward.items()
         for check in report["checks"]

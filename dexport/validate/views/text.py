@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dexport.verdict import ACCEPT, LOSSY, Loss, lossy_text
+
 DECIBELS = ("snr", "psnr")
 KERNEL = ("kid_delta", "kernel_delta")
 
@@ -52,12 +54,26 @@ def headline(report: Mapping[str, Any]) -> str:
     """The verdict in one sentence."""
     gates = report["gates"]
     passed = sum(gate["verdict"] == "pass" for gate in gates)
+    lossy = sum(gate["verdict"] == LOSSY for gate in gates)
     worse = [change for change in (report["baseline"] or {}).get("changes", ()) if change["verdict"] == "worse"]
     text = f"{passed} of {len(gates)} gates passed"
+    if lossy:
+        text += f", {lossy} {'are' if lossy > 1 else 'is'} lossy"
     if report["baseline"] is not None:
         count = f"{len(worse)} figure{'s' * (len(worse) > 1)}" if worse else "no figure"
         text += f", {count} fell behind the baseline"
     return text
+
+
+def lost(report: Mapping[str, Any]) -> str:
+    """What was lost, as far as it was measured; of a lossy report also where the line is, and whether it was accepted.
+
+    Empty where nothing was measured.
+    """
+    loss = Loss.of_json(report["loss"])
+    if report["verdict"] != LOSSY:
+        return str(loss)
+    return f"{lossy_text(loss)}; {'accepted' if report['loss']['accepted'] is True else 'not accepted'} ({ACCEPT})"
 
 
 def precision(report: Mapping[str, Any]) -> str:

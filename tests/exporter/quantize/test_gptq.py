@@ -94,3 +94,53 @@ def test_int4_has_a_scale_per_block(columns: int, block: int, blocks: int) -> No
     rounded = round_int4(weight, hessian)
     assert rounded.scales.shape == (3, blocks)
     assert rounded.weight().shape == weight.shape
+
+
+HESSIANS = {
+    "of inputs": lambda columns: problem(5, 1, columns)[1],
+    "of dead inputs": lambda columns: (
+        problem(5, 1, columns)[1] * (torch.arange(columns) > 4).outer(torch.arange(columns) > 4)
+    ),
+    "of no inputs": lambda columns: torch.zeros(columns, columns),
+}
+
+
+@pytest.mark.parametrize("hessian", HESSIANS)
+@pytest.mark.parametrize("rounding", [round_int4, round_ternary])
+@pytest.mark.parametrize("shape", [(4, 20), (8, 64), (1, 130)])
+def test_zeros_stay_exactly_zero(rounding, hessian: str, shape: tuple[int, int]) -> None:
+    weight = torch.zeros(shape)
+    rounded = rounding(weight, HESSIANS[hessian](shape[1]))
+    assert not rounded.codes.any() and not rounded.weight().any()
+    assert (rounded.scales > 0).all()
+
+
+@pytest.mark.parametrize("magnitude", [1e-3, 1e-7, 1e-12, 1e-24, 1e6, 1e30])
+@pytest.mark.parametrize("rounding", [round_int4, round_ternary, nearest_int4, nearest_ternary])
+def test_a_layer_loses_the_same_share_at_any_magnitude(rounding, magnitude: float) -> None:
+    weight, hessian = problem(7, 6, 48)
+    given = hessian if rounding in (round_int4, round_ternary) else hessian.diagonal()
+
+    def lost(scale: float) -> float:
+        found = rounding(weight * scale, given).weight()
+        return float((found.double() / scale - weight.double()).norm() / weight.double().norm())
+
+    assert lost(magnitude) == pytest.approx(lost(1.0), rel=2e-2)
+
+
+@pytest.mark.parametrize("rounding", [round_int4, round_ternary])
+@pytest.mark.parametrize("value", [0.3, -2.0, 1e-9])
+def test_channels_of_one_value_are_exact(rounding, value: float) -> None:
+    _, hessian = problem(3, 4, 32)
+    weight = torch.full((4, 32), value)
+    torch.testing.assert_close(rounding(weight, hessian).weight(), weight, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("rounding", [round_int4, round_ternary])
+def test_denormals_beside_ordinary_channels_are_finite(rounding) -> None:
+    weight, hessian = problem(3, 4, 32)
+    weight[1] = 1e-40
+    weight[2] = 0
+    rounded = rounding(weight, hessian)
+    assert torch.isfinite(rounded.scales).all() and not rounded.weight()[2].any()
+    assert rounded.weight()[1].abs().max() < 1e-28

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.pointwise_conv import PointwiseConvToMatMul
 from dexport.exporter.quantize.carriers import int4_bytes, nbits_bytes
-from dexport.exporter.quantize.gptq import Rounded, int4_block
+from dexport.exporter.quantize.gptq import Rounded, int4_block, round_int4, round_ternary
 from dexport.exporter.quantize.layers import graph_layers
 from dexport.exporter.quantize.low_bits import LowBits, carrier_of, store_low_bits
 from tests.exporter.passes.model import Weight, initializer, model, node, run, value
@@ -108,3 +108,29 @@ def test_codes_come_back_from_their_bytes(rows: int, columns: int, seed: int) ->
         parts = [(data >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
         unpacked = torch.stack(parts, 3).flatten(1)[:, :columns].int() - (1 << bits - 1)
         assert torch.equal(unpacked, low.int())
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Conv"])
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.FLOAT16])
+@pytest.mark.parametrize(("scheme", "carrier"), CASES)
+def test_a_layer_of_zeros_gives_exactly_its_bias(op: str, dtype: ir.DataType, scheme: str, carrier: str) -> None:
+    rows, columns = 8, 70
+    rounding = {"int4": round_int4, "ternary": round_ternary}[scheme]
+    graph = stored(
+        built(op, rows, columns, dtype), scheme, carrier, rounding(torch.zeros(rows, columns), torch.eye(70))
+    )
+    shape = {"MatMul": (2, 5, columns), "Gemm": (3, columns), "Conv": (2, columns, 2, 3)}[op]
+    x = (100 * np.random.default_rng(0).standard_normal(shape)).astype(dtype.numpy())
+    got = run(graph, {"x": x})[0]
+    bias = np.arange(rows).reshape((-1, 1, 1) if op == "Conv" else -1) * (op != "MatMul")
+    np.testing.assert_array_equal(got, np.broadcast_to(bias, got.shape).astype(got.dtype))
+
+
+@pytest.mark.parametrize(("scheme", "carrier"), CASES)
+def test_what_float16_cannot_hold_is_zero_and_not_enlarged(scheme: str, carrier: str) -> None:
+    weight = rounded(scheme, 8, 32, 0)
+    tiny = Rounded(weight.codes, weight.scales.clone(), weight.block)
+    tiny.scales[3] = 1e-9
+    graph = stored(built("MatMul", 8, 32, ir.DataType.FLOAT16), scheme, carrier, tiny)
+    got = run(graph, {"x": np.full((1, 5, 32), 100, np.float16)})[0]
+    assert np.isfinite(got).all() and not got[..., 3].any() and got[..., 0].any()

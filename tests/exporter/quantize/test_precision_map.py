@@ -162,3 +162,8 @@ def test_contradictions_are_refused_before_work_starts(options: dict, message: s
 def test_what_is_not_sampled_cannot_be_rounded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no trajectory to calibrate on, which W8A8, INT4 and ternary need"):
         dexport.build("sd-vae-decoder", tmp_path / "out", ternary=True)
+
+
+def test_a_map_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_bytes(b'\xef\xbb\xbf{"*": "int8"}')
+    assert read_map(tmp_path / "map.json") == {"*": "int8"}

@@ -13,7 +13,13 @@ from dexport.exporter.passes.lazy import as_torch
 from dexport.exporter.passes.pointwise_conv import PointwiseConvToMatMul
 from dexport.exporter.quantize.layers import graph_layers
 from dexport.exporter.quantize.plan import Plan
-from dexport.exporter.quantize.weights import SMALLEST_SCALE, channel_scale, quantise
+from dexport.exporter.quantize.weights import (
+    SMALLEST_HALF_SCALE,
+    SMALLEST_SCALE,
+    channel_scale,
+    quantise,
+    smallest_scale,
+)
 from tests.exporter.passes.model import Weight, initializer, model, node, ops, run, value
 
 RNG = np.random.default_rng(0)
@@ -109,3 +115,21 @@ def test_other_convolutions_stay(attributes: dict) -> None:
     w = initializer(Weight("c.weight", np.ones((3, 3 // attributes.get("group", 1), 1, 1), np.float32)))
     built = model([x], [out], [node("Conv", [x, w], out, module="c", **attributes)], [w])
     assert not PointwiseConvToMatMul()(built).modified
+
+
+@pytest.mark.parametrize("magnitude", [1.0, 1e-7, 1e-12, 1e-24, 1e30])
+def test_int8_loses_the_same_share_at_any_magnitude(magnitude: float) -> None:
+    weight = torch.from_numpy(RNG.standard_normal((5, 32), dtype=np.float32)) * magnitude
+    weight[1] = 0
+    scale = channel_scale(weight, 0)[:, None]
+    codes = quantise(weight, scale)
+    assert not codes[1].any()
+    error = (codes.double() * scale.double() - weight.double()).norm() / weight.double().norm()
+    assert float(error) < 1e-2
+
+
+def test_float16_keeps_the_scale_that_it_can_hold() -> None:
+    assert (smallest_scale(torch.float16), smallest_scale(torch.bfloat16)) == (SMALLEST_HALF_SCALE, SMALLEST_SCALE)
+    weight = torch.full((1, 4), 1e-9)
+    scale = channel_scale(weight, 0, smallest_scale(torch.float16))
+    assert not quantise(weight, scale[:, None]).any()
