@@ -220,7 +220,7 @@ def change_manifest(bundle: Bundle, **fields: Any) -> Bundle:
 
 def check_changeable(bundle: Bundle) -> None:
     """Refuse a bundle whose manifest cannot be changed; see :func:`change_manifest`."""
-    folder = bundle.path.absolute()
+    folder = bundle.path.resolve()  # a link to a part is that part
     if folder.parent.name == PARTS and (folder.parent.parent / MANIFEST).is_file():
         raise UsageError(
             f"{bundle.path} is a part of {folder.parent.parent}, whose hashes cover its manifest",
@@ -259,7 +259,7 @@ def refuse_inside_bundle(output: Path) -> None:
     Raises:
         UsageError: it would.
     """
-    for folder in output.resolve().parents:
+    for folder in Path(os.path.realpath(output)).parents:
         if _is_bundle(folder):
             raise UsageError(
                 f"{output} would lie in the bundle {folder}, which holds nothing that its manifest does not list",

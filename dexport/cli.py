@@ -15,7 +15,7 @@ from dexport.bundle import refuse_inside_bundle
 from dexport.collector import collector_paused
 from dexport.errors import GateError, MachineError, UsageError
 from dexport.exits import report, running
-from dexport.files import write_whole
+from dexport.files import check_file, write_whole
 from dexport.hashing import hash_ahead
 from dexport.verdict import ACCEPT, LOSSY, SHIPPABLE_SNR_DB, Loss, lossy_text
 from dexport.version import __version__
@@ -24,13 +24,14 @@ Number = TypeVar("Number", int, float)
 
 
 class OutputPath(click.Path):
-    """A file to write, which is refused in a bundle's folder before there is any work."""
+    """A file to write, which is refused before there is any work: a folder or a device, or in a bundle's folder."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(str(super().convert(value, param, ctx)))
+        check_file(path)
         refuse_inside_bundle(path)
         return path
 
@@ -617,7 +618,8 @@ def diff_command(
         raise UsageError("--profile needs --fix: nothing else is built", hint="add --fix")
     if fix and other is not None:
         raise UsageError("--fix is for one bundle", hint=f"dexport diff {other} --fix")
-    target = output or bundle.with_name(f"{bundle.name}-fixed")
+    place = bundle.absolute()
+    target = output or place.with_name(f"{place.name}-fixed")
     if fix and target.exists():
         raise UsageError(f"{target} exists already", hint="choose another folder with -o")
     loaded, chosen = load_bundle(bundle), find_recipe(recipe) if recipe else None
@@ -689,7 +691,7 @@ def baseline_update_command(source: Path, output: Path) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputPath(),
     default=Path("samples.png"),
     show_default=True,
     help="PNG file of the labelled grid; the pictures go to a folder beside it.",

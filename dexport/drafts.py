@@ -197,16 +197,15 @@ def output_folder(output: str | Path) -> Path:
     Raises:
         UsageError: the root, the working directory or a folder around it, or a mount point.
     """
-    path = Path(output).absolute()
     try:
-        # What a link points to is replaced, never the link.
-        with writing_to(path.parent):
-            if path.is_symlink() or path.name in ("", ".."):
-                path = path.resolve()
         working = Path.cwd()
-    except (FileNotFoundError, RuntimeError) as error:
-        raise UsageError(f"{output} leads nowhere: {error}", hint="choose another output with -o") from error
-    real = path.resolve()
+    except FileNotFoundError as error:
+        raise UsageError("the working directory is gone", hint="change to another") from error
+    path = Path(output).absolute()
+    real = Path(os.path.realpath(path))
+    # What a link points to is replaced, never the link.
+    if os.path.islink(path) or path.name in ("", ".."):  # noqa: PTH114 - of names that are too long, too
+        path = real
     if real == working or real in working.parents or not path.name:
         reason = "is the working directory" if real == working else "is a folder around the working directory"
         raise UsageError(f"{path} {reason}, which cannot be replaced", hint="name a folder in it: -o NAME")
@@ -261,7 +260,7 @@ def is_mount_point(path: Path) -> bool:
     except OSError:
         lines = []
     places = {line.split(" ")[4] for line in lines}
-    spelled = "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in str(path.resolve()))
+    spelled = "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in os.path.realpath(path))
     return spelled in places or os.path.ismount(path)
 
 

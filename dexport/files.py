@@ -105,7 +105,7 @@ def check_file(path: Path) -> None:
     Raises:
         UsageError: one is there.
     """
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # who opens it will say what is wrong
         if not path.name or not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"{path} is no regular file", hint="name another file")
 
@@ -116,8 +116,7 @@ def create_draft(path: Path) -> tuple[int, Path]:
         draft = draft_of(path)
         with contextlib.suppress(FileExistsError):
             descriptor = os.open(draft, NEW, 0o666)
-            try_lock(descriptor)
-            if os.fstat(descriptor).st_nlink:
+            if try_lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
                 return descriptor, draft
             os.close(descriptor)  # taken for a remain before the lock was there
 

@@ -88,8 +88,10 @@ def names(cells: list[str]) -> list[str]:
     return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
 
 
-class Resolved(Exception):  # noqa: N818 - nothing is wrong
+class Resolved(errors.DexportError):
     """A build that would start now."""
+
+    exit_code = 99
 
 
 def resolve_only(recipe: str | None, output: Path, *, stitch: str | None, listener: Any, **options: Any) -> None:  # noqa: ARG001
@@ -100,14 +102,14 @@ def resolve_only(recipe: str | None, output: Path, *, stitch: str | None, listen
     else:
         shares = [share for share in parse_stitch(stitch or "") if not share.source.startswith("out/")]
         check_agreement({s.source: promise_of_recipe(s.source, chosen) for s in shares}) if shares else None
-    raise Resolved
+    raise Resolved("it would start now")
 
 
 def check_dexport(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if arguments[0] == "build":
         monkeypatch.setattr("dexport.validate.build.build_and_validate", resolve_only)
         result = CliRunner().invoke(main, arguments)
-        assert isinstance(result.exception, Resolved), result.output
+        assert result.exit_code == Resolved.exit_code, result.output
         return
     context = parsed(arguments)
     if context.info_name == "info" and not context.params["name"].startswith("out/"):
@@ -195,7 +197,8 @@ def test_warnings_fail_the_build_and_nothing_is_fetched() -> None:
 
 def test_exit_codes_are_those_of_the_errors() -> None:
     classes = [errors.GateError, errors.UsageError, errors.MachineError, errors.InputError]
-    assert first_column("quickstart.md", "code") == ["0", *(str(error.exit_code) for error in classes)]
+    codes = ["0", *(str(error.exit_code) for error in classes), str(errors.DEFECT)]
+    assert first_column("quickstart.md", "code") == codes
 
 
 def test_gates_are_the_default_ones() -> None:
