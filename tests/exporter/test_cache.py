@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
+import pwd
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,9 @@ import pytest
 
 import dexport
 from dexport.bundle import load_bundle
+from dexport.drafts import ALIVE, LiveFolder
 from dexport.errors import MachineError, UsageError
-from dexport.exporter.cache import ENTRY, Cache, existing_cache, key_of, open_cache
+from dexport.exporter.cache import ENTRY, Cache, LockedError, _digest, existing_cache, key_of, open_cache
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.reuse import is_built_in
 from dexport.exporter.variant import resolve
@@ -150,6 +156,134 @@ def test_a_killed_build_leaves_no_entry_and_its_remains_are_removed(cache: Cache
     assert cache.entries() == []
     store(cache, "k", work)
     assert list(cache.folder.glob(f".*{PARTIAL}*")) == []
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_lock_that_a_process_does_not_let_go_of(
+    cache: Cache, work: Path, tmp_path: Path, stop: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of one that was stopped: it is waited for once, with a bound, then there is no cache."""
+    store(cache, "k", work)
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom dexport.exporter.cache import Cache\n"
+        "with Cache(Path(sys.argv[1]), 1)._locked(shared=False):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(cache.folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    with holder.stdout:
+        assert holder.stdout.readline() == "held\n"
+        if stop:
+            holder.send_signal(signal.SIGSTOP)
+        waiting = Cache(cache.folder, cache.limit, wait=1.2)
+        started = time.monotonic()
+        assert waiting.take("k", tmp_path / "out") is None
+        assert time.monotonic() - started < 10
+        assert "waiting up to 1.2 s (DEXPORT_CACHE_WAIT)" in caplog.text
+        assert "going on without the cache" in caplog.text
+        waiting.wait = 1e9  # it does not wait again
+        assert waiting.take("k", tmp_path / "out") is None
+        store(waiting, "l", work)
+        with pytest.raises(LockedError):
+            waiting.prune()
+        holder.kill()
+        holder.wait()
+    assert cache.take("k", tmp_path / "out") == {"answer": 42}
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_link(path: Path) -> None:
+    (path.parent / "victim").write_bytes(b"a" * 1000)
+    path.symlink_to(path.parent / "victim")
+
+
+def a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("make", [a_pipe, a_link, a_device, a_folder])
+@pytest.mark.parametrize("name", ["a", "sub/b", ENTRY])
+def test_an_entry_is_made_of_files(
+    cache: Cache, work: Path, tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    store(cache, "k", work)
+    (cache.folder / "k" / name).unlink()
+    make(cache.folder / "k" / name)
+    assert cache.take("k", tmp_path / "out") is None
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    assert not (cache.folder / "k").exists()
+    store(cache, "k", work)
+    assert cache.take("k", tmp_path / "out") == {"answer": 42}
+
+
+@pytest.mark.parametrize("make", [a_pipe, a_link, a_device, a_folder])
+def test_a_lock_that_is_no_file(cache: Cache, work: Path, tmp_path: Path, make: Callable[[Path], None]) -> None:
+    store(cache, "k", work)
+    (cache.folder / ".lock").unlink(missing_ok=True)
+    make(cache.folder / ".lock")
+    assert cache.take("k", tmp_path / "out") is None
+    cache.prune()
+    store(cache, "l", work)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "sub/../../outside", "deep/link/x"])
+def test_names_do_not_lead_out_of_an_entry(cache: Cache, work: Path, tmp_path: Path, name: str) -> None:
+    store(cache, "k", work)
+    (cache.folder / "outside").write_bytes(b"x")
+    (cache.folder / "k" / "deep").mkdir()
+    (cache.folder / "k" / "deep" / "link").symlink_to(tmp_path)
+    (tmp_path / "x").write_bytes(b"x")
+    file = cache.folder / "k" / ENTRY
+    document = json.loads(file.read_text())
+    document["files"] = {name: {"size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}}
+    document["sha256"] = _digest(document)
+    file.write_text(json.dumps(document))
+    before = sorted(path for path in tmp_path.iterdir() if path.name != "cache")
+    assert cache.take("k", tmp_path / "out" / "deep") is None
+    assert sorted(path for path in tmp_path.iterdir() if path.name not in ("cache", "out")) == before
+
+
+def test_drafts_of_live_builds_stay_whatever_their_numbers(cache: Cache, work: Path) -> None:
+    store(cache, "k", work)
+    live = LiveFolder(cache.folder / "other")
+    dead = cache.folder / ".dead.partial-0123abcd"
+    dead.mkdir()
+    (dead / ALIVE).touch()
+    store(cache, "l", work)
+    cache.prune()
+    assert live.path.is_dir() and not dead.exists()
+    live.discard()
+
+
+def test_where_there_is_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container whose user has no entry in the list of users."""
+
+    def nobody(*_: object) -> None:
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("HOME", "XDG_CACHE_HOME", "DEXPORT_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    assert open_cache() is None
+    with pytest.raises(MachineError, match="there is no home folder") as caught:
+        existing_cache()
+    assert "DEXPORT_CACHE=DIR" in caught.value.hint
+    monkeypatch.setenv("DEXPORT_CACHE", str(tmp_path))
+    assert existing_cache().folder == tmp_path
+
+
+@pytest.mark.parametrize("variable", ["DEXPORT_CACHE_GB", "DEXPORT_CACHE_WAIT"])
+@pytest.mark.parametrize("text", ["plenty", "nan", "inf", "-1", "1e999"])
+def test_numbers_that_are_none(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(UsageError, match=f"{variable}={text} is not a number"):
+        open_cache()
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter import engine, machine
+from dexport.exporter.build import _beside
 from dexport.exporter.engine import (
     EngineChoice,
     EngineRequest,
@@ -366,6 +367,91 @@ def test_events_do_not_mix_with_prints(
         build_engine(request)
     assert caught.value.hint == "fix it"
     assert request.log_path.read_text().splitlines()[-1] == "1"
+
+
+HANGING = {
+    "silent": "import time; time.sleep(60)",
+    "talking": (
+        "import json, os, pathlib, sys, time\n"
+        "spec = json.loads(pathlib.Path(sys.argv[1]).read_text())\n"
+        "while True:\n"
+        '    os.write(spec["event_fd"], b\'{"event": "progress", "phase": "p", "step": 0, "steps": 1}\\n\')\n'
+        "    time.sleep(0.01)"
+    ),
+    "with the pipe closed": (
+        "import json, os, pathlib, sys, time\n"
+        "os.close(json.loads(pathlib.Path(sys.argv[1]).read_text())['event_fd'])\n"
+        "time.sleep(60)"
+    ),
+    "with children": "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])",
+    "in half a line": (
+        "import json, os, pathlib, sys, time\n"
+        "os.write(json.loads(pathlib.Path(sys.argv[1]).read_text())['event_fd'], b'{')\n"
+        "time.sleep(60)"
+    ),
+}
+
+
+@pytest.mark.parametrize("way", HANGING)
+def test_a_child_that_does_not_end_is_stopped(
+    make_request: Callable[..., EngineRequest], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    stand_in(monkeypatch, HANGING[way])
+    monkeypatch.setenv("DEXPORT_ENGINE_TIMEOUT", "1.5")
+    request, started = make_request(), time.monotonic()
+    with pytest.raises(MachineError, match=r"did not come to an end in 1\.5 s and was stopped") as caught:
+        build_engine(request)
+    assert time.monotonic() - started < 20
+    assert "DEXPORT_ENGINE_TIMEOUT" in caught.value.hint
+    assert not psutil.Process().children(recursive=True)
+    assert no_plan_but_log(request)
+
+
+def test_a_grandchild_that_holds_the_pipe_is_not_waited_for(
+    make_request: Callable[..., EngineRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(
+        monkeypatch,
+        "import json, os, pathlib, subprocess, sys\n"
+        "pipe = json.loads(pathlib.Path(sys.argv[1]).read_text())['event_fd']\n"
+        "code = 'import time; time.sleep(20)'\n"
+        "subprocess.Popen([sys.executable, '-c', code], pass_fds=(pipe,))\n"
+        'os.write(pipe, b\'{"event": "error", "kind": "input", "message": "no good", "hint": ""}\\n\')\n'
+        "os._exit(1)",
+    )
+    started = time.monotonic()
+    with pytest.raises(InputError, match="no good"):
+        build_engine(make_request())
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])
+def test_time_limits_that_are_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEXPORT_ENGINE_TIMEOUT", text)
+    with pytest.raises(UsageError, match=f"DEXPORT_ENGINE_TIMEOUT={text} is not a positive number"):
+        engine.time_limit()
+
+
+def test_a_failed_build_keeps_a_copy_of_its_log(
+    make_request: Callable[..., EngineRequest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in(monkeypatch, "print('last word'); raise SystemExit(7)")
+    request = make_request(failed_log=tmp_path / "out.engine-0123abcd.log")
+    with pytest.raises(MachineError, match=r"log: .*/out\.engine-0123abcd\.log"):
+        build_engine(request)
+    assert request.failed_log is not None
+    assert request.failed_log.read_text() == "last word\n"
+    request = make_request(failed_log=tmp_path)
+    with pytest.raises(MachineError, match=r"(?s)last word.*its log could not be kept"):
+        build_engine(request)
+
+
+def test_logs_of_failures_do_not_meet_and_outlive_drafts(tmp_path: Path) -> None:
+    output = tmp_path / ".out.partial-0123abcd" / "parts" / "decoder"
+    names = {_beside(output) for _ in range(10)}
+    assert len(names) == 10
+    assert {path.parent for path in names} == {tmp_path}
+    assert all(path.name.startswith("decoder.engine-") for path in names)
 
 
 def test_unwritable_log_is_an_error_of_this_machine(make_request: Callable[..., EngineRequest]) -> None:
