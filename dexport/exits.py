@@ -52,11 +52,11 @@ COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 """Where torch makes a folder when it is imported."""
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(BaseException):
     """A signal asked this process to end."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+        super().__init__(number)
         self.number = number
 
 
@@ -68,7 +68,7 @@ def running() -> Iterator[None]:
         try:
             with own_temporary_folder():
                 yield
-        except KeyboardInterrupt as error:  # between two commands, so to speak
+        except (KeyboardInterrupt, Interrupted) as error:  # between two commands, so to speak
             sys.exit(report(error))
         except SystemExit as end:
             if stopped:  # whatever was made of it on the way
@@ -79,9 +79,10 @@ def running() -> Iterator[None]:
 
 def report(error: BaseException) -> int:
     """Print what went wrong, and what mends it; returns the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        _say(f"stopped by {error}" if isinstance(error, Interrupted) else "stopped")
-        return OF_A_SIGNAL + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
+    if isinstance(error, (KeyboardInterrupt, Interrupted)):
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        _say(f"stopped by {signal.Signals(number).name}")
+        return OF_A_SIGNAL + number
     if isinstance(error, BrokenPipeError):
         _drop_output()
         return BROKEN_PIPE

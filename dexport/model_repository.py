@@ -34,7 +34,7 @@ from dexport.bundle import (
     reading_manifest,
 )
 from dexport.errors import InputError, UsageError
-from dexport.files import writing_to
+from dexport.files import open_regular, writing_to
 
 CONFIG = "config.pbtxt"
 MARK = "# Written by `dexport pack --triton`.\n"
@@ -221,6 +221,7 @@ def _parameter(key: str, value: str) -> str:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return (folder / CONFIG).read_text(encoding="utf-8").startswith(MARK)
-    except (OSError, ValueError):
+        with open_regular(folder / CONFIG) as file:
+            return file.read(len(MARK)) == MARK.encode()
+    except OSError:
         return False

@@ -702,7 +702,7 @@ def test_interrupted_build_leaves_nothing(folder: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(export, "trace", interrupt)
     result = build(folder / "out")
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "stopped")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "stopped by SIGINT")
     assert names_in(folder) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 
 from dexport.bundle import MANIFEST, Bundle, hash_files, load_bundle
 from dexport.cli import main
-from dexport.errors import InputError, UsageError
+from dexport.errors import InputError, MachineError, UsageError
 from dexport.model_repository import CONFIG, denoiser_config, pack_for_triton, picture_shape
 
 
@@ -150,6 +151,20 @@ def test_a_repository_in_a_bundle_is_refused(plain: Path, inside: str, tmp_path:
         assert result.exit_code == UsageError.exit_code
         assert f"would lie in the bundle {bundle}" in result.stderr
     load_bundle(bundle)
+
+
+@pytest.mark.parametrize("function", ["copyfileobj", "copyfile"])
+def test_a_full_disk_is_one_message(
+    plain: Path, tmp_path: Path, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, function, full)
+    result = CliRunner().invoke(main, ["pack", str(plain), "--triton", str(tmp_path / "models")])
+    assert result.exit_code == MachineError.exit_code
+    assert result.stderr.startswith(f"error: {tmp_path / 'models'} cannot be written: No space left on device\nfix: ")
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 def test_what_makes_no_pictures_is_refused(plain: Path, tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ class Cache:
         except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             for path in copied:
                 path.unlink(missing_ok=True)
-            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and _is_plain(entry):
+            is_damage = isinstance(error, (FileNotFoundError, IsADirectoryError)) or not isinstance(error, OSError)
+            if not is_damage and _is_plain(entry):
                 logger.warning("cache entry %s was not used: %s", entry, error)
             else:
                 logger.warning("cache entry %s is damaged (%s) and was removed", entry, error)

@@ -74,6 +74,10 @@ def test_a_part_of_another_bundle_is_not_changed(stitched: Path) -> None:
     result = validated(part)
     assert result.exit_code == 2
     assert "--no-record" in result.stderr
+    link = stitched.with_name("link")
+    link.symlink_to(part)
+    assert validated(link).exit_code == 2
+    link.unlink()
     assert validated(part, "--no-record").exit_code == 0
     load_bundle(stitched)
 
