@@ -151,7 +151,8 @@ def check_same(baseline: Baseline, report: Mapping[str, Any], bundle: Path | Non
 
 
 def _same_settings(baseline: Baseline, differing: Sequence[str], bundle: Path) -> str:
-    """The command that validates with the settings of the baseline, where options can give what differs."""
+    """The command that validates with the settings of the baseline, where options can give what differs; and the other
+    way out."""
     settings = baseline.content["settings"]
     if not {path.partition(".")[0] for path in differing} <= {"levels", "labels", *OPTIONS}:
         return OWN
@@ -162,7 +163,8 @@ def _same_settings(baseline: Baseline, differing: Sequence[str], bundle: Path) -
     if (measured := settings.get("distribution")) is not None:
         options.append(f"--reference REAL --evaluator {measured['evaluator']} --count {measured['count']}")
     words = [word for option in options for word in option.split(" ", 1)]
-    return shlex.join(["dexport", "validate", str(bundle), *words, "--baseline", str(baseline.path)])
+    command = shlex.join(["dexport", "validate", str(bundle), *words, "--baseline", str(baseline.path)])
+    return f"`{command}` has the baseline's settings; or {OWN}"
 
 
 def changes(baseline: Baseline, report: Mapping[str, Any]) -> tuple[Change, ...]:

@@ -129,23 +129,28 @@ def test_names_that_match_in_part_need_a_mapping(trained: Path) -> None:
     assert held(path, {"x": "x"}).notes == ()
 
 
-def test_a_file_that_does_not_keep_its_word_is_refused(foreign: Path) -> None:
-    def widens(graph: onnx.GraphProto) -> None:
-        """A batch that is declared free, and is two."""
-        graph.initializer.append(numpy_helper.from_array(np.full((2, 1, 1, 1), 1e-30, np.float32), "two"))
-        for node in graph.node:
-            node.output[:] = ["before" if name == "noise_pred" else name for name in node.output]
-        graph.node.append(helper.make_node("Add", ["before", "two"], ["noise_pred"]))
+def behind(graph: onnx.GraphProto, last: onnx.NodeProto) -> None:
+    """One more node between the network's output, now ``before``, and the graph's."""
+    for node in graph.node:
+        node.output[:] = ["before" if name == "noise_pred" else name for name in node.output]
+    graph.node.append(last)
 
-    with pytest.raises(InputError, match="noise_pred has shape") as caught:
-        held(changed(foreign, widens))
+
+def test_a_file_that_does_not_keep_its_word_is_refused(foreign: Path) -> None:
+    def doubles(graph: onnx.GraphProto) -> None:
+        behind(graph, helper.make_node("Concat", ["before", "before"], ["noise_pred"], axis=0))
+
+    with pytest.raises(InputError, match=r"noise_pred has shape \[2, 8, 16, 16\] at batch 1") as caught:
+        held(changed(foreign, doubles))
     assert "\n" not in str(caught.value)
 
-    def fixed(graph: onnx.GraphProto) -> None:
-        widens(graph)
-        next(value for value in graph.input if value.name == "timestep").type.tensor_type.shape.dim[0].dim_value = 2
 
-    report = held(changed(foreign, fixed))
+def test_a_batch_that_only_the_graph_fixes_is_kept(foreign: Path) -> None:
+    def widens(graph: onnx.GraphProto) -> None:
+        graph.initializer.append(numpy_helper.from_array(np.full((2, 1, 1, 1), 1e-30, np.float32), "two"))
+        behind(graph, helper.make_node("Add", ["before", "two"], ["noise_pred"]))
+
+    report = held(changed(foreign, widens))
     assert report.passed and {check.batch for check in report.checks} == {2}
 
 
