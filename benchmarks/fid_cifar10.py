@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from dexport.image_files import read_image
 from dexport.validate.distances import Moments, frechet_distance, kernel_distance
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
 from dexport.validate.images import ImageSet
@@ -48,8 +48,7 @@ class Atlas(ImageSet):
             yield self._images[start : start + size]
 
     def _rows(self, file: Path) -> np.ndarray:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
+        return read_image(file)
 
 
 def measure(folder: Path, count: int, evaluator: Evaluator, work: Path) -> dict[str, Any]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from dexport.bundle import refuse_inside_bundle
 from dexport.collector import collector_paused
 from dexport.errors import GateError, MachineError, UsageError
 from dexport.exits import Interrupted, report, running
-from dexport.files import check_file, write_whole
+from dexport.files import write_whole
 from dexport.hashing import hash_ahead
+from dexport.places import check_place
 from dexport.verdict import ACCEPT, LOSSY, SHIPPABLE_SNR_DB, Loss, lossy_text
 from dexport.version import __version__
 
@@ -24,15 +25,14 @@ Number = TypeVar("Number", int, float)
 
 
 class OutputPath(click.Path):
-    """A file to write, which is refused before there is any work: a folder or a device, or in a bundle's folder."""
+    """A file to write. Where it cannot be written, or in a bundle's folder, is refused before there is any work."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(str(super().convert(value, param, ctx)))
-        check_file(path)
-        refuse_inside_bundle(path)
+        check_place(path)
         return path
 
 
@@ -735,21 +735,22 @@ def sample_command(
     Needs neither torch nor onnx. A run that was interrupted makes the missing pictures only.
     """
     from dexport.console import Progress, print_generated, warn
-    from dexport.runtime.generate import generate
+    from dexport.runtime.generate import check_request, generate
     from dexport.runtime.pipeline import Pipeline
     from dexport.runtime.stitch import halves
 
+    request = {
+        "classes": _parse_numbers(classes or "", "--classes", "207,360", int),
+        "fractions": () if fraction is None else halves(fraction),
+        **options,
+    }
+    force = request.pop("force")
     with Progress() as progress:
         progress.start("sample")
-        pipeline = Pipeline.open(bundle, provider, decoder, require_signature)
+        check = partial(check_request, **request)
+        pipeline = Pipeline.open(bundle, provider, decoder, require_signature, check=check)
         warn(pipeline.bundle)
-        generated = generate(
-            pipeline,
-            classes=_parse_numbers(classes or "", "--classes", "207,360", int),
-            fractions=() if fraction is None else halves(fraction),
-            on_progress=progress.advance,
-            **options,
-        )
+        generated = generate(pipeline, **request, force=force, on_progress=progress.advance)
     _print_json(vars(generated)) if as_json else print_generated(generated)
 
 
@@ -796,12 +797,15 @@ def sweep_command(
     optional_import("matplotlib")  # the plot comes last
     with Progress() as progress:
         progress.start("sweep")
+        shares = _parse_numbers(fractions, "--fractions", "0,0.4,1", float)
+        check_place(output.with_suffix(".png"))
+        real = load_images(reference) if reference else None
         pipeline = Pipeline.open(bundle, provider, decoder, require_signature)
         warn(pipeline.bundle)
         result = sweep(
             pipeline,
-            _parse_numbers(fractions, "--fractions", "0,0.4,1", float),
-            reference=load_images(reference) if reference else None,
+            shares,
+            reference=real,
             on_progress=progress.advance,
             **options,
         )
@@ -906,9 +910,9 @@ def unpack_command(
 def fid_command(a: Path, b: Path | None, save_stats: Path | None, seed: int, as_json: bool, **options: Any) -> None:
     """Distances of images A to a reference B: FID, sFID, KID, precision and recall, and the floor they stand on.
 
-    A and B are folders of PNG files, .npz files of images (arr_0), or ADM's reference statistics.
+    A and B are folders of PNG, JPEG and WebP files, .npz files of images (arr_0), or ADM's reference statistics.
     """
-    from dexport.console import Progress, print_fid
+    from dexport.console import Progress, print_fid, print_saved_statistics
     from dexport.validate.fid import measure_fid, save_statistics
 
     if (b is None) == (save_stats is None):
@@ -920,7 +924,7 @@ def fid_command(a: Path, b: Path | None, save_stats: Path | None, seed: int, as_
         else:
             report = measure_fid(a, b, seed=seed, on_progress=progress.advance, **options)  # type: ignore[arg-type]
     if save_stats is not None:
-        _print_json(facts) if as_json else click.echo(f"{save_stats}: {facts['count']} images, {facts['evaluator']}")
+        _print_json(facts) if as_json else print_saved_statistics(facts)
     else:
         _print_json(report.to_json()) if as_json else print_fid(report)
 

@@ -243,6 +243,8 @@ def print_generated(generated: Generated) -> None:
         + f": {settings['steps']} {settings['sampler']} steps, {guidance}seed {settings['seed']}, {generated.runner}"
     )
     out.print(f"  {generated.grid}\n  {generated.folder}")
+    for name in generated.set_aside:
+        out.print(f"  not of this run, and kept: {_plain(generated.folder / name)}", soft_wrap=True)
 
 
 def warn(bundle: Bundle) -> None:
@@ -278,6 +280,8 @@ def print_fid(report: FidReport) -> None:
         "seed": str(report.seed),
     }
     _print_lines({name: text for name, text in lines.items() if text})
+    for skipped in report.skipped:
+        out.print(_skipped_line(vars(skipped)), soft_wrap=True)
     table = Table("distance", "", "floor")
     floor = report.floor
     table.add_row(report.distance, f"{report.frechet:.4f}", f"{floor.frechet:.4f}" if floor else "not known")
@@ -655,6 +659,20 @@ def _custom_op(op: Mapping[str, Any]) -> str:
 
 def _signature(specs: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{s['name']} ({','.join(map(str, s['shape']))}) {s['dtype']}" for s in specs)
+
+
+def print_saved_statistics(facts: Mapping[str, Any]) -> None:
+    """What ``dexport fid --save-stats`` wrote."""
+    out.print(f"{_plain(facts['path'])}: {facts['count']} images, {facts['evaluator']}", soft_wrap=True)
+    for skipped in facts["skipped"]:
+        out.print(_skipped_line(skipped), soft_wrap=True)
+    for warning in facts["warnings"]:
+        out.print(f"[yellow]warning[/]: {_plain(warning)}", soft_wrap=True)
+
+
+def _skipped_line(skipped: Mapping[str, Any]) -> str:
+    names = [*map(printable, skipped["names"]), *(["..."] if skipped["count"] > len(skipped["names"]) else [])]
+    return f"skipped in {_plain(skipped['path'])}: {skipped['count']} {skipped['why']} ({escape(', '.join(names))})"
 
 
 def _set_line(facts: SetFacts) -> str:

@@ -176,13 +176,28 @@ class BuildResult:
         return self.bundle.caveats
 
 
+@dataclass(frozen=True)
+class Sources:
+    """The weights of a network and of the decoder that goes with it, opened and checked against both networks."""
+
+    network: WeightSource
+    decoder: WeightSource | None = None
+
+
 def build(
-    recipe: str | Recipe, options: BuildOptions, verify: Verifier, listener: Listener | None = None
+    recipe: str | Recipe,
+    options: BuildOptions,
+    verify: Verifier,
+    listener: Listener | None = None,
+    sources: Sources | None = None,
 ) -> BuildResult:
     """Build a bundle.
 
     Everything that can be refused is refused before work starts; whatever goes wrong later leaves no bundle behind.
     A failed gate does leave one, marked failed.
+
+    Args:
+        sources: weights that are open already; by default those that the options name are opened.
 
     Raises:
         DexportError: see its subclasses; the command line exits with their codes.
@@ -206,7 +221,8 @@ def build(
     place = Workplace(options.output)
     with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options, ternary)) as draft:
         with log.step("open weights"):
-            weights = _open_weights(variant, options)
+            opened = sources or open_sources(variant, decoder, options)
+        weights = opened.network
         given, ranges = options, None
         if options.precision == AUTO_PRECISION:
             options, ranges = _decide_precision(variant, weights, options, log)
@@ -268,7 +284,9 @@ def build(
         verdict = _verify(draft, variant, weights, options, profile, gates, verify, reuse) if options.parity else None
         parts = {}
         if decoder is not None:
-            parts[DECODER] = build(decoder.recipe, decoder_options(draft, decoder, given), verify, listener)
+            assert opened.decoder is not None
+            inner = decoder_options(draft, decoder, given)
+            parts[DECODER] = build(decoder.recipe, inner, verify, listener, Sources(opened.decoder))
         elif options.decoder_bundle is not None:
             copy = draft.path / PARTS / DECODER
             copy_bundle(load_bundle(options.decoder_bundle), copy)
@@ -393,6 +411,19 @@ def decoder_options(draft: Draft, decoder: Variant, options: BuildOptions) -> Bu
         decoder_bundle=None,
         force=False,
     )
+
+
+def open_sources(variant: Variant, decoder: Variant | None, options: BuildOptions) -> Sources:
+    """Open the weights of a network and of its decoder, so that bad ones of either are found before both are built.
+
+    Raises:
+        InputError, UsageError, MachineError: as :func:`~dexport.exporter.checkpoint.open_weights`.
+    """
+    network = _open_weights(variant, options)
+    if decoder is None:
+        return Sources(network)
+    adapt = decoder.recipe.adapt
+    return Sources(network, open_weights(options.decoder_checkpoint, decoder.outline, seed=options.seed, adapt=adapt))
 
 
 def _open_weights(variant: Variant, options: BuildOptions) -> WeightSource:

@@ -9,7 +9,16 @@ from typing import Any
 
 from dexport.bundle import PARTS, STITCH, Bundle, Draft, copy_bundle, load_bundle
 from dexport.errors import UsageError
-from dexport.exporter.build import BuildOptions, BuildResult, Verifier, build, resolve_options
+from dexport.exporter.build import (
+    BuildOptions,
+    BuildResult,
+    Sources,
+    Verifier,
+    build,
+    open_sources,
+    resolve_decoder,
+    resolve_options,
+)
 from dexport.exporter.machine import package_versions
 from dexport.exporter.manifest import Verdict, judgement, sampling
 from dexport.exporter.steps import Listener
@@ -83,15 +92,21 @@ def build_stitched(
         raise UsageError("--with-decoder needs a denoiser that is built here", hint="leave it out")
     verdicts: dict[str, Verdict | None] = {}
     with Draft(options.output, force=options.force) as draft:
+        parts: dict[str, BuildOptions] = {}
+        sources: dict[str, Sources] = {}
         for name, share in zip(names, shares, strict=True):
-            target = draft.path / PARTS / name
             if share in joined:
-                copy_bundle(joined[share], target)
                 continue
-            part = replace(options, output=target, checkpoint=share.checkpoint, force=False)
+            part = replace(options, output=draft.path / PARTS / name, checkpoint=share.checkpoint, force=False)
             if share is not built[-1]:
                 part = replace(part, with_decoder=False, decoder_checkpoint=None)
-            result = build(share.source, part, verify, listener)
+            variant = resolve_options(share.source, part)
+            parts[name], sources[name] = part, open_sources(variant, resolve_decoder(variant, part), part)
+        for name, share in zip(names, shares, strict=True):
+            if share in joined:
+                copy_bundle(joined[share], draft.path / PARTS / name)
+                continue
+            result = build(share.source, parts[name], verify, listener, sources[name])
             verdicts |= {name: result.verdict, **{f"{name}/{inner}": v for inner, v in result.parts.items()}}
         bundle = draft.commit(compose(draft.path, dict(zip(names, shares, strict=True)), options.accept_loss))
     return BuildResult(bundle, None, verdicts)

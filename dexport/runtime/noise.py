@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dexport.errors import InputError, UsageError
+from dexport.errors import UsageError
+from dexport.npz import open_npz
 
 
 class Noise:
@@ -75,12 +75,13 @@ class Replay(Noise):
 
     @classmethod
     def load(cls, path: str | Path) -> Replay:
-        """Read what ``Noise.save`` wrote."""
-        try:
-            with np.load(Path(path), allow_pickle=False) as file:
-                return cls([file[f"arr_{index}"] for index in range(len(file.files))])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} holds no recorded noise: {error}", hint="record it again") from error
+        """Read what ``Noise.save`` wrote.
+
+        Raises:
+            InputError: no such file, or another content.
+        """
+        with open_npz(Path(path), "recorded noise") as file:
+            return cls([file.read(f"arr_{index}") for index in range(len(file.names))])
 
     def normal(self, shape: Sequence[int]) -> np.ndarray:
         """The next recorded draw."""

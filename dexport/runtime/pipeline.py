@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from dexport.bundle import DECODER, Bundle, load_bundle, pixel_shuffle, reading_manifest
+from dexport.bundle import DECODER, Bundle, load_bundle, pixel_shuffle, printable, reading_manifest
 from dexport.errors import GateError, InputError, UsageError
 from dexport.runtime.decode import Decoder, DecoderSession, PixelShuffle, VaeDecoder, to_uint8
 from dexport.runtime.guidance import (
@@ -37,6 +37,15 @@ class NamedSession(Protocol):
     runner: str
 
     def __call__(self, **inputs: np.ndarray) -> Mapping[str, np.ndarray]: ...
+
+
+class _Unopened:
+    """In place of a session, where nothing is evaluated."""
+
+    runner = ""
+
+    def __call__(self, **_inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        raise RuntimeError("this pipeline was made to check a request")
 
 
 class Pipeline:
@@ -95,10 +104,26 @@ class Pipeline:
         provider: str = "cpu",
         decoder: str | Path | None = None,
         require_signature: str | Path | None = None,
+        *,
+        check: Callable[[Bundle], None] = lambda _bundle: None,
     ) -> Pipeline:
-        """Check the hashes of a bundle and of a decoder's, and their signatures where one is required; open them."""
+        """Check the hashes of a bundle and of a decoder's, and their signatures where one is required; open them.
+
+        Args:
+            check: refuses what is asked of the bundle, before its networks are loaded.
+        """
         bundle = load_bundle(path, require_signature)
-        return cls(bundle, provider, load_bundle(decoder, require_signature) if decoder is not None else None)
+        check(bundle)
+        given = load_bundle(decoder, require_signature) if decoder is not None else None
+        check_decoder(bundle, given)
+        return cls(bundle, provider, given)
+
+    @classmethod
+    def unopened(cls, bundle: Bundle) -> Pipeline:
+        """One that loads no network and evaluates none, to check requests with."""
+        with reading_manifest(bundle):
+            count = max(1, len(bundle.stitch))
+        return cls(bundle, sessions=[_Unopened()] * count, pictures=False)
 
     @property
     def classes(self) -> int | None:
@@ -242,6 +267,34 @@ def lacks_decoder(bundle: Bundle) -> bool:
     """Whether a denoiser's bundle makes latents that nothing in it can decode."""
     kind = bundle.manifest["sampling"]["decoder"]
     return kind != "none" and pixel_shuffle(kind) is None and not decoders_in(bundle)
+
+
+def check_decoder(bundle: Bundle, given: Bundle | None) -> None:
+    """Refuse a denoiser without a decoder, and a bundle that is given as one and is none, before networks are loaded.
+
+    Raises:
+        UsageError: so it is.
+        InputError: not a denoiser's bundle, or an incomplete manifest.
+    """
+    if not bundle.manifest.get("sampling"):
+        return  # refused when it is opened
+    with reading_manifest(bundle):
+        kind, is_lacking = bundle.manifest["sampling"]["decoder"], lacks_decoder(bundle)
+    if is_lacking and given is None:
+        raise UsageError(
+            f"{bundle.path} makes latents and has no decoder",
+            hint=f"build it with --with-decoder, or build {printable(kind)} and give that bundle with --decoder",
+        )
+    if given is None:
+        return
+    with reading_manifest(given):
+        names = [str(spec["name"]) for spec in given.manifest["io"]["inputs"]]
+        outputs = [str(spec["name"]) for spec in given.manifest["io"]["outputs"]]
+    if names != ["z"] or "image" not in outputs:
+        raise UsageError(
+            f"{given.path} takes {printable(', '.join(names))}, but a decoder takes z and gives image",
+            hint="build sd-vae-decoder and give that bundle with --decoder",
+        )
 
 
 def _undecoded(latents: np.ndarray) -> np.ndarray:

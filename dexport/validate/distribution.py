@@ -78,11 +78,13 @@ class DistributionReport:
 
 @dataclass(frozen=True)
 class Real:
-    """Real images: what was made of them, and where they are."""
+    """Real images: what was made of them, where they are, and what is to be known of them; ``shape`` (H, W, C)."""
 
     path: Path
     sha256: str
     summary: Summary
+    shape: tuple[int, int, int] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def check_distribution(
@@ -106,7 +108,7 @@ def check_distribution(
     Args:
         reference: the same bundle's pipeline on PyTorch sessions.
         labels: one image each, two or more; an unconditional network takes as many zeros as images.
-        real: a folder of PNG files, an ``.npz`` of images, or ADM's statistics.
+        real: a folder of images, an ``.npz`` of images, or ADM's statistics.
         work: folder for pictures and features; a run that was killed goes on there.
         identity: what fixes the networks: hashes of the bundle's files, of the weights, of a reference of one's own.
 
@@ -155,7 +157,9 @@ def summarise_real(path: Path, evaluator: Evaluator, work: Path, on_progress: On
     for chunk in cached_features(images, evaluator, work / "features" / f"real-{sha256[:12]}", 32, on_progress):
         moments.add(chunk.pool)
         features.append(chunk.pool.astype(np.float32))
-    return Real(path, sha256, Summary(given.moments if given else moments.moments(), None, np.concatenate(features)))
+    summary = Summary(given.moments if given else moments.moments(), None, np.concatenate(features))
+    skipped = (f"{images.path}: skipped {one}" for one in images.skipped)
+    return Real(path, sha256, summary, images.shape, (*images.warnings, *skipped))
 
 
 def _checked(features: np.ndarray, side: str) -> np.ndarray:
@@ -202,9 +206,9 @@ def _report(
             f"{count} images: below {ours.shape[1]} a Fréchet distance mostly measures how few there are; "
             "the delta is of pairs and does not"
         )
-    real_shape = None if real.summary.features is None else open_images(real.path).shape
-    if real_shape not in (None, shape):
-        sizes = " and ".join("x".join(map(str, size)) for size in (shape, real_shape or ()))
+    warnings += real.warnings
+    if real.shape not in (None, shape):
+        sizes = " and ".join("x".join(map(str, size)) for size in (shape, real.shape or ()))
         warnings.append(f"samples and real images are {sizes}: the difference is part of both distances")
     lowest = min(likeness.psnr_db)
     return DistributionReport(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dexport.errors import InputError, UsageError, free_name
+from dexport.places import check_place
 from dexport.validate.distances import (
     Moments,
     frechet_distance,
@@ -43,6 +44,16 @@ class SetFacts:
 
 
 @dataclass(frozen=True)
+class SkippedIn:
+    """Entries of a folder that are no images of its set; see :class:`~dexport.image_files.Skipped`."""
+
+    path: str
+    why: str
+    count: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Floor:
     """The same distances between two disjoint parts of the reference: what a perfect generator would be given.
 
@@ -68,6 +79,7 @@ class FidReport:
         score: Inception Score of the samples, mean and standard deviation over splits.
         precision_recall: with ``NEIGHBOURS`` neighbours.
         not_run: what is missing above, and why.
+        skipped: what the folders hold besides images, and was not counted.
     """
 
     evaluator: str
@@ -87,6 +99,7 @@ class FidReport:
     floor: Floor | None
     warnings: tuple[str, ...]
     not_run: tuple[str, ...]
+    skipped: tuple[SkippedIn, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -103,7 +116,7 @@ def measure_fid(
     seed: int = 0,
     on_progress: OnProgress = lambda _done, _total, _detail: None,
 ) -> FidReport:
-    """Distances of ``samples`` to ``reference``: each a folder of PNG files, or an ``.npz`` of images or statistics.
+    """Distances of ``samples`` to ``reference``: each a folder of images, or an ``.npz`` of images or statistics.
 
     Args:
         seed: of the subsets and splits, and of the parts of the reference that make the floor.
@@ -113,20 +126,23 @@ def measure_fid(
         InputError: bad images or statistics, sets whose features do not compare.
         MachineError: no weights.
     """
-    if batch < 1 or seed < 0:
-        raise UsageError(f"--batch {batch}, --seed {seed}: they start at 1 and at 0", hint="leave them out")
+    _check_numbers(batch, seed)
     inputs = [_open(path) for path in (samples, reference)]
     network = open_evaluator(evaluator, weights)
-    ours, real = (_summary(path, images, network, batch, on_progress) for path, images in inputs)
-    return _report(
+    moments = [read_statistics(path, network) if holds_statistics(path) else None for path, _ in inputs]
+    ours, real = (
+        _summary(given, images, network, batch, on_progress) for given, (_, images) in zip(moments, inputs, strict=True)
+    )
+    report = _report(
         ours,
         real,
         network,
         SetFacts(str(samples), ours.moments.count),
         SetFacts(str(reference), real.moments.count),
         seed,
-        tuple(_size_warnings(inputs)),
+        (*_size_warnings(inputs), *(line for _, images in inputs if images is not None for line in images.warnings)),
     )
+    return replace(report, skipped=tuple(skipped for path, images in inputs for skipped in _skipped(path, images)))
 
 
 def save_statistics(
@@ -138,11 +154,20 @@ def save_statistics(
     batch: int = 32,
     on_progress: OnProgress = lambda _done, _total, _detail: None,
 ) -> dict[str, Any]:
-    """Write a reference file in ADM's layout, and say what is in it; see :func:`write_statistics`."""
+    """Write a reference file in ADM's layout, and say what is in it; see :func:`write_statistics`.
+
+    Raises:
+        UsageError: a place where no such file can be written, or the file of the images themselves.
+        InputError, MachineError: as :func:`measure_fid`.
+    """
+    _check_numbers(batch, 0)
     if output.suffix != ".npz":
         raise UsageError(
             f"--save-stats {output} is not an .npz file", hint=f"for example {free_name(output.with_suffix('.npz'))}"
         )
+    check_place(output)
+    if output.exists() and images.exists() and output.samefile(images):
+        raise UsageError(f"--save-stats {output} is the file of the images", hint="choose another output")
     opened = open_images(images)
     network = open_evaluator(evaluator, weights)
     summary = summarise(opened, network, batch, on_progress)
@@ -153,7 +178,20 @@ def save_statistics(
         "evaluator": network.name,
         "weights": network.weights,
         "weights_sha256": network.sha256,
+        "skipped": [asdict(skipped) for skipped in _skipped(images, opened)],
+        "warnings": list(opened.warnings),
     }
+
+
+def _skipped(path: Path, images: ImageSet | None) -> list[SkippedIn]:
+    if images is None:
+        return []
+    return [SkippedIn(str(path), skipped.why, skipped.count, skipped.names) for skipped in images.skipped]
+
+
+def _check_numbers(batch: int, seed: int) -> None:
+    if batch < 1 or seed < 0:
+        raise UsageError(f"--batch {batch}, --seed {seed}: they start at 1 and at 0", hint="leave them out")
 
 
 def _open(path: Path) -> tuple[Path, ImageSet | None]:
@@ -163,9 +201,10 @@ def _open(path: Path) -> tuple[Path, ImageSet | None]:
     return path, open_images(path)
 
 
-def _summary(path: Path, images: ImageSet | None, evaluator: Evaluator, batch: int, on_progress: OnProgress) -> Summary:
+def _summary(
+    given: Summary | None, images: ImageSet | None, evaluator: Evaluator, batch: int, on_progress: OnProgress
+) -> Summary:
     """A reference file counts for its moments, also where it brings a part of its images."""
-    given = read_statistics(path, evaluator) if holds_statistics(path) else None
     if images is None:
         assert given is not None
         return given

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from dexport.bundle import printable
 from dexport.errors import InputError, UsageError
+from dexport.image_files import LARGEST_PIXELS, Skipped, find_images, read_header, read_image
+from dexport.npz import Values, open_npz
+from dexport.validate.distances.pixels import ARRAY
 
-ARRAY = "arr_0.npy"
-"""Inside the ``.npz`` files of ADM and of ``numpy.savez(path, images)``."""
 CHANNELS = (1, 3)
+LARGEST_BATCH = 1 << 28
+"""Bytes of images that are held at once, however many were asked for."""
 
 
 class ImageSet(ABC):
@@ -26,40 +27,69 @@ class ImageSet(ABC):
         path: the folder or file.
         count: how many.
         shape: (H, W, C) of each, C is 1 or 3.
+        skipped: what else there is, and is not counted.
+        warnings: what a reader of distances should know.
     """
 
     path: Path
     count: int
     shape: tuple[int, int, int]
+    skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @abstractmethod
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """All images in order, as uint8 (up to ``size``, H, W, C)."""
+        """All images in order, as uint8 (up to ``size``, H, W, C); fewer at once where they are large."""
+
+    def _at_once(self, size: int) -> int:
+        return max(1, min(size, LARGEST_BATCH // int(np.prod(self.shape))))
 
 
 class Folder(ImageSet):
-    """The PNG files in a folder and below it, in the order of their paths."""
+    """The PNG, JPEG and WebP files in a folder and below it, in the order of their paths; see :func:`find_images`.
+
+    Every header is read at once, so that a file which is no picture of this set is found before any work.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._files = sorted(file for file in path.rglob("*.png") if file.is_file())
-        if not self._files:
-            raise InputError(f"{path} holds no PNG files", hint="give a folder of PNG files, or an .npz with arr_0")
-        self.count = len(self._files)
-        self.shape = _read_png(self._files[0]).shape
+        found = find_images(path)
+        self.path, self.files, self.skipped = path, found.files, found.skipped
+        if not self.files:
+            others = f"; it has {', '.join(map(str, found.skipped))}" if found.skipped else ""
+            raise InputError(
+                f"{printable(str(path))} holds no PNG files and no JPEG or WebP files{others}",
+                hint="give a folder of pictures, or an .npz with arr_0",
+            )
+        self.count = len(self.files)
+        turned = 0
+        for number, file in enumerate(self.files):
+            header = read_header(file)
+            if number == 0:
+                self.shape = header.shape
+            self._check(file, header.shape)
+            turned += header.turned
+        if turned:
+            self.warnings = (
+                f"{printable(str(path))}: {turned} images have an EXIF orientation, which is not applied: "
+                "their pixels count as they are stored",
+            )
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
+        size = self._at_once(size)
         for start in range(0, self.count, size):
-            yield np.stack([self._read(file) for file in self._files[start : start + size]])
+            yield np.stack([self._read(file) for file in self.files[start : start + size]])
 
     def _read(self, file: Path) -> np.ndarray:
-        image = _read_png(file)
-        if image.shape != self.shape:
+        image = read_image(file)
+        self._check(file, image.shape)
+        return image
+
+    def _check(self, file: Path, shape: tuple[int, ...]) -> None:
+        if shape != self.shape:
             raise InputError(
-                f"{file} is {_size(image.shape)}, but {self._files[0]} is {_size(self.shape)}",
+                f"{printable(str(file))} is {_size(shape)}, but {printable(str(self.files[0]))} is {_size(self.shape)}",
                 hint="a set has one size and one number of channels; resize the images first",
             )
-        return image
 
 
 class Array(ImageSet):
@@ -71,65 +101,44 @@ class Array(ImageSet):
             self.count, self.shape = shape[0], shape[1:]  # type: ignore[assignment]
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        with self._open() as (stream, shape):
+        size = self._at_once(size)
+        with self._open() as (values, shape):
             per_image = int(np.prod(shape[1:]))
             for start in range(0, self.count, size):
                 count = min(size, self.count - start)
-                data = stream.read(count * per_image)
-                if len(data) < count * per_image:
-                    raise InputError(f"{self.path} ends after {start} of {self.count} images", hint="copy it again")
-                yield np.frombuffer(data, np.uint8).reshape(count, *shape[1:])
+                yield np.frombuffer(values.read(count * per_image), np.uint8).reshape(count, *shape[1:])
 
     @contextmanager
-    def _open(self) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(ARRAY) as stream:
-                version = np.lib.format.read_magic(stream)
-                is_first = version == (1, 0)
-                read_header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-                shape, fortran_order, dtype = read_header(stream)
-                if dtype != np.uint8 or len(shape) != 4 or shape[3] not in CHANNELS or fortran_order or 0 in shape:
-                    order = " in Fortran order" if fortran_order else ""
-                    raise InputError(
-                        f"{self.path}: arr_0 is {dtype} {list(shape)}{order}",
-                        hint="give images (N, H, W, 1 or 3) uint8 in C order",
-                    )
-                yield stream, shape
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{self.path} holds no images: {error}", hint="give an .npz with arr_0 (N, H, W, C) uint8"
-            ) from error
+    def _open(self) -> Iterator[tuple[Values, tuple[int, ...]]]:
+        with open_npz(self.path, "images") as archive:
+            header = archive.header(ARRAY)
+            shape = header.shape
+            usual = header.dtype == np.uint8 and len(shape) == 4 and 0 not in shape and not header.fortran_order
+            if not usual or shape[3] not in CHANNELS or shape[1] * shape[2] > LARGEST_PIXELS:
+                order = " in Fortran order" if header.fortran_order else ""
+                raise InputError(
+                    f"{printable(str(self.path))}: {ARRAY} is {header.dtype} {list(shape)}{order}",
+                    hint="give images (N, H, W, 1 or 3) uint8 in C order, of 8192x8192 pixels at most",
+                )
+            with archive.stream(ARRAY, header) as values:
+                yield values, shape
 
 
 def open_images(path: Path) -> ImageSet:
-    """A folder of PNG files, or an ``.npz`` file with ``arr_0``.
+    """A folder of PNG, JPEG and WebP files, or an ``.npz`` file with ``arr_0``.
 
     Raises:
         InputError: nothing that holds images of one size.
         UsageError: no such path, or another kind of file.
     """
+    shown = printable(str(path))
     if path.is_dir():
         return Folder(path)
     if not path.exists():
-        raise UsageError(f"{path} does not exist", hint="give a folder of PNG files, or an .npz file")
-    if path.suffix != ".npz":
-        raise UsageError(f"{path} is neither a folder nor an .npz file", hint="give one of these")
+        raise UsageError(f"{shown} does not exist", hint="give a folder of PNG files, or an .npz file")
+    if path.suffix.lower() != ".npz":
+        raise UsageError(f"{shown} is neither a folder nor an .npz file", hint="give one of these")
     return Array(path)
-
-
-def _read_png(file: Path) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            if image.mode == "P" and "transparency" not in image.info:
-                return np.asarray(image.convert("RGB"))
-            if image.mode not in ("L", "RGB"):
-                raise InputError(
-                    f"{file} is {image.mode}, not 8-bit grey or RGB", hint="flatten transparency and convert it first"
-                )
-            array = np.asarray(image)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise InputError(f"{file} is not a whole PNG file: {error}", hint="remove it or make it again") from error
-    return array[..., None] if array.ndim == 2 else array
 
 
 def _size(shape: tuple[int, ...]) -> str:

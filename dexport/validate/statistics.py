@@ -10,15 +10,27 @@ from typing import Any
 
 import numpy as np
 
+from dexport.bundle import printable
 from dexport.errors import InputError
 from dexport.files import replacing
+from dexport.npz import Npz, open_npz
 from dexport.validate.distances import Moments, RunningMoments
-from dexport.validate.features.evaluator import Evaluator
-from dexport.validate.images import ARRAY, ImageSet
+from dexport.validate.distances.pixels import ARRAY
+from dexport.validate.features.evaluator import EVALUATORS, Evaluator
+from dexport.validate.images import ImageSet, open_images
 
 OnProgress = Callable[[int, int, str], None]
 PROVENANCE = ("evaluator", "weights_sha256", "count")
 """Keys that we add to ADM's; its evaluator reads those it knows and no others."""
+NUMBERS = "fiu"
+MOST_FEATURES = 1 << 13
+"""Per image, of which a covariance takes 512 MB; Inception has 2048."""
+LARGEST_VALUE = 1e100
+"""Whose square is still far from infinite."""
+ROUNDING = 1e-5
+"""Of a covariance that somebody stored in float32, as a share of its largest value."""
+LARGEST_SCALAR = 1 << 12
+MOST_IMAGES = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,31 @@ def summarise(
 
 
 def holds_statistics(path: Path) -> bool:
-    """Whether a file is ``.npz`` with ``mu`` and ``sigma``."""
-    return path.suffix == ".npz" and zipfile.is_zipfile(path) and {"mu.npy", "sigma.npy"} <= _names(path)
+    """Whether a file is ``.npz`` with ``mu`` and ``sigma``.
+
+    Raises:
+        InputError: it is ``.npz`` by its name, and no archive of arrays.
+    """
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        return False
+    with open_npz(path, "images") as archive:
+        return {"mu", "sigma"} <= archive.names
 
 
 def holds_images(path: Path) -> bool:
     """Whether such a file has images, too."""
-    return ARRAY in _names(path)
+    with open_npz(path, "images") as archive:
+        return ARRAY in archive.names
+
+
+def check_images(path: Path) -> None:
+    """Refuse real images that cannot be read, as far as that can be told without reading all of them.
+
+    Raises:
+        InputError, UsageError: as :func:`~dexport.validate.images.open_images`.
+    """
+    if not holds_statistics(path) or holds_images(path):
+        open_images(path)
 
 
 def read_statistics(path: Path, evaluator: Evaluator) -> Summary:
@@ -85,28 +115,33 @@ def read_statistics(path: Path, evaluator: Evaluator) -> Summary:
     Raises:
         InputError: values that are no moments, of another evaluator, or of other weights.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = set(file.files)
-            arrays = {key: file[key] for key in ("mu", "sigma", "mu_s", "sigma_s", *PROVENANCE) if key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="copy or make it again") from error
-    made_by = str(arrays.get("evaluator", "inception"))
+    with open_npz(path, "statistics") as archive:
+        names = archive.names
+        made_by, made_with = (
+            _text(archive, name) if name in names else otherwise
+            for name, otherwise in (("evaluator", "inception"), ("weights_sha256", evaluator.sha256))
+        )
+        _check_maker(path, evaluator, made_by, made_with)
+        count = _count(archive) if "count" in names else None
+        moments = _moments(archive, "mu", "sigma", count)
+        spatial = _moments(archive, "mu_s", "sigma_s", count) if {"mu_s", "sigma_s"} <= names else None
+    return Summary(moments, spatial)
+
+
+def _check_maker(path: Path, evaluator: Evaluator, made_by: str, made_with: str) -> None:
     if made_by != evaluator.name:
         raise InputError(
-            f"{path} has statistics of {made_by}, not of {evaluator.name}",
-            hint=f"--evaluator {made_by}, or make them again with --save-stats",
+            f"{printable(str(path))} has statistics of {printable(made_by)}, not of {evaluator.name}",
+            hint=f"--evaluator {made_by}, or make them again with --save-stats"
+            if made_by in EVALUATORS
+            else "make them again with --save-stats",
         )
-    made_with = str(arrays.get("weights_sha256", evaluator.sha256))
     if made_with != evaluator.sha256:
         raise InputError(
-            f"{path} was made with weights {made_with[:16]}, these are {evaluator.sha256[:16]}",
+            f"{printable(str(path))} was made with weights {printable(made_with[:16])}, "
+            f"these are {evaluator.sha256[:16]}",
             hint="give the same file with --weights, or make the statistics again with --save-stats",
         )
-    count = int(arrays["count"]) if "count" in arrays else None
-    moments = _moments(path, arrays, "mu", "sigma", count)
-    spatial = _moments(path, arrays, "mu_s", "sigma_s", count) if {"mu_s", "sigma_s"} <= set(arrays) else None
-    return Summary(moments, spatial)
 
 
 def write_statistics(path: Path, summary: Summary, images: ImageSet, evaluator: Evaluator) -> None:
@@ -123,25 +158,56 @@ def write_statistics(path: Path, summary: Summary, images: ImageSet, evaluator: 
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-        with archive.open(ARRAY, "w", force_zip64=True) as member:
+        with archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as member:
             header = {"descr": "|u1", "fortran_order": False, "shape": (images.count, *images.shape)}
             np.lib.format.write_array_header_1_0(member, header)
             for pixels in images.batches(64):
                 member.write(pixels.tobytes())
 
 
-def _moments(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: str, count: int | None) -> Moments:
-    mu, sigma = arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64)
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+def _moments(archive: Npz, mean: str, covariance: str, count: int | None) -> Moments:
+    """Moments that features can have: what is no mean and covariance gives distances without any meaning."""
+    path = printable(str(archive.path))
+    headers = [archive.header(name) for name in (mean, covariance)]
+    if any(header.dtype.kind not in NUMBERS for header in headers):
+        types = " and ".join(str(header.dtype) for header in headers)
+        raise InputError(f"{path}: {mean} and {covariance} are {types}", hint="expected are real numbers")
+    shapes = [header.shape for header in headers]
+    if len(shapes[0]) != 1 or shapes[1] != shapes[0] * 2 or not 0 < shapes[0][0] <= MOST_FEATURES:
         raise InputError(
-            f"{path}: {mean} {list(mu.shape)} and {covariance} {list(sigma.shape)} do not fit together",
-            hint="expected are (D,) and (D, D)",
+            f"{path}: {mean} {list(shapes[0])} and {covariance} {list(shapes[1])} do not fit together",
+            hint=f"expected are (D,) and (D, D), D up to {MOST_FEATURES}",
         )
+    mu, sigma = (archive.read(name).astype(np.float64) for name in (mean, covariance))
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise InputError(f"{path}: {mean} or {covariance} has values that are not finite", hint="make it again")
+    largest = np.abs(sigma).max()
+    if max(largest, np.abs(mu).max()) > LARGEST_VALUE:
+        raise InputError(f"{path}: {mean} or {covariance} has values above {LARGEST_VALUE:g}", hint="make it again")
+    if np.abs(sigma - sigma.T).max() > ROUNDING * largest or (np.diag(sigma) < -ROUNDING * largest).any():
+        raise InputError(
+            f"{path}: {covariance} is no covariance: it is not symmetric, or has negative variances",
+            hint="make it again",
+        )
     return Moments(mu, sigma, count)
 
 
-def _names(path: Path) -> set[str]:
-    with zipfile.ZipFile(path) as archive:
-        return set(archive.namelist())
+def _count(archive: Npz) -> int:
+    value = archive.read("count", LARGEST_SCALAR)
+    whole = value.ndim == 0 and value.dtype.kind in NUMBERS and np.isfinite(value) and value == np.floor(value)
+    if not whole or not 2 <= value <= MOST_IMAGES:
+        raise InputError(
+            f"{printable(str(archive.path))}: count is no number of images, of which a covariance needs two or more",
+            hint="make it again",
+        )
+    return int(value)
+
+
+def _text(archive: Npz, name: str) -> str:
+    value = archive.read(name, LARGEST_SCALAR)
+    if value.ndim != 0 or value.dtype.kind != "U":
+        raise InputError(f"{printable(str(archive.path))}: {name} is no text", hint="make it again")
+    try:
+        return str(value)
+    except ValueError as error:  # numbers that are no characters
+        raise InputError(f"{printable(str(archive.path))}: {name} is no text", hint="make it again") from error

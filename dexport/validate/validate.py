@@ -15,7 +15,8 @@ from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_session import TorchSession
 from dexport.hashing import sha256_of
-from dexport.runtime.pipeline import Pipeline, lacks_decoder, sampler_of
+from dexport.places import check_place
+from dexport.runtime.pipeline import Pipeline, lacks_decoder
 from dexport.validate.against import session_against
 from dexport.validate.baseline import Baseline, Change, changes, check_comparable
 from dexport.validate.blocks import BlockError
@@ -29,6 +30,7 @@ from dexport.validate.likeness import PictureDistance
 from dexport.validate.ops import NO_OPS, OpReport, check_ops
 from dexport.validate.parity import Check, ParityReport, check_parity, open_graph
 from dexport.validate.reference import torch_session
+from dexport.validate.statistics import check_images, holds_statistics, read_statistics
 from dexport.validate.trajectory import TrajectoryReport, check_trajectory
 from dexport.validate.workplace import fingerprint
 from dexport.verdict import Loss
@@ -171,7 +173,7 @@ def validate(
     limits, chosen = limits or Limits(), distribution or Distribution()
     levels = _levels(bundle, levels, limits)
     if set(levels) & set(SAMPLED):
-        sampler_of(bundle, sampler, steps)  # refuses what it cannot be sampled with
+        _check_sampling(bundle, labels, sampler, steps, cfg_scale)
     networks = networks_of(bundle)
     checkpoints, against = checkpoints or {}, against or {}
     for name in (*checkpoints, *against):
@@ -259,6 +261,17 @@ def _levels(bundle: Bundle, asked: Sequence[str] | None, limits: Limits) -> Sequ
             hint="build it with --with-decoder",
         )
     return levels
+
+
+def _check_sampling(
+    bundle: Bundle, labels: Sequence[int] | None, sampler: str | None, steps: int | None, cfg_scale: float | None
+) -> None:
+    """Refuse what the bundle cannot be sampled with, before any network is loaded or compared."""
+    if labels is not None and not labels:
+        raise UsageError("sampling needs at least one image", hint="give a label, or leave out --classes")
+    pipeline = Pipeline.unopened(bundle)
+    pipeline.sampler(sampler, steps)
+    pipeline.denoiser([] if pipeline.classes is None else labels or [0], cfg_scale)
 
 
 def _why_not(bundle: Bundle, level: str) -> str:
@@ -455,7 +468,13 @@ def _open_evaluator(chosen: Distribution) -> Evaluator:
         )
     if chosen.count < 1 or chosen.batch < 1:
         raise UsageError(f"--count {chosen.count}, --batch {chosen.batch}: both start at 1", hint="give 1 or more")
-    return open_evaluator(chosen.evaluator, chosen.weights)
+    if chosen.work is not None:
+        check_place(chosen.work / "pictures")
+    check_images(chosen.real)
+    evaluator = open_evaluator(chosen.evaluator, chosen.weights)
+    if holds_statistics(chosen.real):
+        read_statistics(chosen.real, evaluator)
+    return evaluator
 
 
 def _open_lpips(limits: Limits) -> PictureDistance | None:

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dexport.drafts import clear_remains
 from dexport.errors import InputError
 from dexport.files import replacing
 from dexport.hashing import sha256_of
-from dexport.runtime.gallery import Gallery
+from dexport.image_files import find_images
+from dexport.npz import open_npz
+from dexport.places import filling
+from dexport.runtime.gallery import open_gallery
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
 from dexport.validate.features.evaluator import Evaluator, Features
@@ -53,18 +58,18 @@ def sample_set(
         GateError: latents that are not finite.
     """
     folder = work / f"{side}-{digest(settings)}"
-    gallery = Gallery(folder, settings, [""] * len(labels))
     plan = pipeline.sampler(sampler, steps)
     batch = min(batch, pipeline.largest_batch(cfg_scale) or batch)
-    missing = gallery.missing()
-    for first in range(0, len(missing), batch):
-        numbers = missing[first : first + batch]
-        made = len(labels) - len(missing) + first
-        on_progress(made, len(labels), f"{side}: {made} of {len(labels)} images")
-        some = [labels[number] for number in numbers] if pipeline.classes is not None else []
-        latents = pipeline.sample(some, Noise(seed, images=numbers), sampler=plan, cfg_scale=cfg_scale)
-        for number, image in zip(numbers, pipeline.images(latents), strict=True):
-            gallery.add(number, image)
+    with open_gallery(folder, settings, [""] * len(labels)) as gallery:
+        missing = gallery.missing()
+        for first in range(0, len(missing), batch):
+            numbers = missing[first : first + batch]
+            made = len(labels) - len(missing) + first
+            on_progress(made, len(labels), f"{side}: {made} of {len(labels)} images")
+            some = [labels[number] for number in numbers] if pipeline.classes is not None else []
+            latents = pipeline.sample(some, Noise(seed, images=numbers), sampler=plan, cfg_scale=cfg_scale)
+            for number, image in zip(numbers, pipeline.images(latents), strict=True):
+                gallery.add(number, image)
     return folder
 
 
@@ -73,27 +78,30 @@ def cached_features(
 ) -> Iterator[Features]:
     """Features of a set in chunks of ``CHUNK`` images, kept in ``folder``."""
     stored = folder / f"{evaluator.name}-{evaluator.sha256[:SHOWN] or 'no-weights'}"
-    for number, pixels in enumerate(images.batches(CHUNK)):
-        path = stored / f"{number:05d}.npz"
-        features = _read(path, len(pixels))
-        if features is None:
-            done = number * CHUNK
-            on_progress(done, images.count, f"{evaluator.name}: {done} of {images.count} of {images.path.name}")
-            parts = [evaluator.extract(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
-            features = Features(*map(_joined, zip(*parts, strict=True)))  # type: ignore[arg-type]
-            _write(path, features)
-        yield features
+    with filling(stored):
+        clear_remains(stored)
+        done = 0
+        for number, pixels in enumerate(images.batches(CHUNK)):
+            path = stored / f"{number:05d}.npz"
+            features = _read(path, len(pixels))
+            if features is None:
+                on_progress(done, images.count, f"{evaluator.name}: {done} of {images.count} of {images.path.name}")
+                parts = [evaluator.extract(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+                features = Features(*map(_joined, zip(*parts, strict=True)))  # type: ignore[arg-type]
+                _write(path, features)
+            done += len(pixels)
+            yield features
 
 
 def fingerprint(path: Path) -> str:
-    """Hash of a file, or of the PNG files in a folder with their names."""
+    """Hash of a file, or of the images in a folder with their names."""
     if path.is_file():
         return sha256_of(path)
     if not path.is_dir():
         open_images(path)  # says what is wrong
     total = hashlib.sha256()
-    for file in sorted(path.rglob("*.png")):
-        total.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
+    for file in find_images(path).files:
+        total.update(os.fsencode(file.relative_to(path).as_posix()) + f"\0{sha256_of(file)}\n".encode())
     return total.hexdigest()
 
 
@@ -110,11 +118,14 @@ def _read(path: Path, count: int) -> Features | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            features = Features(**{name: file[name] for name in file.files})
-    except (OSError, ValueError, TypeError, EOFError) as error:
+        with open_npz(path, "features") as file:
+            features = Features(**{name: file.read(name) for name in file.names})
+            if any(array is not None and (array.ndim != 2 or array.dtype.kind != "f") for array in features):
+                raise TypeError("they are no rows of numbers")
+    except TypeError as error:
         raise InputError(f"{path} holds no features: {error}", hint="remove it; it will be made again") from error
-    return features if len(features.pool) == count else None
+    whole = all(array is None or len(array) == count for array in features)
+    return features if whole else None
 
 
 def _write(path: Path, features: Features) -> None:

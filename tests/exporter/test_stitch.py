@@ -103,7 +103,13 @@ def test_a_stitched_bundle_cannot_be_stitched_again(stitched: Path, tmp_path: Pa
         dexport.build(None, tmp_path / "out", stitch=f"{stitched}:0.4,dit-fashion:0.6")
 
 
-def test_a_failure_in_the_last_part_leaves_nothing(tmp_path: Path) -> None:
+def test_a_bad_checkpoint_of_the_last_part_is_found_before_the_first_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        pytest.fail("a denoiser was built")
+
+    monkeypatch.setattr("dexport.exporter.build.export_onnx", work)
     (tmp_path / "bad.safetensors").write_bytes(b"bad")
     spec = f"dit-fashion-s:0.4,dit-fashion={tmp_path / 'bad.safetensors'}:0.6"
     with pytest.raises(InputError, match=r"bad\.safetensors"):

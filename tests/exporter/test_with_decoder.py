@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import dexport
 from dexport.bundle import load_bundle
@@ -15,6 +18,7 @@ from dexport.errors import InputError, UsageError
 from dexport.exporter import recipes
 from dexport.exporter.build import BuildResult
 from dexport.exporter.recipes import find_recipe
+from dexport.exporter.variant import resolve
 from dexport.runtime.generate import generate
 from dexport.runtime.pipeline import Pipeline
 
@@ -64,6 +68,48 @@ def test_a_bad_decoder_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"vae\.safetensors"):
         build(tmp_path / "out", parity=False, decoder_checkpoint=str(tmp_path / "vae.safetensors"))
     assert [path.name for path in tmp_path.iterdir()] == ["vae.safetensors"]
+
+
+def decoder_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """A decoder's checkpoint in which something is wrong."""
+    network = find_recipe("sd-vae-decoder")
+    tensors = {name: torch.zeros(tensor.shape) for name, tensor in resolve(network).outline.state_dict().items()}
+    change(tensors)
+    save_file(tensors, path)
+    return path
+
+
+BAD: dict[str, Callable[[Path], object]] = {
+    "no such file": lambda _: None,
+    "no checkpoint": lambda path: path.write_bytes(b"bad"),
+    "cut": lambda path: path.write_bytes(decoder_weights(path, lambda _: None).read_bytes()[:-100]),
+    "a missing tensor": lambda path: decoder_weights(path, lambda tensors: tensors.popitem()),
+    "a foreign tensor": lambda path: decoder_weights(path, lambda tensors: tensors.update(x=torch.zeros(1))),
+    "another shape": lambda path: decoder_weights(
+        path, lambda tensors: tensors.update({next(iter(tensors)): torch.zeros(3)})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("stitched", [False, True])
+def test_a_bad_decoder_checkpoint_is_found_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stitched: bool
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        pytest.fail("the denoiser was built")
+
+    monkeypatch.setattr("dexport.exporter.build.export_onnx", work)
+    BAD[name](tmp_path / "vae.safetensors")
+    before = sorted(tmp_path.iterdir())
+    options = {"decoder_checkpoint": str(tmp_path / "vae.safetensors"), "parity": False, "cache": False}
+    with pytest.raises((InputError, UsageError), match=r"vae\.safetensors"):
+        if stitched:
+            wider = {"settings": NARROW, "latent": (8, 8), "profile": "ci", "with_decoder": True}
+            dexport.build(None, tmp_path / "out", stitch="dit-s-2:0.4,dit-b-2:0.6", **wider, **options)
+        else:
+            build(tmp_path / "out", **options)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_latents_that_the_decoder_does_not_take(tmp_path: Path) -> None:

@@ -148,3 +148,87 @@ def test_a_tampered_bundle_is_not_run(plain: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["sample", str(copy), "-o", str(tmp_path / "out.png")])
     assert result.exit_code == 4
     assert "sha256 differs" in result.stderr
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_another_run_and_what_it_finds_in_the_folder(plain: Path, tmp_path: Path) -> None:
+    first = run(plain, tmp_path / "out.png", classes=[1, 2, 3])
+    for name in ("2024-holiday.png", "7.pdf"):
+        (first.folder / name).write_text("mine")
+    (first.folder / "00001.png").write_bytes(b"cut")
+    kept = run(plain, tmp_path / "out.png", classes=[1, 2, 3])
+    assert (kept.made, kept.kept, kept.set_aside) == (1, 2, ())
+    with pytest.raises(UsageError, match="other settings"):
+        run(plain, tmp_path / "out.png", classes=[4])
+    forced = run(plain, tmp_path / "out.png", classes=[4], force=True)
+    assert (forced.made, forced.kept) == (1, 0)
+    assert names(forced.folder) == ["00000.png", "2024-holiday.png", "7.pdf", "run.json"]
+
+
+def test_two_runs_into_one_folder(plain: Path, tmp_path: Path) -> None:
+    """The second one starts while the first is at work."""
+    refused: list[str] = []
+
+    def second(done: int, _total: int, _detail: str) -> None:
+        if done == 2:
+            with pytest.raises(UsageError) as error:
+                run(plain, tmp_path / "out.png", classes=[1, 2, 3], batch=2)
+            refused.append(str(error.value))
+
+    first = run(plain, tmp_path / "out.png", classes=[1, 2, 3], batch=2, on_progress=second)
+    assert len(refused) == 1 and "is being filled by another run" in refused[0]
+    assert pictures(first) == pictures(run(plain, tmp_path / "alone.png", classes=[1, 2, 3]))
+    assert names(tmp_path) == ["alone-images", "alone.png", "out-images", "out.png"]
+
+
+def test_two_processes_into_one_folder(plain: Path, tmp_path: Path) -> None:
+    """Whoever comes second is refused or finds everything done; the pictures are those of one run alone."""
+    command = sample_command(plain, tmp_path / "out.png", "--count", "2", "--steps", "4", "--batch", "1")
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [(process.communicate()[1], process.returncode) for process in both]
+    assert 0 in [code for _, code in ended]
+    for errors, code in ended:
+        assert code == 0 or (code == 2 and "\nerror: " in f"\n{errors}" and "another run" in errors), errors
+        assert "Traceback" not in errors
+    alone = run(plain, tmp_path / "alone.png", count=2)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out-images").glob("*.png")} == pictures(alone)
+    assert names(tmp_path) == ["alone-images", "alone.png", "out-images", "out.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classes", "10"], "no class 10"),
+        (["--classes", "3,-1"], "no class -1"),
+        (["--classes", "x"], "is not a list of numbers"),
+        (["--steps", "1001"], "the schedule has 1000"),
+        (["--sampler", "edm"], "does not share"),
+        (["--cfg", "nan"], "guidance scale nan"),
+        (["--seed", "-1"], "count from 0"),
+        (["--count", "0"], "both start at 1"),
+        (["--stitch-fraction", "0.5"], "cannot be stitched"),
+        (["--output", "out.jpg"], "not a PNG"),
+        (["--output", "folder.png"], "is no regular file"),
+        (["--output", "file/out.png"], "is no folder"),
+        (["--decoder", "missing"], "is not a bundle"),
+        (["--decoder", "BUNDLE"], "a decoder takes z"),
+    ],
+)
+def test_bad_requests_are_refused_before_a_network_is_loaded(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("a network was loaded")
+
+    monkeypatch.setattr("dexport.runtime.pipeline.open_session", load)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("mine")
+    arguments = [str(plain) if option == "BUNDLE" else option for option in options]
+    result = CliRunner().invoke(main, ["sample", str(plain), *arguments])
+    assert result.exit_code in (2, 4), result.output
+    assert message in result.stderr
+    assert names(tmp_path) == ["file", "folder.png"]

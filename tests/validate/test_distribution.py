@@ -139,6 +139,61 @@ def test_real_images_that_cannot_be_used(plain: Path, tmp_path: Path, name: str,
 
 
 @pytest.mark.parametrize(
+    ("reference", "options", "message"),
+    [
+        ("empty", [], "holds no PNG files"),
+        ("broken", [], "not a whole PNG, JPEG or WebP file"),
+        ("sizes", [], "1.png is 16x16"),
+        ("text.npz", [], "not a zip"),
+        ("nan.npz", [], "not finite"),
+        ("inception.npz", [], "statistics of inception, not of pixels"),
+        ("real.npz", ["--classes", "99"], "no class 99"),
+        ("real.npz", ["--classes", "-1"], "no class -1"),
+        ("real.npz", ["--cfg", "nan"], "guidance scale nan"),
+        ("real.npz", ["--work", "FILE"], "is no folder"),
+        ("real.npz", ["-o", "FOLDER"], "is no regular file"),
+        ("real.npz", ["--html", "FILE/page.html"], "is no folder"),
+    ],
+)
+def test_bad_inputs_are_found_before_any_level_runs(
+    plain: Path, real: Path, monkeypatch: pytest.MonkeyPatch, reference: str, options: list[str], message: str
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        pytest.fail("a level ran")
+
+    for name in ("check_ops", "block_errors", "check_parity", "check_trajectory", "check_distribution", "weights_of"):
+        monkeypatch.setattr(module, name, work)
+    folder = real.parent
+    for name in ("empty", "broken", "sizes"):
+        (folder / name).mkdir()
+    for number, side in enumerate((32, 16)):
+        Image.new("L", (side, side)).save(folder / "sizes" / f"{number}.png")
+        (folder / "broken" / f"{number}.jpg").write_bytes(b"no picture")
+    (folder / "text.npz").write_text("no zip")
+    moments = {"mu": np.full(64, np.nan), "sigma": np.eye(64)}
+    np.savez(folder / "nan.npz", **moments, evaluator=np.array("pixels"), weights_sha256=np.array(""))
+    np.savez(folder / "inception.npz", mu=np.zeros(64), sigma=np.eye(64))
+    places = {"FILE": str(real), "FOLDER": str(folder), "FILE/page.html": str(real / "page.html")}
+    given = [places.get(option, option) for option in options]
+    result = run(plain, folder / reference, "--level", "forward", "--level", "trajectory", *given)
+    assert result.exit_code in (2, 4), result.output
+    assert message in " ".join(result.stderr.split())
+
+
+def test_what_a_folder_of_real_images_holds_besides_is_told(plain: Path, real: Path) -> None:
+    folder = real.parent / "folder"
+    folder.mkdir()
+    for number, image in enumerate(noise(12)):
+        Image.fromarray(image[..., 0]).save(folder / f"{number}.{'png' if number % 2 else 'PNG'}")
+    (folder / "notes.txt").write_text("mine")
+    (folder / ".ipynb_checkpoints").mkdir()
+    found = report_of(run(plain, folder, "--json"))["distribution"]
+    assert found["real_count"] == 12
+    skipped = [warning for warning in found["warnings"] if "skipped" in warning]
+    assert len(skipped) == 2 and "notes.txt" in skipped[1] and ".ipynb_checkpoints/" in skipped[0]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--count", "0"], "both start at 1"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from dexport.cli import main
 from dexport.errors import InputError
@@ -17,7 +19,7 @@ from dexport.validate.distances import PIXELS, Moments, frechet_distance, kernel
 from dexport.validate.features.evaluator import Evaluator, Features
 from dexport.validate.fid import measure_fid
 from dexport.validate.images import open_images
-from dexport.validate.statistics import read_statistics, summarise, write_statistics
+from dexport.validate.statistics import holds_statistics, read_statistics, summarise, write_statistics
 
 
 def pictures(count: int, seed: int, channels: int = 1, side: int = 8) -> np.ndarray:
@@ -175,3 +177,137 @@ def test_one_image_has_no_distance(write: Callable[..., Path]) -> None:
     one, two = write("one", pictures(1, seed=0)), write("two", pictures(2, seed=0))
     assert "1 images have no covariance" in run(one, two, "--evaluator=pixels").stderr
     assert run(two, two, "--evaluator=pixels").exit_code == 0
+
+
+def folder_of(path: Path, images: np.ndarray, suffix: str = "png") -> Path:
+    path.mkdir(exist_ok=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(path / f"{suffix}-{number}.{suffix}")
+    return path
+
+
+def test_what_was_counted_and_skipped_is_said(write: Callable[..., Path], tmp_path: Path) -> None:
+    real = write("real", pictures(30, seed=1))
+    folder = folder_of(tmp_path / "ours", pictures(20, seed=0))
+    folder_of(folder, pictures(20, seed=2), "PNG")
+    (folder / "\x1b[31mnotes\n.txt").write_text("mine")
+    (folder / ".hidden").mkdir()
+    os.mkfifo(folder / "00000.png")
+    report = measure_fid(folder, real, evaluator="pixels")
+    assert report.samples.count == 40
+    assert {(one.why, one.count) for one in report.skipped} == {
+        ("hidden", 1),
+        ("no PNG, JPEG or WebP files", 1),
+        ("no regular files", 1),
+    }
+    shown = run("--evaluator=pixels", folder, real).stdout
+    assert "40 images" in shown and "1 hidden (.hidden/)" in shown and "1 no regular files (00000.png)" in shown
+    assert "\x1b" not in shown
+    document = json.loads(run("--evaluator=pixels", folder, real, "--json").stdout)
+    assert [one["count"] for one in document["skipped"]] == [1, 1, 1]
+    saved = run("--evaluator=pixels", folder, "--save-stats", tmp_path / "s.npz", "--json")
+    assert len(json.loads(saved.stdout)["skipped"]) == 3
+    assert "1 hidden (.hidden/)" in run("--evaluator=pixels", folder, "--save-stats", tmp_path / "s.npz").stdout
+
+
+GOOD = {"mu": np.zeros(4), "sigma": np.eye(4)}
+INDEFINITE = np.eye(64)
+INDEFINITE[0, 1] = INDEFINITE[1, 0] = 5.0
+WRONG_MOMENTS: list[dict[str, object]] = [
+    {"mu": np.zeros((4, 1))},
+    {"mu": np.zeros(())},
+    {"mu": np.zeros(0), "sigma": np.zeros((0, 0))},
+    {"sigma": np.zeros(16)},
+    {"sigma": np.zeros((4, 4, 1))},
+    {"mu": np.zeros(4, "U1")},
+    {"sigma": np.eye(4, dtype=np.complex128)},
+    {"sigma": np.eye(4, dtype=bool)},
+    {"mu": np.array([0, np.nan, 0, 0])},
+    {"sigma": np.full((4, 4), np.inf)},
+    {"sigma": np.eye(4) * 1e200},
+    {"mu": np.full(4, -1e300)},
+    {"sigma": np.triu(np.ones((4, 4)))},
+    {"sigma": -np.eye(4)},
+    {"count": 0},
+    {"count": 1},
+    {"count": -5},
+    {"count": np.nan},
+    {"count": 2.5},
+    {"count": np.array([5])},
+    {"count": "five"},
+    {"count": np.inf},
+    {"evaluator": np.zeros(3)},
+    {"evaluator": np.array(["inception"] * 2)},
+    {"evaluator": "x" * 2000},
+    {"evaluator": "\x1b]0;title\x07"},
+    {"weights_sha256": 5},
+    {"mu_s": np.zeros(3), "sigma_s": np.eye(4)},
+]
+
+
+@pytest.mark.parametrize("change", WRONG_MOMENTS)
+def test_moments_that_no_features_have(tmp_path: Path, change: dict[str, object]) -> None:
+    np.savez(tmp_path / "stats.npz", **(GOOD | change))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"stats\.npz") as refused:
+        read_statistics(tmp_path / "stats.npz", spatial_evaluator())
+    assert not {"\n", "\x1b"} & set(str(refused.value))
+
+
+def test_moments_stored_in_float32_are_taken(tmp_path: Path) -> None:
+    pooled = pooled_pixels(pictures(300, seed=0))
+    moments = Moments.of(pooled)
+    single = {"mu": moments.mean.astype(np.float32), "sigma": np.asfortranarray(moments.covariance.astype(np.float32))}
+    np.savez(tmp_path / "stats.npz", **single)
+    read = read_statistics(tmp_path / "stats.npz", spatial_evaluator()).moments
+    assert frechet_distance(read, moments) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_covariance_with_a_negative_eigenvalue(write: Callable[..., Path], tmp_path: Path) -> None:
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=INDEFINITE, evaluator="pixels", weights_sha256="")
+    result = run("--evaluator=pixels", write("a", pictures(9, seed=0)), tmp_path / "stats.npz")
+    assert result.exit_code == 4
+    assert "a covariance has the eigenvalue -4" in result.stderr
+
+
+def test_files_that_are_no_statistics(tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("no zip")
+    os.mkfifo(tmp_path / "fifo.npz")
+    (tmp_path / "folder.npz").mkdir()
+    assert not holds_statistics(tmp_path / "fifo.npz")
+    assert not holds_statistics(tmp_path / "folder.npz")
+    for name in ("text", "fifo", "folder"):
+        result = run("--evaluator=pixels", tmp_path / f"{name}.npz", tmp_path / f"{name}.npz")
+        assert result.exit_code == 4, result.output
+        assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 2
+
+
+def test_a_bad_reference_is_found_before_the_samples_are_evaluated(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def extract(_images: np.ndarray) -> Features:
+        pytest.fail("an image was evaluated")
+
+    monkeypatch.setattr(fid, "open_evaluator", lambda *_: Evaluator("pixels", PIXELS, extract))
+    ours = write("ours", pictures(9, seed=0))
+    np.savez(tmp_path / "stats.npz", mu=np.full(64, np.nan), sigma=np.eye(64), evaluator="pixels", weights_sha256="")
+    folder = folder_of(tmp_path / "set", pictures(3, seed=0))
+    (folder / "last.png").write_bytes(b"no picture")
+    for reference in (tmp_path / "stats.npz", folder):
+        with pytest.raises(InputError):
+            measure_fid(ours, reference, evaluator="pixels")
+
+
+def test_places_of_statistics(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def extract(_images: np.ndarray) -> Features:
+        pytest.fail("an image was evaluated")
+
+    images = write("a", pictures(9, seed=0))
+    before = images.read_bytes()
+    monkeypatch.setattr(fid, "open_evaluator", lambda *_: Evaluator("pixels", PIXELS, extract))
+    (tmp_path / "folder.npz").mkdir()
+    for place, message in ((images, "is the file of the images"), (tmp_path / "folder.npz", "is no regular file")):
+        result = run("--evaluator=pixels", images, "--save-stats", place)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+    assert run("--evaluator=pixels", images, "--save-stats", tmp_path / "s.npz", "--batch=0").exit_code == 2
+    assert images.read_bytes() == before

@@ -60,3 +60,30 @@ def test_other_fractions_are_refused(stitched: Path, tmp_path: Path, fractions: 
     )
     assert result.exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reference", "missing.npz"], "holds no images"),
+        (["--reference", "text.npz"], "holds no images"),
+        (["--fractions", "x"], "is not a list of numbers"),
+        (["-o", "folder.json"], "is no regular file"),
+        (["-o", "text.npz/s.json"], "is no folder"),
+        (["-o", "plot.json"], "is no regular file"),
+    ],
+)
+def test_bad_inputs_are_found_before_a_network_is_loaded(
+    stitched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("a network was loaded")
+
+    monkeypatch.setattr("dexport.runtime.pipeline.open_session", load)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "plot.png").mkdir()
+    (tmp_path / "text.npz").write_text("no zip")
+    result = CliRunner().invoke(main, ["sweep", str(stitched), *options])
+    assert result.exit_code in (2, 4), result.output
+    assert message in result.stderr

@@ -6,8 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from dexport.bundle import printable
 from dexport.errors import InputError
+from dexport.npz import open_npz
 
+ARRAY = "arr_0"
+"""Inside the ``.npz`` files of ADM and of ``numpy.savez(path, images)``."""
+LARGEST_SET = 1 << 34
+"""Bytes of images that are loaded at once: 80,000 of 256x256."""
 POOLED_SIDE = 8
 PIXELS = f"Fréchet distance ({POOLED_SIDE}x{POOLED_SIDE} pixels)"
 """Its name in reports: over mean-pooled pixels, a rough measure that needs no network. It is not FID."""
@@ -23,14 +29,16 @@ def pooled_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def load_images(path: Path) -> np.ndarray:
-    """Images (N, H, W, C) uint8 of an ``.npz`` file with ``arr_0``, the layout of ADM's sample files."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images = file["arr_0"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(
-            f"{path} holds no images: {error}", hint="give an .npz with arr_0 (N, H, W, C) uint8"
-        ) from error
-    if images.ndim != 4 or images.dtype != np.uint8:
-        raise InputError(f"{path}: arr_0 is {images.dtype} {list(images.shape)}", hint="give (N, H, W, C) uint8")
-    return images
+    """Images (N, H, W, C) uint8 of an ``.npz`` file with ``arr_0``, the layout of ADM's sample files.
+
+    Raises:
+        InputError: no such file, or another content.
+    """
+    with open_npz(path, "images") as archive:
+        header = archive.header(ARRAY)
+        if len(header.shape) != 4 or header.dtype != np.uint8 or 0 in header.shape:
+            raise InputError(
+                f"{printable(str(path))}: {ARRAY} is {header.dtype} {list(header.shape)}",
+                hint="give (N, H, W, C) uint8",
+            )
+        return archive.read(ARRAY, LARGEST_SET)
