@@ -237,6 +237,7 @@ def build(
             draft.path,
             facts_of(variant, weights.origin, options, plugins=plugin_target, ternary=ternary and ternary.describe()),
             log,
+            weights.check_unchanged,
         )
 
         def export() -> Exported:
@@ -273,6 +274,7 @@ def build(
             copy = draft.path / PARTS / DECODER
             copy_bundle(load_bundle(options.decoder_bundle), copy)
             parts[DECODER] = BuildResult(load_bundle(copy), None)
+        weights.check_unchanged()
         with log.step("hash"):
             bundle = draft.commit(
                 compose(
