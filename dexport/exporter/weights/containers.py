@@ -17,6 +17,7 @@ SWA) come before others. Which form is taken depends on the network that it must
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ LISTED_PARAMETERS = "shadow_params"
 ROOT = "."
 REST = " + "
 DEEPEST = 8
-MOST_CONTAINERS = 20_000
+MOST_CONTAINERS = 10_000
 LONGEST_LIST = 16
 LONGEST_LABEL = 100
 Index = Mapping[str, Stored | Strided]
@@ -177,16 +178,17 @@ def without_dots(name: str) -> str:
 
 def _sections(loaded: Any) -> Iterator[_Section]:
     """Everything that holds tensors itself, with the keys that lead to it."""
-    rest: list[_Section] = [_Section((), loaded)]
+    rest = deque([_Section((), loaded)] if isinstance(loaded, dict) else [])
     count = 0
     while rest:
         count += 1
         if count > MOST_CONTAINERS:
             raise ValueError("it holds more containers than any checkpoint")
-        section = rest.pop(0)
+        section = rest.popleft()
         content, path = section.content, section.path
         if isinstance(content, list):
-            if content and all(isinstance(value, Stored | Strided) for value in content):
+            # Its first item tells most lists, which may be long, from one of tensors.
+            if isinstance(content[0], Stored | Strided) and all(isinstance(v, Stored | Strided) for v in content):
                 yield section
             inner = [(str(n), value) for n, value in enumerate(content[:LONGEST_LIST])]
         else:

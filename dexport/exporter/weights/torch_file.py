@@ -113,7 +113,7 @@ class LegacyFile(TorchFile):
     """What ``torch.save`` wrote before version 1.6: pickles one after another, then the storages with their lengths."""
 
     def __init__(self, file: CheckpointFile) -> None:
-        head = io.BytesIO(file.read_at(0, min(file.size, LARGEST_PICKLE)).tobytes())
+        head = io.BufferedReader(_Head(file))
         machine = Machine(find, self._remember)
         self._roots: dict[str, Storage] = {}
         self._places: dict[str, int] = {}
@@ -159,6 +159,26 @@ class LegacyFile(TorchFile):
         _, start, count = view
         part = Strided(storage, storage.dtype, start, (count,), (1,))
         return Storage(storage.key, storage.dtype, count, part.offset, storage.typed)
+
+
+class _Head(io.RawIOBase):
+    """The pickles at the beginning of a file, as far as an index may be long."""
+
+    def __init__(self, file: CheckpointFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.bytes_at(self._at, min(len(buffer), LARGEST_PICKLE - self._at))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._at
 
 
 def _storage(saved: Any) -> Storage:

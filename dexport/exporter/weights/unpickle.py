@@ -7,15 +7,14 @@ bounded by ``LARGEST_PICKLE`` and ``MOST_STEPS``.
 
 from __future__ import annotations
 
-import io
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 LARGEST_PICKLE = 32 << 20
 """Bytes. The index of a training checkpoint with three thousand tensors takes half a megabyte."""
-MOST_STEPS = 5_000_000
+MOST_STEPS = 3_000_000
 KEYS = (str, bytes, int, float, type(None))
 """Hashing anything deeper would recurse as deep as the file likes."""
 MARK = object()
@@ -61,7 +60,7 @@ class Machine:
         self._storage = storage
         self._steps = 0
 
-    def load(self, file: io.BytesIO) -> Any:
+    def load(self, file: IO[bytes]) -> Any:
         """The object of the next pickle; the file stands behind it afterwards.
 
         Raises:
