@@ -109,9 +109,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     "index last": lambda path: rewritten(save(path), lambda members: dict(reversed(index_first(members).items()))),
     "no byte order": lambda path: rewritten(save(path), without("byteorder")),
     "no alignment": lambda path: rewritten(save(path), without(".storage_alignment", ".format_version")),
-    "only what is needed": lambda path: rewritten(
-        save(path), without("format_version", "serialization_id", "alignment")
-    ),
+    "only what is needed": lambda path: rewritten(save(path), without("t_version", "serialization_id", "alignment")),
     "more members": lambda path: rewritten(
         save(path), lambda m: index_first(m) | {f"{next(iter(m)).split('/')[0]}/extra/notes.json": b"{}"}
     ),

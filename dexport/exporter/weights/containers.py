@@ -227,7 +227,8 @@ def _variants(form: Form, depth: int = 0) -> list[Form]:
             averaged = form.averaged and not CURRENT.search(part)
             parts += _variants(Form(label, inner, averaged, form.known, True), depth + 1)
     without = {re.sub(rf"(^|\.){PARALLEL}\.", r"\1", name): t for name, t in core.items()}
-    whole = [core, names, *([without] if len(without) == len(core) and without.keys() != core.keys() else [])]
+    rest = {name: t for name, t in core.items() if not is_average(name.partition(".")[0])} if averages else {}
+    whole = [core, names, rest, *([without] if len(without) == len(core) and without.keys() != core.keys() else [])]
     own = [Form(form.label, t, form.averaged, form.known, form.inside) for t in _distinct(whole)]
     return [*averages, *own, *parts]
 
