@@ -6,6 +6,7 @@ Nothing here holds more than the tensor that was asked for. The files are read i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from dexport.errors import InputError, UsageError
 from dexport.exporter.weights.address import SUFFIXES, TORCH_SUFFIXES, locate, shorten, split_container
 from dexport.exporter.weights.choice import MisfitError, choose
-from dexport.exporter.weights.containers import CONTAINERS, Fixed, Form
+from dexport.exporter.weights.containers import CONTAINERS, ROOT, Fixed, Form
 from dexport.exporter.weights.opened import Checkpoint
 from dexport.exporter.weights.source import Adapter, Origin, RandomSource, WeightSource, is_finite
 
@@ -97,7 +98,8 @@ def fitting_source(
     opened = Checkpoint(locate(checkpoint), Fixed(buffers, frozen), sha256)
 
     def make(form: Form) -> WeightSource:
-        return fit(opened.source(form))
+        # That the file itself was asked for must not be forgotten: it may hold an average, too.
+        return fit(opened.source(replace(form, label=ROOT) if wanted == ROOT else form))
 
     return choose(str(opened.path), opened.forms, opened.unread, make, meta_module.state_dict().keys(), wanted)
 

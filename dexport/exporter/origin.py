@@ -56,4 +56,5 @@ def weights_of(origin: Mapping[str, Any], variant: Variant, checkpoint: str | No
 
 def same_weights(origin: Mapping[str, Any], checkpoint: str | None = None) -> str:
     """The address of the state dict that a manifest names, in its file or in a copy of it elsewhere."""
-    return f"{checkpoint or origin['path']}{CONTAINER}{address_of(str(origin.get('container', '')))}"
+    path, container = checkpoint or origin["path"], str(origin.get("container", ""))
+    return f"{path}{CONTAINER}{address_of(container)}" if container else path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dexport.errors import InputError, UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.inherit import inherit_weights
+from dexport.exporter.origin import same_weights
 
 State = dict[str, Any]
 
@@ -336,6 +338,27 @@ def test_weights_are_chosen_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no weights 'last'") as caught:
         open_weights(f"{path}::last", meta_net())
     assert caught.value.hint == "choose from: ema, model, best so far"
+
+
+def test_a_bundle_goes_back_to_the_weights_that_were_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.pt", {**RAW, "ema": cut(EMA)})
+    with pytest.raises(InputError, match="averaged weights"):
+        open_weights(path, meta_net())
+    chosen = open_weights(f"{path}::.", meta_net())
+    assert_weights(chosen, RAW)
+    address = same_weights(asdict(chosen.origin))
+    assert address == f"{path}::."
+    assert_weights(open_weights(address, meta_net()), RAW)
+    for value, expected in ((FORMS["LitEma of the module itself"][0], TRAINED_MIXED), ({"ema": EMA}, EMA)):
+        source = open_weights(write(path, value), meta_net())
+        again = open_weights(same_weights(asdict(source.origin)), meta_net(), sha256=source.origin.sha256)
+        assert_weights(again, expected)
+        assert again.origin == source.origin
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not the checkpoint that the bundle was built from"):
+        open_weights(write(tmp_path / "w.pt", RAW), meta_net(), sha256="0" * 64)
 
 
 def test_a_file_may_have_the_separator_in_its_name(tmp_path: Path) -> None:
