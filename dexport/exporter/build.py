@@ -253,6 +253,7 @@ def build(
             draft.path,
             facts_of(variant, weights.origin, options, plugins=plugin_target, ternary=ternary and ternary.describe()),
             log,
+            weights.check_unchanged,
         )
 
         def export() -> Exported:
@@ -291,6 +292,7 @@ def build(
             copy = draft.path / PARTS / DECODER
             copy_bundle(load_bundle(options.decoder_bundle), copy)
             parts[DECODER] = BuildResult(load_bundle(copy), None)
+        weights.check_unchanged()
         with log.step("hash"):
             bundle = draft.commit(
                 compose(

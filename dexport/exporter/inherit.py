@@ -8,8 +8,9 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import RandomSource, WeightSource, locate, open_file, shorten
+from dexport.exporter.checkpoint import RandomSource, WeightSource, fitting_source, shorten
 from dexport.exporter.module_path import inside
+from dexport.exporter.weights.choice import MisfitError
 
 
 class InheritingSource(WeightSource):
@@ -18,7 +19,7 @@ class InheritingSource(WeightSource):
     ``origin`` lists what was inherited, what is fresh, and which of the checkpoint's tensors were dropped.
 
     Raises:
-        InputError: outside of those modules a name is missing, unexpected or of another shape.
+        MisfitError: outside of those modules a name is missing, unexpected or of another shape.
     """
 
     def __init__(self, base: WeightSource, meta_module: nn.Module, not_inherited: Sequence[str], seed: int) -> None:
@@ -34,11 +35,12 @@ class InheritingSource(WeightSource):
         unexpected = [name for name in base.shapes if name not in self.shapes and not excluded(name)]
         if wrong or unexpected:
             listed = "\n    ".join(shorten([*wrong, *unexpected]))
-            raise InputError(
+            error = InputError(
                 f"{base.origin} cannot be inherited: {len(wrong)} tensors are missing or of another shape, "
                 f"{len(unexpected)} are unexpected:\n    {listed}",
                 hint="take a checkpoint of the same width, depth, patch and resolution",
             )
+            raise MisfitError(len(wrong) + len(unexpected), error)
         self._inherited = frozenset(inherited)
         self.origin = replace(
             base.origin,
@@ -52,8 +54,13 @@ class InheritingSource(WeightSource):
     def _read(self, name: str) -> Tensor:
         return (self._base if name in self._inherited else self._fresh)._read(name)
 
+    def check_unchanged(self) -> None:
+        self._base.check_unchanged()
 
-def inherit_weights(checkpoint: str, meta_module: nn.Module, not_inherited: Sequence[str], seed: int) -> WeightSource:
+
+def inherit_weights(
+    checkpoint: str, meta_module: nn.Module, not_inherited: Sequence[str], seed: int, sha256: str = ""
+) -> WeightSource:
     """Open ``--init-from``.
 
     Raises:
@@ -61,4 +68,8 @@ def inherit_weights(checkpoint: str, meta_module: nn.Module, not_inherited: Sequ
     """
     if not not_inherited:
         raise UsageError("this recipe cannot start from another model's checkpoint", hint="use --checkpoint")
-    return InheritingSource(open_file(locate(checkpoint)), meta_module, not_inherited, seed)
+
+    def fit(base: WeightSource) -> WeightSource:
+        return InheritingSource(base, meta_module, not_inherited, seed)
+
+    return fitting_source(checkpoint, meta_module, fit, sha256)

@@ -28,12 +28,16 @@ class View(WeightSource):
     """
 
     def __init__(self, base: WeightSource, entries: Mapping[str, Entry], layout: str) -> None:
+        self._base = base
         self._entries = entries
         self.shapes = {name: entry.shape for name, entry in entries.items()}
         self.origin = base.origin if base.origin.random else replace(base.origin, layout=layout)
 
     def _read(self, name: str) -> Tensor:
         return self._entries[name].read()
+
+    def check_unchanged(self) -> None:
+        self._base.check_unchanged()
 
 
 def stored(base: WeightSource, name: str, shape: tuple[int, ...] | None = None) -> Entry:

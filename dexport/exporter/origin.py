@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dexport.errors import InputError, UsageError
+from dexport.errors import UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import Variant
-from dexport.hashing import sha256_of
+from dexport.exporter.weights.address import CONTAINER
+from dexport.exporter.weights.containers import address_of
 from dexport.runtime.time_table import TimeTable
 
 
@@ -47,11 +48,13 @@ def weights_of(origin: Mapping[str, Any], variant: Variant, checkpoint: str | No
         raise UsageError(
             f"the bundle was built from {origin['path']}, which is not there", hint="give its place with --checkpoint"
         )
-    if sha256_of(path) != origin["sha256"]:
-        raise InputError(
-            f"{path} is not the checkpoint that the bundle was built from: its sha256 differs",
-            hint="give the right one with --checkpoint",
-        )
+    address = same_weights(origin, checkpoint)
     if origin["kind"] == "inherited":
-        return inherit_weights(str(path), module, variant.recipe.not_inherited, seed)
-    return open_weights(path, module, adapt=variant.recipe.adapt)
+        return inherit_weights(address, module, variant.recipe.not_inherited, seed, origin["sha256"])
+    return open_weights(address, module, adapt=variant.recipe.adapt, sha256=origin["sha256"])
+
+
+def same_weights(origin: Mapping[str, Any], checkpoint: str | None = None) -> str:
+    """The address of the state dict that a manifest names, in its file or in a copy of it elsewhere."""
+    path, container = checkpoint or origin["path"], str(origin.get("container", ""))
+    return f"{path}{CONTAINER}{address_of(container)}" if container else path

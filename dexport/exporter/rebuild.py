@@ -9,7 +9,7 @@ from typing import Any
 from dexport.bundle import DECODER, PARTS, Bundle
 from dexport.errors import InputError, UsageError
 from dexport.exporter.build import BuildOptions
-from dexport.exporter.origin import variant_of, weights_of
+from dexport.exporter.origin import same_weights, variant_of, weights_of
 from dexport.exporter.quantize.ternary import AUTO, ternary_layers
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.profiles import builtin_profiles
@@ -74,7 +74,7 @@ def _recorded(
     variant = variant_of(m, recipe)
     recipe, origin = variant.recipe, m["weights"]
     weights_of(origin, variant, checkpoint)  # the right file, or an error
-    path = None if origin["kind"] == "random" else checkpoint or origin["path"]
+    path = None if origin["kind"] == "random" else same_weights(origin, checkpoint)
     inherited = origin["kind"] == "inherited"
     islands = (m["precision"]["islands"] or {"modules": ()})["modules"]
     recorded: dict[str, Any] = {

@@ -47,14 +47,24 @@ class Reuse:
     Args:
         cache: None to run everything.
         facts: JSON values that decide what the ONNX file is, on which all other steps depend.
+        check: raises if what was read is no longer what the facts say; then nothing is kept.
     """
 
-    def __init__(self, cache: Cache | None, label: str, folder: Path, facts: Mapping[str, Any], log: StepLog) -> None:
+    def __init__(
+        self,
+        cache: Cache | None,
+        label: str,
+        folder: Path,
+        facts: Mapping[str, Any],
+        log: StepLog,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.cache = cache
         self.label = label
         self.folder = folder
         self.facts = facts
         self.log = log
+        self.check = check
 
     def step(
         self,
@@ -81,6 +91,7 @@ class Reuse:
         if report is not None:
             return unpack(report["result"])
         result = run()
+        self.check()
         if worth_keeping(result):
             with self.log.step("keep"):
                 report = {"result": pack(result)}

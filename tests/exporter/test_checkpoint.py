@@ -491,6 +491,7 @@ def test_unknown_suffix(tmp_path: Path) -> None:
 # The Hub
 
 COMMIT = "c" * 40
+REVISIONS = f"main|v1|refs%2Fpr%2F1|feature%2Fx|{COMMIT}"
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -520,8 +521,8 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
         path = self.path.partition("?")[0]
-        tree = re.fullmatch(r"/api/models/owner/name/tree/(main|v1)", path)
-        resolved = re.fullmatch(r"/owner/name/resolve/(?:main|v1)/(.+)", path)
+        tree = re.fullmatch(rf"/api/models/owner/name/tree/({REVISIONS})", path)
+        resolved = re.fullmatch(rf"/owner/name/resolve/(?:{REVISIONS})/(.+)", path)
         if self.server.broken:
             self.answer(503, b"")
         elif tree:
@@ -656,6 +657,55 @@ def test_offline_mode_is_an_error_of_the_environment(hub: Hub, monkeypatch: pyte
         with pytest.raises(MachineError, match="cannot be reached"):
             locate(address)
     assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("address", "revision"),
+    [
+        ("hf://owner/name@refs/pr/1/w.safetensors", "refs%2Fpr%2F1"),
+        ("hf://owner/name@refs/pr/1", "refs%2Fpr%2F1"),
+        ("hf://owner/name@refs%2Fpr%2F1/w.safetensors", "refs%2Fpr%2F1"),
+        ("hf://owner/name@feature%2Fx/w.safetensors", "feature%2Fx"),
+        ("hf://owner/name@feature%2Fx", "feature%2Fx"),
+    ],
+)
+def test_revisions_with_slashes(hub: Hub, address: str, revision: str) -> None:
+    assert locate(address).read_bytes() == hub.files["w.safetensors"]
+    assert f"HEAD /owner/name/resolve/{revision}/w.safetensors" in hub.requests
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "owner/name",
+        "hf://owner/name",
+        "hf://owner/name/w.safetensors",
+        "hf://owner/name@v1",
+        "hf://owner/name@refs/pr/1/w.safetensors",
+        f"hf://owner/name@{COMMIT}/w.safetensors",
+    ],
+)
+def test_cached_files_are_found_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    from huggingface_hub import constants
+
+    found = locate(address)
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert locate(address) == found
+    assert not hub.requests
+
+
+def test_sharded_weights_come_from_the_hub(hub: Hub, tmp_path: Path, state: dict[str, Tensor]) -> None:
+    del hub.files["w.safetensors"]
+    mapping = {}
+    for number, (name, tensor) in enumerate(state.items(), start=1):
+        shard = mapping[name] = f"model-{number:05d}-of-{len(state):05d}.safetensors"
+        save_file({name: tensor}, tmp_path / shard)
+        hub.files[shard] = (tmp_path / shard).read_bytes()
+    hub.files["model.safetensors.index.json"] = json.dumps({"weight_map": mapping}).encode()
+    for address in ("owner/name", "hf://owner/name@v1/model.safetensors.index.json"):
+        source = open_weights(address, meta_net())
+        assert_same({name: source.read(name, torch.float32) for name in source.shapes}, state)
 
 
 def test_hub_endpoint_of_the_environment_is_used(hub: Hub, tmp_path: Path) -> None:

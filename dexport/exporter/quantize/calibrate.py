@@ -97,6 +97,7 @@ def calibrate(
     session = TimedSession(module, variant)
     with watching(observed, lambda path, layer, x, out: _observe(statistics[path], layer, x, out, session.time)):
         for finished in sample_batches(variant, session, settings, done, on_progress):
+            weights.check_unchanged()
             _save(partial, key, finished, statistics)
     return statistics
 

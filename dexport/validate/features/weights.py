@@ -4,44 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import warnings
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dexport.errors import InputError, MachineError
-from dexport.exporter.checkpoint import Origin, WeightSource, check_names, load_into, locate, open_file
+from dexport.exporter.checkpoint import WeightSource, check_names, load_into, locate, open_file
 from dexport.exporter.layout import Entry, View, stored
-from dexport.hashing import sha256_of
+from dexport.exporter.weights.opened import TORCHSCRIPT
 
 UNUSED = ("fc.weight", "fc.bias")
 """Classifiers, where the network does without."""
 NORM_DEFAULT = re.compile(r"bn\d?\.(weight|num_batches_tracked)$")
 PIXELS_NEED_NONE = ", or --evaluator pixels, which needs none"
-
-
-class TorchScriptSource(WeightSource):
-    """The tensors of a TorchScript file; its code is not run."""
-
-    def __init__(self, path: Path, rename: Callable[[str], str]) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TorchScript itself is deprecated; these files exist all the same
-                tensors = torch.jit.load(path, map_location="cpu").state_dict()
-        except RuntimeError as error:
-            raise InputError(
-                f"{path} is not a whole TorchScript file: {str(error).splitlines()[0]}", hint="download it again"
-            ) from error
-        self._tensors = {rename(name): tensor for name, tensor in tensors.items()}
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-        self.origin = Origin("torchscript", str(path), sha256_of(path), path.stat().st_size)
-
-    def _read(self, name: str) -> Tensor:
-        return self._tensors[name]
 
 
 def find_weights(given: Path | None, package: str, pattern: str, network: str, alternative: str) -> Path:
@@ -66,10 +44,16 @@ def find_weights(given: Path | None, package: str, pattern: str, network: str, a
 
 
 def open_weights_file(path: Path, rename_scripted: Callable[[str], str]) -> WeightSource:
-    """A state dict, or a TorchScript file under the names of state dicts."""
-    if _is_torchscript(path):
-        return TorchScriptSource(path, rename_scripted)
-    return open_file(path)
+    """A state dict, or a TorchScript file, whose code is not run, under the names of state dicts.
+
+    Raises:
+        InputError: a bad file.
+    """
+    source = open_file(path)
+    if source.origin.kind != TORCHSCRIPT:
+        return source
+    names = {rename_scripted(name): name for name in source.shapes}
+    return View(source, {name: stored(source, old) for name, old in names.items()}, "")
 
 
 def load_network(network: nn.Module, base: WeightSource) -> None:
@@ -92,10 +76,3 @@ def load_network(network: nn.Module, base: WeightSource) -> None:
         raise InputError(str(error), hint="give weights of this evaluator's network with --weights") from error
     load_into(view, network)
     network.eval().requires_grad_(False)
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(re.fullmatch(r"[^/]+/constants\.pkl", name) for name in archive.namelist())
