@@ -10,7 +10,8 @@ import numpy as np
 
 from dexport.bundle import DECODER, Bundle, load_bundle, pixel_shuffle, reading_manifest
 from dexport.errors import GateError, InputError, UsageError
-from dexport.runtime.decode import Decoder, DecoderSession, PixelShuffle, VaeDecoder, to_uint8
+from dexport.runtime.batches import InBatches
+from dexport.runtime.decode import Decoder, DecoderSession, PixelShuffle, VaeDecoder, clipped, to_uint8
 from dexport.runtime.guidance import (
     UNGUIDED,
     Session,
@@ -82,7 +83,8 @@ class Pipeline:
         for part in self._parts:
             check_denoiser(part)
         self.fractions = tuple(fraction for _, fraction in bundle.stitch)
-        self._sessions = list(sessions) or [open_session(part, provider) for part in self._parts]
+        opened = list(sessions) or [open_session(part, provider) for part in self._parts]
+        self._sessions = [InBatches(session) for session in opened]
         self.runner = self._sessions[0].runner
         self.shape = tuple(self._parts[0].manifest["io"]["inputs"][0]["shape"][1:])
         self.pictures = pictures
@@ -111,9 +113,10 @@ class Pipeline:
         return self.facts["guidance"]["default_scale"] if self.facts["null_label"] is not None else UNGUIDED
 
     def largest_batch(self, cfg_scale: float | None = None) -> int | None:
-        """How many images may be made together; None where nothing limits it.
+        """How many images are best made together; None where nothing limits it.
 
-        An engine has a range of batches, and guidance on the host doubles the batch.
+        An engine has a range of batches, and guidance on the host doubles the batch. Other numbers work as well: they
+        are split or filled up (:class:`~dexport.runtime.batches.InBatches`).
         """
         if self._provider != "tensorrt":
             return None
@@ -122,7 +125,7 @@ class Pipeline:
         for part in self._parts:
             doubled = scale != UNGUIDED and part.manifest["guidance"] == "none"
             limits.append(part.manifest["batch"]["max"] // (2 if doubled else 1))
-        return min(limits)
+        return max(1, min(limits))
 
     def sampler(self, name: str | None = None, steps: int | None = None) -> Sampler:
         """The system's own sampler, or one that fits its schedule; see :func:`sampler_of`."""
@@ -167,16 +170,31 @@ class Pipeline:
         """
         denoiser = self.denoiser(labels, cfg_scale, fractions)
         latents = sample(sampler or self.sampler(), denoiser, noise, (len(noise.images), *self.shape))
-        if not np.isfinite(latents).all():
+        self._check_finite(latents)
+        return latents.astype(np.float32)
+
+    def images(self, latents: np.ndarray) -> np.ndarray:
+        """Pictures (B, H, W, C) uint8 of latents: all pictures that anything makes come from here.
+
+        Raises:
+            GateError: latents, or values of the decoder, that are not finite.
+            InputError: the decoder makes something else than pictures, or another number of them.
+        """
+        self._check_finite(latents)
+        images = to_uint8(self.decode(latents))
+        if len(images) != len(latents):
+            raise InputError(
+                f"the decoder made {len(images)} pictures of {len(latents)} latents", hint="build the decoder again"
+            )
+        return images
+
+    def _check_finite(self, latents: np.ndarray) -> None:
+        # In float32, as the decoder takes them: float64 holds what is infinite there.
+        if not np.isfinite(latents.astype(np.float32)).all():
             raise GateError(
                 f"{self.bundle.manifest['name']} made values that are not finite",
                 hint="if its precision overflows, build it with --bf16, --fp32, or more --island",
             )
-        return latents.astype(np.float32)
-
-    def images(self, latents: np.ndarray) -> np.ndarray:
-        """Pictures (B, H, W, C) uint8 of latents."""
-        return to_uint8(self.decode(latents))
 
     def _guided(self, part: Bundle, session: Session, labels: Sequence[int], scale: float) -> Denoiser:
         feed = feed_of([spec["name"] for spec in part.manifest["io"]["inputs"]])
@@ -190,7 +208,7 @@ class Pipeline:
     def _decoder(self, provider: str, given: Bundle | None, session: DecoderSession | None) -> Decoder:
         kind = self.facts["decoder"]
         if kind == "none":
-            return _clipped
+            return clipped
         with reading_manifest(self.bundle):
             shuffle = pixel_shuffle(kind)
         if shuffle is not None:
@@ -246,7 +264,3 @@ def lacks_decoder(bundle: Bundle) -> bool:
 
 def _undecoded(latents: np.ndarray) -> np.ndarray:
     raise RuntimeError(f"latents {latents.shape}: this pipeline was made without a decoder")
-
-
-def _clipped(latents: np.ndarray) -> np.ndarray:
-    return np.clip(latents, -1, 1)

@@ -52,7 +52,7 @@ def make_pictures(
                 groups[picture.cfg_scale, picture.steps].append((index, row))
     made: dict[tuple[int, int], np.ndarray] = {}
     for (cfg_scale, steps), places in groups.items():
-        size = min(batch, pipeline.largest_batch(cfg_scale) or batch)
+        size = max(1, min(batch, pipeline.largest_batch(cfg_scale) or batch))
         for first in range(0, len(places), size):
             chunk = places[first : first + size]
             try:

@@ -15,8 +15,9 @@ import numpy as np
 
 from dexport.bundle import Bundle
 from dexport.errors import UsageError
+from dexport.runtime.batches import BatchRange
 from dexport.runtime.cuda import Cuda, find_gpu
-from dexport.runtime.engine_checks import check_ranges, check_target, import_tensorrt, read_facts
+from dexport.runtime.engine_checks import batches_of, check_ranges, check_target, import_tensorrt, read_facts
 from dexport.runtime.engine_runner import Engine, Graphs
 from dexport.runtime.inputs import NamedPort, as_arrays, check_inputs, port_of
 
@@ -41,6 +42,7 @@ class TensorRtSession:
         runner: what runs, for reports, such as ``TensorRT 10.13.0.35, NVIDIA L4 (sm89), captured CUDA graphs``.
         inputs: name -> shape and type of each input; ``"B"`` is the symbolic batch.
         outputs: names of the outputs.
+        batches: how many rows the engine takes.
 
     Raises:
         UsageError: the bundle has no engine.
@@ -62,6 +64,7 @@ class TensorRtSession:
         self.inputs: Mapping[str, NamedPort] = {spec["name"]: port_of(spec) for spec in io["inputs"]}
         self.outputs = [spec["name"] for spec in io["outputs"]]
         self.runner = f"{TITLES[facts.flavour]} {facts.version}, {gpu.name} ({gpu.target}), {graphs.value}"
+        self.batches: BatchRange = batches_of(facts)
         self._facts = facts
         self._engine = Engine(trt, cuda, gpu, facts.plan, _dtypes(io["inputs"]), _dtypes(io["outputs"]), graphs)
         # Also runs when the session is collected, and at the interpreter's end.

@@ -295,21 +295,26 @@ def _sampled(
     share = max(gates.distance_share for gates in judging.values())
     settings = {name: run.sampling[name] for name in ("steps", "sampler", "cfg_scale", "seed")}
     if "trajectory" in run.levels:
-        trajectory = check_trajectory(
-            pipeline,
-            reference,
-            run.labels,
-            gate_snr_db=limits.get("snr", snr_db),
-            lpips=lpips,
-            on_progress=on_progress,
-            **settings,
-        )
-        result = replace(
-            result,
-            trajectory=trajectory,
-            gates=(*result.gates, *_trajectory_gates(trajectory, limits)),
-            not_run=result.not_run if pictures else (*result.not_run, f"trajectory: {NO_DECODER}"),
-        )
+        try:
+            trajectory = check_trajectory(
+                pipeline,
+                reference,
+                run.labels,
+                gate_snr_db=limits.get("snr", snr_db),
+                lpips=lpips,
+                on_progress=on_progress,
+                **settings,
+            )
+        except GateError as error:  # a decoder whose values are not finite: a finding, as below
+            broken = Gate("psnr", None, limits.get("psnr", math.inf), limits.source("psnr"), str(error))
+            result = replace(result, gates=(*result.gates, broken), not_run=(*result.not_run, f"trajectory: {error}"))
+        else:
+            result = replace(
+                result,
+                trajectory=trajectory,
+                gates=(*result.gates, *_trajectory_gates(trajectory, limits)),
+                not_run=result.not_run if pictures else (*result.not_run, f"trajectory: {NO_DECODER}"),
+            )
     if evaluator is None:
         return result
     assert chosen.real is not None
