@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,20 @@ from dexport.verdict import ACCEPT, LOSSY, SHIPPABLE_SNR_DB, Loss, lossy_text
 from dexport.version import __version__
 
 Number = TypeVar("Number", int, float)
+
+
+class OneOfFlags(click.Option):
+    """One of several flags that set one value: others beside it are refused, where click takes the last of them."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:  # noqa: ARG002 - click's signature
+        parser.add_option(obj=self, opts=self.opts, dest=self.name, action="append_const", const=self.flag_value)
+
+    def consume_value(self, ctx: click.Context, opts: Any) -> tuple[Any, ParameterSource]:
+        value, source = super().consume_value(ctx, opts)
+        if not isinstance(value, list):
+            return value, source
+        _refuse_contradiction([f"--{each}" for each in value])
+        return value[0], source
 
 
 class OutputPath(click.Path):
@@ -205,9 +219,15 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
     show_default=True,
     help="fused: the graph applies the system's own guidance.",
 )
-@click.option("--fp32", "precision", flag_value="fp32", default=True, help="Compute in float32. [default]")
-@click.option("--fp16", "precision", flag_value="fp16", help="Compute in float16 around float32 islands.")
-@click.option("--bf16", "precision", flag_value="bf16", help="Compute in bfloat16 around float32 islands.")
+@click.option(
+    "--fp32", "precision", cls=OneOfFlags, flag_value="fp32", default=True, help="Compute in float32. [default]"
+)
+@click.option(
+    "--fp16", "precision", cls=OneOfFlags, flag_value="fp16", help="Compute in float16 around float32 islands."
+)
+@click.option(
+    "--bf16", "precision", cls=OneOfFlags, flag_value="bf16", help="Compute in bfloat16 around float32 islands."
+)
 @click.option(
     "--precision",
     "precision_name",
@@ -305,10 +325,8 @@ def build_command(
 
     if (recipe is None) == (stitch is None):
         raise UsageError("give a recipe, or --stitch", hint="`dexport recipes` lists what can be built")
-    if precision_name is not None and precision not in ("fp32", precision_name):
-        raise UsageError(
-            f"--{precision} and --precision {precision_name} exclude each other", hint="give one of the two"
-        )
+    if precision_name is not None and "precision" in _given_options() and precision != precision_name:
+        _refuse_contradiction([f"--{precision}", f"--precision {precision_name}"])
     with Progress() as progress:
         result = build_and_validate(
             recipe,
@@ -1108,6 +1126,13 @@ def _by_part(texts: tuple[str, ...]) -> dict[str, str]:
             raise UsageError(f"{found[part]} and {value}: one part is given twice", hint="name other parts: PART=...")
         found[part] = value
     return found
+
+
+def _refuse_contradiction(given: Sequence[str]) -> None:
+    """Refuse options of which only one can hold; the same one twice is no contradiction."""
+    different = list(dict.fromkeys(given))
+    if len(different) > 1:
+        raise UsageError(f"{' and '.join(different)} exclude each other", hint="give one of them")
 
 
 def _given_options() -> dict[str, str]:

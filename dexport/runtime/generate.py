@@ -75,7 +75,7 @@ def generate(
     labels = [label for label in _classes(pipeline, classes) for _ in range(count)]
     plan = pipeline.sampler(sampler, steps)
     # Both refuse what is wrong before anything is written.
-    pipeline.denoiser([label for label in labels if label is not None], cfg_scale, fractions)
+    pipeline.denoiser([label for label in labels if label is not None], cfg_scale, fractions, plan)
     Noise(seed, images=range(len(labels)))
     settings = {
         "bundle": pipeline.bundle.manifest["name"],

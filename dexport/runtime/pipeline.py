@@ -132,20 +132,25 @@ class Pipeline:
         return sampler_of(self.bundle, name, steps)
 
     def denoiser(
-        self, labels: Sequence[int], cfg_scale: float | None = None, fractions: Sequence[float] | None = None
+        self,
+        labels: Sequence[int],
+        cfg_scale: float | None = None,
+        fractions: Sequence[float] | None = None,
+        sampler: Sampler | None = None,
     ) -> Denoiser:
         """The guided, stitched denoiser of one batch.
 
         Args:
             labels: one class per image; empty for an unconditional network.
             fractions: shares of the trajectory, instead of the bundle's own.
+            sampler: what will run it: the shares are of its trajectory. None for the system's own.
 
         Raises:
             UsageError: labels that the model does not have, guidance without a null class, fractions for one denoiser.
         """
         denoisers = self.denoisers(labels, cfg_scale)
         shares = fractions or self.fractions
-        return Stitch(denoisers, shares) if shares else denoisers[0]
+        return Stitch(denoisers, shares, (sampler or self.sampler()).remaining) if shares else denoisers[0]
 
     def denoisers(self, labels: Sequence[int], cfg_scale: float | None = None) -> list[Denoiser]:
         """Every guided denoiser of one batch, in the order in which they are stitched."""
@@ -168,8 +173,9 @@ class Pipeline:
         Raises:
             GateError: values that are not finite, which would be shown as black pictures.
         """
-        denoiser = self.denoiser(labels, cfg_scale, fractions)
-        latents = sample(sampler or self.sampler(), denoiser, noise, (len(noise.images), *self.shape))
+        sampler = sampler or self.sampler()
+        denoiser = self.denoiser(labels, cfg_scale, fractions, sampler)
+        latents = sample(sampler, denoiser, noise, (len(noise.images), *self.shape))
         self._check_finite(latents)
         return latents.astype(np.float32)
 

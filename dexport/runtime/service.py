@@ -86,8 +86,9 @@ def _refusal(pipeline: Pipeline, pictures: Sequence[Picture]) -> DexportError | 
             if picture.steps is not None and not 1 <= picture.steps <= MOST_STEPS:
                 raise UsageError(f"{picture.steps} steps", hint=f"ask for 1 to {MOST_STEPS}")
             Noise.of_seeds([picture.seed])
-            pipeline.sampler(steps=picture.steps)
-            pipeline.denoiser([] if picture.label is None else [picture.label], picture.cfg_scale)
+            sampler = pipeline.sampler(steps=picture.steps)
+            labels = [] if picture.label is None else [picture.label]
+            pipeline.denoiser(labels, picture.cfg_scale, sampler=sampler)
     except DexportError as error:
         return error
     return None

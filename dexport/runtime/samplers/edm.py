@@ -13,7 +13,7 @@ import numpy as np
 
 from dexport.errors import UsageError
 from dexport.runtime.noise import Noise
-from dexport.runtime.samplers.step import Denoiser, Step, batch_of
+from dexport.runtime.samplers.step import Denoiser, Step, batch_of, steps_left
 
 FEWEST_STEPS = 2
 
@@ -45,6 +45,9 @@ class EDM:
 
     def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape).astype(np.float64) * self.sigma_max
+
+    def remaining(self, t: float) -> float:
+        return steps_left(self.sigmas()[:-1], t)
 
     def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:  # noqa: ARG002 - deterministic
         x = x.astype(np.float64)

@@ -13,7 +13,7 @@ import numpy as np
 
 from dexport.errors import UsageError
 from dexport.runtime.noise import Noise
-from dexport.runtime.samplers.step import Denoiser, Step, batch_of
+from dexport.runtime.samplers.step import Denoiser, Step, batch_of, steps_left
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class FlowEuler:
 
     def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape)
+
+    def remaining(self, t: float) -> float:
+        return steps_left(self.times()[:-1] * self.time_scale, t)
 
     def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:  # noqa: ARG002 - deterministic
         times = self.times().tolist()
