@@ -34,6 +34,7 @@ from dexport.exporter.engine import EngineChoice, EngineReport, EngineRequest, b
 from dexport.exporter.export import Exported, convert, export_onnx
 from dexport.exporter.gates import NetworkGates, gates_for
 from dexport.exporter.inherit import inherit_weights
+from dexport.exporter.latents import check_latents
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes import check_switchable
 from dexport.exporter.passes.precision import DATA_MOVEMENT
@@ -335,7 +336,9 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
                 hint="for example --image-size 256",
             )
         latent = (cells, cells)
-    return resolve(recipe, options.settings, latent, options.guidance == "fused", options.fold_steps)
+    variant = resolve(recipe, options.settings, latent, options.guidance == "fused", options.fold_steps)
+    check_latents(variant)
+    return variant
 
 
 def resolve_decoder(variant: Variant, options: BuildOptions) -> Variant | None:

@@ -23,6 +23,7 @@ from dexport.runtime.samplers import make_sampler
 from dexport.runtime.time_table import TimeTable, evaluated_times
 
 CFG_SCALE = "cfg_scale"
+LABELS = "y"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Variant:
     @property
     def signature(self) -> Signature:
         plain = self.recipe.signature(self.config, self.latent)
+        null_label = self.null_label
+        if null_label is not None:
+            labels = (replace(spec, largest=null_label) if spec.name == LABELS else spec for spec in plain.inputs)
+            plain = replace(plain, inputs=tuple(labels))
         if self.table is not None:
             name, times = self.time_input(plain, self.table)
             chosen = tuple(map(float, times))
@@ -93,6 +98,16 @@ class Variant:
         assert self.recipe.guidance is not None
         scale = TensorSpec(CFG_SCALE, "float32", (), "constant", high=self.recipe.guidance.default_scale)
         return Signature((*plain.inputs, scale), plain.outputs)
+
+    @property
+    def null_label(self) -> int | None:
+        """The label of the unconditional prediction; None where the configuration has none."""
+        if self.recipe.guidance is None:
+            return None
+        try:
+            return self.recipe.guidance.null_label(self.config)
+        except ValueError:
+            return None
 
     def time_input(self, signature: Signature, table: TimeTable) -> tuple[str, np.ndarray]:
         """The name of the graph's time input, and the times of a table (S,) float32 as it takes them.
@@ -173,7 +188,13 @@ def resolve(
             f"{recipe.name}: this configuration leaves {empty[0]} empty", hint="give sizes above 0 with --set"
         )
     variant.wrap(module)
-    _ = variant.signature
+    for spec in variant.signature.inputs:
+        if spec.values == "integers" and spec.low > spec.high:
+            raise UsageError(
+                f"{recipe.name}: this configuration leaves no value for the input {spec.name}: "
+                f"from {spec.low:g} to {spec.high:g}",
+                hint="a network with labels needs one class or more, such as --set num_classes=10",
+            )
     return variant
 
 

@@ -21,6 +21,8 @@ Feed = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 """From x (B, C, H, W), t (B,) float32 and y (B,) int64 to the inputs of the graph, by name."""
 
 UNGUIDED = 1.0
+SHOWN = 10
+"""Wrong labels that a message names."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +181,13 @@ def fused(
 
 
 def check_labels(y: Sequence[int] | np.ndarray, classes: int) -> None:
-    """Refuse labels outside 0..classes-1."""
-    wrong = [int(label) for label in y if not 0 <= label < classes]
+    """Refuse labels outside 0..classes-1, and such as are no whole numbers."""
+    wrong = [label for label in y if not (0 <= label < classes and label == int(label))]
     if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise UsageError(
-            f"no class {', '.join(map(str, wrong))}: the model has {classes}", hint=f"choose from 0 to {classes - 1}"
+            f"no class {', '.join(map(str, wrong[:SHOWN]))}{more}: the model has {classes}",
+            hint=f"choose from 0 to {classes - 1}",
         )
 
 

@@ -156,6 +156,10 @@ class Pipeline:
         """Every guided denoiser of one batch, in the order in which they are stitched."""
         if self.classes is not None:
             check_labels(labels, self.classes)
+        elif len(labels):
+            raise UsageError(
+                f"{self.bundle.manifest['name']} is unconditional and has no classes", hint="give no labels"
+            )
         scale = self.default_scale if cfg_scale is None else cfg_scale
         return [self._guided(*pair, labels, scale) for pair in zip(self._parts, self._sessions, strict=True)]
 
