@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
+from dexport import limits
 from dexport.collector import collector_paused
 from dexport.errors import UsageError
 from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec, value_of
@@ -42,7 +45,10 @@ class Variant:
     def module(self) -> nn.Module:
         """The bare network in eval mode, on the current default device."""
         try:
-            return self.recipe.constructor(**self.config).eval()
+            for value in self.config.values():
+                limits.check_setting(value)
+            with _counting_modules():
+                return self.recipe.constructor(**self.config).eval()
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise UsageError(
@@ -176,7 +182,14 @@ def resolve(
     multiple = value_of(recipe.latent_multiple, config)
     if any(not isinstance(n, int) or n < 1 or (multiple > 0 and n % multiple) for n in latent):
         raise UsageError(
-            f"{recipe.name}: spatial input {latent[0]}x{latent[1]} must be positive multiples of {multiple}",
+            f"{recipe.name}: spatial input {'x'.join(map(limits.shown, latent))} "
+            f"must be positive multiples of {limits.shown(multiple)}",
+            hint=f"for example --latent {recipe.latent[0]}x{recipe.latent[1]}",
+        )
+    if latent[0] * latent[1] > limits.LARGEST_GRID or max(latent) > limits.LARGEST_SIDE:
+        raise UsageError(
+            f"{recipe.name}: spatial input {'x'.join(map(limits.shown, latent))} is too large: "
+            f"{limits.LARGEST_GRID:,} cells and a side of {limits.LARGEST_SIDE:,} are the most",
             hint=f"for example --latent {recipe.latent[0]}x{recipe.latent[1]}",
         )
     variant = Variant(recipe, config, latent, fused, _table(recipe, fold_steps))
@@ -212,8 +225,12 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f"--set {pair!r} is not NAME=VALUE", hint="for example --set hidden_size=384")
-        settings[key] = _parse_value(text)
+            raise UsageError(f"--set {limits.shown(pair)} is not NAME=VALUE", hint="for example --set hidden_size=384")
+        try:
+            settings[key] = _parse_value(text)
+        except RecursionError as error:
+            hint = f"{limits.DEEPEST_SETTING} deep is the most"
+            raise UsageError(f"--set {limits.shown(pair)}: its value is nested too deep", hint) from error
     return settings
 
 
@@ -225,6 +242,24 @@ def _parse_value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+@contextlib.contextmanager
+def _counting_modules() -> Iterator[None]:
+    """Stop a constructor that makes more modules than any network has: a depth of a billion would take hours."""
+    made = 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > limits.MOST_MODULES:
+            raise ValueError(f"it makes more than {limits.MOST_MODULES:,} modules")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_arguments(recipe: Recipe, settings: Mapping[str, Any]) -> None:
@@ -241,6 +276,6 @@ def _check_arguments(recipe: Recipe, settings: Mapping[str, Any]) -> None:
             not isinstance(value, (int, float)) or isinstance(value, bool) != isinstance(default, bool)
         ):
             raise UsageError(
-                f"--set {name}={value!r}: expected {type(default).__name__}, as in {name}={default}",
+                f"--set {name}={limits.shown(value)}: expected {type(default).__name__}, as in {name}={default}",
                 hint=f"`dexport info {recipe.name}` shows the settings that it has",
             )

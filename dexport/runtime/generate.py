@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dexport.errors import UsageError, free_name
+from dexport.limits import check_pictures
 from dexport.runtime.gallery import Gallery
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
@@ -72,11 +73,13 @@ def generate(
         )
     if count < 1 or batch < 1:
         raise UsageError(f"--count {count}, --batch {batch}: both start at 1", hint="give 1 or more")
-    labels = [label for label in _classes(pipeline, classes) for _ in range(count)]
+    chosen = _classes(pipeline, classes)
+    check_pictures(len(chosen), count)
+    labels = [label for label in chosen for _ in range(count)]
     plan = pipeline.sampler(sampler, steps)
     # Both refuse what is wrong before anything is written.
     pipeline.denoiser([label for label in labels if label is not None], cfg_scale, fractions, plan)
-    Noise(seed, images=range(len(labels)))
+    Noise(seed, images=[0])
     settings = {
         "bundle": pipeline.bundle.manifest["name"],
         "files": {name: entry["sha256"] for name, entry in pipeline.bundle.manifest["files"].items()},

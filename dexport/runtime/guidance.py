@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dexport.errors import UsageError
+from dexport.limits import LARGEST_POWER, LARGEST_SCALE, shown
 from dexport.runtime.samplers.step import Denoiser
 
 Session = Callable[..., Mapping[str, np.ndarray]]
@@ -83,10 +84,20 @@ def all_channels(power: float | None = None) -> str:
 def find_rule(name: str) -> Rule:
     """The rule of a recipe."""
     if name.startswith(ALL_CHANNELS_POWER):
-        return Rule(power=float(name.removeprefix(ALL_CHANNELS_POWER)))
+        return Rule(power=_power(name.removeprefix(ALL_CHANNELS_POWER)))
     if name not in RULES:
-        raise UsageError(f"no guidance rule {name!r}", hint=f"choose from: {'; '.join(RULES)}")
+        raise UsageError(f"no guidance rule {shown(name)}", hint=f"choose from: {'; '.join(RULES)}")
     return RULES[name]
+
+
+def _power(text: str) -> float:
+    try:
+        power = float(text)
+    except ValueError:
+        power = 0.0
+    if not 0 < power <= LARGEST_POWER:
+        raise UsageError(f"guidance cannot grow with the power {shown(text)} of time", hint="choose a power above 0")
+    return power
 
 
 def feed_class_conditional(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
@@ -192,8 +203,10 @@ def check_labels(y: Sequence[int] | np.ndarray, classes: int) -> None:
 
 
 def _check_scale(cfg_scale: float) -> None:
-    if not UNGUIDED <= cfg_scale < np.inf:
-        raise UsageError(f"guidance scale {cfg_scale:g}", hint="choose 1 (no guidance) or more")
+    if not UNGUIDED <= cfg_scale <= LARGEST_SCALE:
+        raise UsageError(
+            f"guidance scale {cfg_scale:g}", hint=f"choose 1 (no guidance) or more, up to {LARGEST_SCALE:g}"
+        )
 
 
 def _labels(y: Sequence[int] | np.ndarray) -> np.ndarray:

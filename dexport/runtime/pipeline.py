@@ -21,7 +21,7 @@ from dexport.runtime.guidance import (
     fused,
     guided,
 )
-from dexport.runtime.manifest_checks import check_denoiser, check_stitched
+from dexport.runtime.manifest_checks import check_denoiser, check_sampling, check_stitched
 from dexport.runtime.noise import Noise
 from dexport.runtime.samplers import Denoiser, Sampler, make_sampler, sample
 from dexport.runtime.session import open_session
@@ -80,8 +80,8 @@ class Pipeline:
             self._parts = [part for part, _ in bundle.stitch] or [bundle]
         if bundle.stitch:
             check_stitched(bundle)
-        for part in self._parts:
-            check_denoiser(part)
+        else:
+            check_denoiser(bundle)
         self.fractions = tuple(fraction for _, fraction in bundle.stitch)
         opened = list(sessions) or [open_session(part, provider) for part in self._parts]
         self._sessions = [InBatches(session) for session in opened]
@@ -243,6 +243,7 @@ def sampler_of(bundle: Bundle, name: str | None = None, steps: int | None = None
         UsageError: a sampler of another schedule, steps that it cannot take, or times that the bundle does not take.
         InputError: an incomplete manifest.
     """
+    check_sampling(bundle)
     with reading_manifest(bundle):
         facts = bundle.manifest["sampling"]
         own, usual = facts["sampler"], facts["steps"]

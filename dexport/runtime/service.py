@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dexport.errors import DexportError, UsageError
+from dexport.limits import MOST_STEPS_SERVED
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
-
-MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def _refusal(pipeline: Pipeline, pictures: Sequence[Picture]) -> DexportError | 
         for picture in pictures:
             if (picture.label is None) != (pipeline.classes is None):
                 raise UsageError("labels go with models that have classes, and only with them")
-            if picture.steps is not None and not 1 <= picture.steps <= MOST_STEPS:
-                raise UsageError(f"{picture.steps} steps", hint=f"ask for 1 to {MOST_STEPS}")
+            if picture.steps is not None and not 1 <= picture.steps <= MOST_STEPS_SERVED:
+                raise UsageError(f"{picture.steps} steps", hint=f"ask for 1 to {MOST_STEPS_SERVED}")
             Noise.of_seeds([picture.seed])
             sampler = pipeline.sampler(steps=picture.steps)
             labels = [] if picture.label is None else [picture.label]

@@ -12,6 +12,7 @@ import numpy as np
 
 from dexport.errors import UsageError
 from dexport.files import replacing
+from dexport.limits import MOST_BATCH, check_pictures, check_whole
 from dexport.optional import optional_import
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
@@ -89,6 +90,8 @@ def sweep(
             hint="build one with --stitch SMALL:0.4,LARGE:0.6",
         )
     shares = [halves(fraction) for fraction in sorted({0.0, *fractions})]
+    check_pictures(pipeline.classes or 1, count)
+    check_whole("--batch", batch, MOST_BATCH, 1)
     labels: list[int] = np.repeat(np.arange(pipeline.classes or 1), count).tolist()
     plan = pipeline.sampler(sampler, steps)
     real = None if reference is None else Moments.of(pooled_pixels(reference))

@@ -15,6 +15,7 @@ from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_session import TorchSession
 from dexport.hashing import sha256_of
+from dexport.limits import check_pictures
 from dexport.runtime.pipeline import Pipeline, lacks_decoder, sampler_of
 from dexport.validate.against import session_against
 from dexport.validate.baseline import Baseline, Change, changes, check_comparable
@@ -319,7 +320,9 @@ def _sampled(
         return result
     assert chosen.real is not None
     place = run.bundle.path.absolute()
-    labels = [label for label in run.classes(pipeline.classes) for _ in range(chosen.count)]
+    classes = run.classes(pipeline.classes)
+    check_pictures(len(classes), chosen.count)
+    labels = [label for label in classes for _ in range(chosen.count)]
     try:
         report = check_distribution(
             pipeline,

@@ -57,7 +57,7 @@ def test_an_engine_checks_what_tensorrt_does_not(tmp_path: Path, trt: FakeTensor
     io["inputs"][1]["range"] = [0, NULL]
     given = {"x": np.zeros((2, 4), np.float32), "scale": np.float32(1)}
     with TensorRtSession(write_bundle(tmp_path / "out", io=io)) as session:
-        with pytest.raises(UsageError, match="input y has .* out of range"):
+        with pytest.raises(UsageError, match=r"input y has .* out of range"):
             session(**given, y=np.array([0, label]))
         session(**given, y=np.array([0, NULL]))
     assert trt.enqueued == 1
@@ -111,7 +111,7 @@ def test_a_folded_graph_takes_its_own_times_only(tmp_path: Path) -> None:
     for time in (0.0, 333.0, 999.0):
         session(**feed(0) | {"t": np.full(3, time, np.float32)})
     for time in (1.0, 332.9, -1.0, 1e9, np.nan, np.inf):
-        with pytest.raises(UsageError, match="input t has .* out of range") as refused:
+        with pytest.raises(UsageError, match=r"input t has .* out of range") as refused:
             session(**feed(0) | {"t": np.full(3, time, np.float32)})
         assert refused.value.hint == "this model takes 4 times from 0 to 999"
 

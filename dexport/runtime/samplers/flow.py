@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from dexport.errors import UsageError
+from dexport.limits import MOST_STEPS, shown
 from dexport.runtime.noise import Noise
 from dexport.runtime.samplers.step import Denoiser, Step, batch_of, steps_left
 
@@ -31,9 +32,11 @@ class FlowEuler:
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UsageError(f"{self.steps} flow-matching steps", hint="choose 1 or more; 25 to 50 are usual")
-        if self.shift <= 0:
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UsageError(
+                f"{shown(self.steps)} flow-matching steps", hint=f"choose 1 to {MOST_STEPS}; 25 to 50 are usual"
+            )
+        if not 0 < self.shift < np.inf:
             raise UsageError(f"flow shift {self.shift:g}", hint="choose a number above 0; 1 is uniform")
 
     def times(self) -> np.ndarray:
