@@ -43,7 +43,7 @@ LARGEST_POWER = 100.0
 LARGEST_SHUFFLE = 1024
 """Factor and tiles of a pixel shuffle."""
 LARGEST_LATENT_SCALE = 1e6
-MOST_MODULES = 20_000
+MOST_MODULES = 8_000
 """Of a network."""
 LARGEST_TABLE = 2**28
 """Numbers of a table that a network's constructor computes, such as positions: they are real memory."""

@@ -69,8 +69,11 @@ def check_denoiser(bundle: Bundle) -> None:
     _check(bundle, DENOISER)
     _check_tensors(bundle)
     _check_state(bundle)
+    facts = bundle.manifest["sampling"]
     with reading_manifest(bundle):
-        accepted_of(bundle.manifest["io"]["inputs"])
+        labels = accepted_of(bundle.manifest["io"]["inputs"]).get("y")
+    if labels is not None and not labels.high >= max(facts["classes"] - 1, facts["null_label"] or 0):
+        raise _wrong(bundle, "sampling.null_label")
 
 
 def check_sampling(bundle: Bundle) -> None:
@@ -82,8 +85,11 @@ def check_sampling(bundle: Bundle) -> None:
     if facts["guidance"] is not None:
         _check(bundle, GUIDANCE)
         _check_known(bundle, "sampling.guidance.rule", lambda: find_rule(facts["guidance"]["rule"]))
-    if facts["null_label"] is not None and (facts["guidance"] is None or facts["classes"] is None):
-        raise _wrong(bundle, "sampling.guidance" if facts["guidance"] is None else "sampling.classes")
+    if facts["null_label"] is not None:
+        if facts["guidance"] is None:
+            raise _wrong(bundle, "sampling.guidance")
+        if facts["classes"] is None or facts["null_label"] < facts["classes"]:
+            raise _wrong(bundle, "sampling.null_label")
     if facts.get("folded") is not None:
         _check(bundle, FOLDED)
         times = facts["folded"]["times"]
