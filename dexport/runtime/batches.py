@@ -20,8 +20,8 @@ class BatchRange:
 
 
 def batch_range(session: Any) -> BatchRange:
-    """What a session says of itself: its ``batches``, else the first size of its first input where that is fixed."""
-    declared = getattr(session, "batches", None)
+    """What a session says of itself: its ``batch_range``, else a fixed first size of its first input."""
+    declared = getattr(session, "batch_range", None)
     if declared is not None:
         return declared
     first = next(iter(getattr(session, "inputs", {}).values()), None)

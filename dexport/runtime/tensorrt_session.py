@@ -42,7 +42,7 @@ class TensorRtSession:
         runner: what runs, for reports, such as ``TensorRT 10.13.0.35, NVIDIA L4 (sm89), captured CUDA graphs``.
         inputs: name -> shape and type of each input; ``"B"`` is the symbolic batch.
         outputs: names of the outputs.
-        batches: how many rows the engine takes.
+        batch_range: how many rows the engine takes.
 
     Raises:
         UsageError: the bundle has no engine.
@@ -66,7 +66,7 @@ class TensorRtSession:
             self.inputs: Mapping[str, NamedPort] = {spec["name"]: port_of(spec) for spec in io["inputs"]}
         self.outputs = [spec["name"] for spec in io["outputs"]]
         self.runner = f"{TITLES[facts.flavour]} {facts.version}, {gpu.name} ({gpu.target}), {graphs.value}"
-        self.batches: BatchRange = batches_of(facts)
+        self.batch_range: BatchRange = batches_of(facts)
         self._facts = facts
         self._engine = Engine(trt, cuda, gpu, facts.plan, _dtypes(io["inputs"]), _dtypes(io["outputs"]), graphs)
         # Also runs when the session is collected, and at the interpreter's end.

@@ -43,7 +43,7 @@ def test_an_engine_gives_the_rows_that_were_asked_for(
     trt: FakeTensorRt,  # noqa: ARG001
 ) -> None:
     with TensorRtSession(write_bundle(tmp_path / "out", engine=engine_of(least, most))) as session:
-        assert session.batches == BatchRange(least, most)
+        assert session.batch_range == BatchRange(least, most)
         x, y = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4), np.arange(rows)
         out = InBatches(session)(x=x, y=y, scale=np.float32(3))["out"]
     np.testing.assert_array_equal(out, x * 3 + y[:, None])
@@ -55,13 +55,13 @@ class Engine:
     runner = "engine"
 
     def __init__(self, run: Callable[..., Any], least: int, most: int) -> None:
-        self.run, self.batches, self.seen = run, BatchRange(least, most), []
+        self.run, self.batch_range, self.seen = run, BatchRange(least, most), []
         self.inputs = {"z": SimpleNamespace(shape=["B", 1, 4, 4])}
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         (count,) = {len(array) for array in inputs.values() if array.ndim}
         self.seen.append(count)
-        assert self.batches.least <= count <= (self.batches.most or count)
+        assert self.batch_range.least <= count <= (self.batch_range.most or count)
         return self.run(**inputs)
 
 
