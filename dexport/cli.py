@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from dexport import limits
 from dexport.collector import collector_paused
 from dexport.errors import GateError, MachineError, UsageError
 from dexport.exits import Interrupted, report, running
@@ -22,6 +23,22 @@ from dexport.verdict import ACCEPT, LOSSY, SHIPPABLE_SNR_DB, Loss, lossy_text
 from dexport.version import __version__
 
 Number = TypeVar("Number", int, float)
+LONGEST_NUMBER = 9
+"""Digits of a side, which keeps the product of two in bounds as well."""
+
+
+class OneOfFlags(click.Option):
+    """One of several flags that set one value: others beside it are refused, where click takes the last of them."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:  # noqa: ARG002 - click's signature
+        parser.add_option(obj=self, opts=self.opts, dest=self.name, action="append_const", const=self.flag_value)
+
+    def consume_value(self, ctx: click.Context, opts: Any) -> tuple[Any, ParameterSource]:
+        value, source = super().consume_value(ctx, opts)
+        if not isinstance(value, list):
+            return value, source
+        _refuse_contradiction([f"--{each}" for each in value])
+        return value[0], source
 
 
 class OutputPath(click.Path):
@@ -35,6 +52,31 @@ class OutputPath(click.Path):
         check_place(path)
         return path
 
+
+class AtMost(click.ParamType):
+    """A number that is at most so large, on either side of 0: what is too small, the commands know."""
+
+    def __init__(self, kind: click.ParamType, most: float) -> None:
+        self.kind, self.most, self.name = kind, most, kind.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = self.kind.convert(value, param, ctx)
+        if not -self.most <= number <= self.most:  # nor is NaN
+            option = param.opts[-1] if param else "a number"
+            raise UsageError(f"{option} {limits.shown(number)} is out of range", hint=f"{self.most:,} is the most")
+        return number
+
+
+SEED = AtMost(click.INT, limits.LARGEST_SEED)
+STEPS = AtMost(click.INT, limits.MOST_STEPS)
+COUNT = AtMost(click.INT, limits.MOST_PICTURES)
+BATCH = AtMost(click.INT, limits.MOST_BATCH)
+SCALE = AtMost(click.FLOAT, limits.LARGEST_SCALE)
+PIXELS = AtMost(click.INT, limits.LARGEST_SIDE)
+CALIBRATION_IMAGES = AtMost(click.INT, limits.MOST_CALIBRATION_IMAGES)
+THREADS = AtMost(click.INT, limits.MOST_THREADS)
+ROUNDS = AtMost(click.INT, limits.MOST_ROUNDS)
+GIGABYTES = AtMost(click.FloatRange(min=0), limits.LARGEST_CACHE_GB)
 
 SIGNED = click.option(
     "--require-signature",
@@ -78,8 +120,14 @@ QUANTISATION = (
         help="Choose the scheme of each layer: the smallest file of this SNR (dB, after 20 steps), or the best SNR "
         "within this share of the float file (or size<=NMB).",
     ),
-    click.option("--calibration-images", type=int, default=32, show_default=True, help="Sampled to calibrate on."),
-    click.option("--calibration-seed", default=0, show_default=True, help="Seed of their noise."),
+    click.option(
+        "--calibration-images",
+        type=CALIBRATION_IMAGES,
+        default=32,
+        show_default=True,
+        help="Sampled to calibrate on.",
+    ),
+    click.option("--calibration-seed", type=SEED, default=0, show_default=True, help="Seed of their noise."),
     click.option(
         "--ternary/--no-ternary",
         default=None,
@@ -184,7 +232,7 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
     metavar="FILE|HUB",
     help="Inherit from another model's checkpoint what the recipe allows (LiT from DiT: all but the attention).",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random weights.")
 @click.option(
     "--set",
     "settings",
@@ -197,7 +245,7 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
     type=click.Choice(["last", "all"]),
     help="all: also what the branches of lower resolution predict, where a model has branches (DiMR).",
 )
-@click.option("--image-size", type=int, metavar="PIXELS", help="Side of the square image.")
+@click.option("--image-size", type=PIXELS, metavar="PIXELS", help="Side of the square image.")
 @click.option("--latent", metavar="HxW", help="Spatial size of the network's input, such as 8x20.")
 @click.option(
     "--guidance",
@@ -206,9 +254,15 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
     show_default=True,
     help="fused: the graph applies the system's own guidance.",
 )
-@click.option("--fp32", "precision", flag_value="fp32", default=True, help="Compute in float32. [default]")
-@click.option("--fp16", "precision", flag_value="fp16", help="Compute in float16 around float32 islands.")
-@click.option("--bf16", "precision", flag_value="bf16", help="Compute in bfloat16 around float32 islands.")
+@click.option(
+    "--fp32", "precision", cls=OneOfFlags, flag_value="fp32", default=True, help="Compute in float32. [default]"
+)
+@click.option(
+    "--fp16", "precision", cls=OneOfFlags, flag_value="fp16", help="Compute in float16 around float32 islands."
+)
+@click.option(
+    "--bf16", "precision", cls=OneOfFlags, flag_value="bf16", help="Compute in bfloat16 around float32 islands."
+)
 @click.option(
     "--precision",
     "precision_name",
@@ -225,7 +279,7 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
 @quantisation_options
 @click.option(
     "--fold-steps",
-    type=int,
+    type=STEPS,
     metavar="STEPS",
     help="Compute what depends on time alone now, for the times of so many sampling steps; the bundle takes no others.",
 )
@@ -306,10 +360,8 @@ def build_command(
 
     if (recipe is None) == (stitch is None):
         raise UsageError("give a recipe, or --stitch", hint="`dexport recipes` lists what can be built")
-    if precision_name is not None and precision not in ("fp32", precision_name):
-        raise UsageError(
-            f"--{precision} and --precision {precision_name} exclude each other", hint="give one of the two"
-        )
+    if precision_name is not None and "precision" in _given_options() and precision != precision_name:
+        _refuse_contradiction([f"--{precision}", f"--precision {precision_name}"])
     with Progress() as progress:
         result = build_and_validate(
             recipe,
@@ -410,13 +462,13 @@ def _views(command: Callable[..., None]) -> Callable[..., None]:
     metavar="N,N",
     help="Class labels: one trajectory each, --count images each. [default: 0,1; all for distribution]",
 )
-@click.option("--steps", type=int, help="Sampling steps. [default: the system's]")
-@click.option("--cfg", "cfg_scale", type=float, help="Guidance scale, 1 for none. [default: the system's]")
+@click.option("--steps", type=STEPS, help="Sampling steps. [default: the system's]")
+@click.option("--cfg", "cfg_scale", type=SCALE, help="Guidance scale, 1 for none. [default: the system's]")
 @click.option("--sampler", metavar="NAME", help="ddpm or ddim, where the model fits. [default: the system's]")
-@click.option("--seed", default=0, show_default=True, help="Seed of the noise.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the noise.")
 @click.option("--reference", type=click.Path(path_type=Path), help="distribution: real images, as `dexport fid` has B.")
-@click.option("--count", default=10, show_default=True, help="distribution: images per class.")
-@click.option("--batch", default=8, show_default=True, help="distribution: images that are made together.")
+@click.option("--count", type=COUNT, default=10, show_default=True, help="distribution: images per class.")
+@click.option("--batch", type=BATCH, default=8, show_default=True, help="distribution: images that are made together.")
 @click.option("--evaluator", type=EVALUATOR, default="inception", show_default=True, help="distribution: the features.")
 @click.option(
     "--evaluator-weights", type=click.Path(path_type=Path), help="distribution: file of the evaluator's weights."
@@ -535,9 +587,15 @@ def validate_command(
 @click.option("--recipe", metavar="FILE|NAME", help="The recipe, where BUNDLE is an ONNX file or was built from one.")
 @click.option("--checkpoint", metavar="FILE", help="Where the weights of the build are now, if they were moved.")
 @PORT
-@click.option("--batch", "batches", multiple=True, type=int, help="Repeatable. [default: the profile's]")
-@click.option("--threads", type=int, help="Of the CPU, for every side. [default: one per core]")
-@click.option("--rounds", default=7, show_default=True, help="Evaluations of each side, which take turns.")
+@click.option("--batch", "batches", multiple=True, type=BATCH, help="Repeatable. [default: the profile's]")
+@click.option("--threads", type=THREADS, help="Of the CPU, for every side. [default: one per core]")
+@click.option(
+    "--rounds",
+    type=ROUNDS,
+    default=7,
+    show_default=True,
+    help="Evaluations of each side, which take turns.",
+)
 @click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda"]),
@@ -584,7 +642,7 @@ def bench_command(
     show_default=True,
     help="Inputs: the recipe's examples, or states of a short sampling run with PyTorch.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the inputs.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the inputs.")
 @click.option("--fix", is_flag=True, help="Where rounding or overflow is at fault, build again with the islands found.")
 @click.option("--profile", metavar="FILE", help="The profile's file for --fix, where the bundle was built with one.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of that bundle. [default: BUNDLE-fixed]")
@@ -697,12 +755,14 @@ def baseline_update_command(source: Path, output: Path) -> None:
     help="PNG file of the labelled grid; the pictures go to a folder beside it.",
 )
 @click.option("--classes", metavar="N,N", help="Class labels. [default: the first ten]")
-@click.option("--count", default=1, show_default=True, help="Pictures per class.")
-@click.option("--steps", type=int, help="Sampling steps. [default: the system's]")
-@click.option("--cfg", "cfg_scale", type=float, help="Guidance scale, 1 for none. [default: the system's]")
+@click.option("--count", type=COUNT, default=1, show_default=True, help="Pictures per class.")
+@click.option("--steps", type=STEPS, help="Sampling steps. [default: the system's]")
+@click.option("--cfg", "cfg_scale", type=SCALE, help="Guidance scale, 1 for none. [default: the system's]")
 @click.option("--sampler", metavar="NAME", help="ddpm or ddim, where the model fits. [default: the system's]")
-@click.option("--seed", default=0, show_default=True, help="Seed of the noise; each picture has its own stream.")
-@click.option("--batch", default=8, show_default=True, help="Pictures that are made together.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Seed of the noise; each picture has its own stream."
+)
+@click.option("--batch", type=BATCH, default=8, show_default=True, help="Pictures that are made together.")
 @click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda", "tensorrt"]),
@@ -766,12 +826,12 @@ def sample_command(
 )
 @click.option("--fractions", default="0,0.2,0.4,0.6,0.8,1", show_default=True, help="Shares of the first denoiser.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Real images: an .npz with arr_0 (N,H,W,C) uint8.")
-@click.option("--count", default=1, show_default=True, help="Pictures per class.")
-@click.option("--steps", type=int, help="Sampling steps. [default: the system's]")
-@click.option("--cfg", "cfg_scale", type=float, help="Guidance scale, 1 for none. [default: the system's]")
+@click.option("--count", type=COUNT, default=1, show_default=True, help="Pictures per class.")
+@click.option("--steps", type=STEPS, help="Sampling steps. [default: the system's]")
+@click.option("--cfg", "cfg_scale", type=SCALE, help="Guidance scale, 1 for none. [default: the system's]")
 @click.option("--sampler", metavar="NAME", help="ddpm or ddim, where the model fits. [default: the system's]")
-@click.option("--seed", default=0, show_default=True, help="Seed of the noise, the same at every share.")
-@click.option("--batch", default=8, show_default=True, help="Pictures that are made together.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the noise, the same at every share.")
+@click.option("--batch", type=BATCH, default=8, show_default=True, help="Pictures that are made together.")
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True)
 @click.option("--decoder", type=click.Path(path_type=Path), help="A decoder's bundle, where BUNDLE brings none.")
 @SIGNED
@@ -904,8 +964,8 @@ def unpack_command(
     help="File of the evaluator's weights. [default: inside the installed package of the extra fid]",
 )
 @click.option("--save-stats", type=OutputPath(), help="Write A's statistics in ADM's layout; without B.")
-@click.option("--batch", default=32, show_default=True, help="Images that are evaluated together.")
-@click.option("--seed", default=0, show_default=True, help="Seed of subsets, splits and the floor.")
+@click.option("--batch", type=BATCH, default=32, show_default=True, help="Images that are evaluated together.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of subsets, splits and the floor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def fid_command(a: Path, b: Path | None, save_stats: Path | None, seed: int, as_json: bool, **options: Any) -> None:
     """Distances of images A to a reference B: FID, sFID, KID, precision and recall, and the floor they stand on.
@@ -997,7 +1057,13 @@ def cache_ls_command(as_json: bool) -> None:
 
 
 @cache_group.command("prune")
-@click.option("--keep-gb", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Keep this much.")
+@click.option(
+    "--keep-gb",
+    type=GIGABYTES,
+    default=0.0,
+    show_default=True,
+    help="Keep this much.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cache_prune_command(keep_gb: float, as_json: bool) -> None:
     """Remove entries, the least recently used first."""
@@ -1086,8 +1152,8 @@ def _parse_latent(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     height, x, width = text.lower().partition("x")
-    if not (x and height.isdecimal() and width.isdecimal()):
-        raise UsageError(f"--latent {text!r} is not HEIGHTxWIDTH", hint="for example --latent 8x20")
+    if not (x and height.isdecimal() and width.isdecimal()) or max(len(height), len(width)) > LONGEST_NUMBER:
+        raise UsageError(f"--latent {limits.shown(text)} is not HEIGHTxWIDTH", hint="for example --latent 8x20")
     return int(height), int(width)
 
 
@@ -1096,7 +1162,7 @@ def _parse_numbers(text: str, option: str, example: str, kind: Callable[[str], N
         return [kind(part) for part in text.split(",") if part]
     except ValueError as error:
         raise UsageError(
-            f"{option} {text!r} is not a list of numbers", hint=f"for example {option} {example}"
+            f"{option} {limits.shown(text)} is not a list of numbers", hint=f"for example {option} {example}"
         ) from error
 
 
@@ -1114,6 +1180,13 @@ def _by_part(texts: tuple[str, ...]) -> dict[str, str]:
             raise UsageError(f"{found[part]} and {value}: one part is given twice", hint="name other parts: PART=...")
         found[part] = value
     return found
+
+
+def _refuse_contradiction(given: Sequence[str]) -> None:
+    """Refuse options of which only one can hold; the same one twice is no contradiction."""
+    different = list(dict.fromkeys(given))
+    if len(different) > 1:
+        raise UsageError(f"{' and '.join(different)} exclude each other", hint="give one of them")
 
 
 def _given_options() -> dict[str, str]:

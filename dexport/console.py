@@ -312,7 +312,8 @@ def print_result(result: BuildResult) -> None:
     """What a build made: the parity table, the engine, and the paths to look at."""
     manifest, path = result.bundle.manifest, result.bundle.path
     if manifest["weights"]["random"]:
-        out.print(f"[yellow]RANDOM weights[/] (seed {manifest['weights']['seed']}): this is not a trained model")
+        seed = manifest["weights"]["seed"]  # None for several denoisers with different ones
+        out.print(f"[yellow]RANDOM weights[/]{'' if seed is None else f' (seed {seed})'}: this is not a trained model")
     for part, bundle in {"": result.bundle, **result.bundle.parts}.items():
         _print_ranges(part, bundle.manifest.get("precision", {}).get("ranges"))
     for part, verdict in {"": result.verdict, **result.parts}.items():

@@ -195,8 +195,17 @@ def _copy_model(bundle: Bundle, version: Path) -> None:
 
 
 def _why_not(bundle: Bundle) -> str:
-    scalars = [spec["name"] for spec in bundle.manifest["io"]["inputs"] if not spec["shape"]]
-    return f"Triton serves no input without dimensions, as its {', '.join(scalars)} is" if scalars else ""
+    inputs = bundle.manifest["io"]["inputs"]
+    scalars = [spec["name"] for spec in inputs if not spec["shape"]]
+    if scalars:
+        return f"Triton serves no input without dimensions, as its {', '.join(scalars)} is"
+    fixed = {size for spec in inputs if isinstance(size := spec["shape"][0], int)}
+    if fixed:
+        return f"Triton sends batches of any size, and its batch is fixed at {max(fixed)}"
+    least = bundle.manifest["batch"]["min"]
+    if least > 1 and _plan(bundle):
+        return f"Triton sends batches from 1, and its engine takes {least} or more"
+    return ""
 
 
 def _tensor(kind: str, name: str, dtype: str, shape: Sequence[int | str], *, optional: bool = False) -> str:

@@ -31,6 +31,7 @@ import dexport
 from dexport import cli, drafts
 from dexport.bundle import hash_files, load_bundle
 from dexport.cli import main
+from dexport.errors import UsageError
 from dexport.exporter import export, recipes
 from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.recipes import find_recipe
@@ -487,6 +488,42 @@ def test_info_prefers_the_recipe_over_a_folder_of_its_name(tmp_path: Path, monke
 def test_islands_that_do_nothing_are_refused(folder: Path, option: str, message: str) -> None:
     assert_refused(build(folder / "out", option, "--island", "decoder"), 2, message)
     assert names_in(folder) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--fp16", "--bf16"),
+        ("--bf16", "--fp16", "--bf16"),
+        ("--fp32", "--fp16"),
+        ("--fp16", "--fp32"),
+        ("--fp32", "--precision", "fp16"),
+        ("--precision", "fp16", "--fp32"),
+        ("--precision", "fp32", "--bf16"),
+        ("--precision", "auto", "--fp16"),
+        ("--fp32", "--precision", "auto"),
+    ],
+)
+def test_precisions_that_contradict_each_other_are_refused(folder: Path, given: tuple[str, ...]) -> None:
+    assert_refused(build(folder / "out", *given), 2, r"--\S+( \S+)? and --\S+( \S+)? exclude each other\nfix: ")
+    assert names_in(folder) == []
+
+
+@pytest.mark.parametrize(
+    "given", [("--fp16",), ("--fp16", "--fp16"), ("--fp16", "--precision", "fp16"), ("--precision", "fp16")]
+)
+def test_the_same_precision_twice_is_no_contradiction(
+    folder: Path, given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def stop(*_: object, precision: str, **__: object) -> None:
+        seen.append(precision)
+        raise UsageError("stopped")
+
+    monkeypatch.setattr("dexport.validate.build.build_and_validate", stop)
+    assert_refused(build(folder / "out", *given), 2, "stopped")
+    assert seen == ["fp16"]
 
 
 def test_info_of_a_tampered_bundle(built: tuple[Path, Result], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from dexport import limits
 from dexport.bundle import (
     DECODER,
     ENGINES,
@@ -34,6 +35,7 @@ from dexport.exporter.engine import EngineChoice, EngineReport, EngineRequest, b
 from dexport.exporter.export import Exported, convert, export_onnx
 from dexport.exporter.gates import NetworkGates, gates_for
 from dexport.exporter.inherit import inherit_weights
+from dexport.exporter.latents import check_latents
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes import check_switchable
 from dexport.exporter.passes.precision import DATA_MOVEMENT
@@ -343,11 +345,18 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
         raise UsageError("--checkpoint and --init-from exclude each other", hint="give one of the two")
     if options.islands and options.precision == "fp32" and not _asked(options).quantises:
         raise UsageError("--island needs --fp16, --bf16 or --int8: everything is float32 already", hint="add --fp16")
+    if options.seed > limits.LARGEST_SEED:
+        raise UsageError(f"--seed {limits.shown(options.seed)} is too large", hint=f"up to {limits.LARGEST_SEED}")
     latent = options.latent
     if options.image_size is not None:
+        limits.check_whole("--image-size", options.image_size, limits.LARGEST_SIDE, least=-limits.LARGEST_SIDE)
         if latent is not None:
             raise UsageError("--latent and --image-size exclude each other", hint="give one of the two")
         pixels = value_of(recipe.pixels_per_latent, {**recipe.config, **options.settings})
+        if not isinstance(pixels, int) or pixels < 1:
+            raise UsageError(
+                f"{recipe.name}: cells of {limits.shown(pixels)} pixels", hint="give whole numbers above 0 with --set"
+            )
         cells, rest = divmod(options.image_size, pixels)
         if rest or cells < 1:
             raise UsageError(
@@ -355,7 +364,9 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
                 hint="for example --image-size 256",
             )
         latent = (cells, cells)
-    return resolve(recipe, options.settings, latent, options.guidance == "fused", options.fold_steps)
+    variant = resolve(recipe, options.settings, latent, options.guidance == "fused", options.fold_steps)
+    check_latents(variant)
+    return variant
 
 
 def resolve_decoder(variant: Variant, options: BuildOptions) -> Variant | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -14,12 +13,12 @@ from dexport.exporter.machine import package_versions
 from dexport.exporter.quantize.plan import SMOOTHED
 from dexport.exporter.recipes.recipe import Islands, TensorSpec
 from dexport.exporter.steps import Step
-from dexport.exporter.variant import Variant
+from dexport.exporter.variant import LABELS, Variant
 from dexport.profiles import Profile
 from dexport.verdict import NOT_VERIFIED, Loss, worst_status
 from dexport.version import __version__
 
-LABELS = "y"
+LEARNED_VARIANCE = ", learned variance"
 
 
 class Verdict(Protocol):
@@ -133,29 +132,42 @@ def judgement(verdict: Verdict | None, otherwise: str, accepted: bool, parts: Ma
 
 
 def sampling(variant: Variant) -> dict[str, Any] | None:
-    """What a sampler has to know about a denoiser; None for anything else."""
+    """What a sampler has to know about a denoiser; None for anything else.
+
+    What the recipe says of its own configuration and another one does not have is left out: names of other classes, and
+    a learned variance.
+    """
     recipe = variant.recipe
     if recipe.sampling is None:
         return None
     classes = [int(spec.high) + 1 for spec in variant.signature.inputs if spec.name == LABELS]
-    guidance, null_label = recipe.guidance, None
-    if guidance is not None:
-        with contextlib.suppress(ValueError):
-            null_label = guidance.null_label(variant.config)
-    table = variant.table
+    guidance, table, names = recipe.guidance, variant.table, recipe.sampling.class_names
+    state, out = variant.signature.inputs[0], variant.signature.outputs[0]
+    learned = len(state.shape) > 1 and out.shape[1] != state.shape[1]
     return {
         **asdict(recipe.sampling),
+        "prediction": recipe.sampling.prediction.removesuffix(LEARNED_VARIANCE) + LEARNED_VARIANCE * learned,
+        "class_names": names if len(names) == (classes[0] if classes else 0) else (),
         **({} if table is None else {"steps": table.steps}),
         "folded": table and {"steps": table.steps, "times": list(table.times)},
         "classes": classes[0] if classes else None,
-        "null_label": null_label,
+        "null_label": variant.null_label,
         "guidance": guidance and {"rule": guidance.rule_for(variant.config), "default_scale": guidance.default_scale},
     }
 
 
 def tensor_specs(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-    """Names, dtypes and shapes of inputs or outputs; ``"B"`` is the symbolic batch."""
-    return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
+    """Names, dtypes and shapes of inputs or outputs; ``"B"`` is the symbolic batch.
+
+    Inputs by which a graph indexes a table have their values too: ``range``, both ends included, or ``choices``.
+    """
+    return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape), **_values(spec)} for spec in specs]
+
+
+def _values(spec: TensorSpec) -> dict[str, Any]:
+    if spec.accepted is not None:
+        return {"range": list(spec.accepted)}
+    return {"choices": list(spec.choices)} if spec.choices else {}
 
 
 def _engine(engine: Engine) -> dict[str, Any]:

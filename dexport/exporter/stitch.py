@@ -154,6 +154,7 @@ def compose(folder: Path, shares: Mapping[str, Share], accept_loss: bool = False
     """The manifest of a stitched bundle: how the parts share the trajectory; all else is in theirs."""
     parts = Bundle(folder, {"parts": list(shares)}).parts
     manifests = [part.manifest for part in parts.values()]
+    seeds = {manifest["weights"]["seed"] for manifest in manifests if manifest["weights"]["random"]}
     return {
         "name": "+".join(manifest["name"] for manifest in manifests),
         **judgement(None, PASSED, accept_loss, parts),
@@ -161,6 +162,6 @@ def compose(folder: Path, shares: Mapping[str, Share], accept_loss: bool = False
         "sampling": manifests[-1]["sampling"],
         STITCH: [{"part": name, "fraction": share.fraction} for name, share in shares.items()],
         "parts": list(shares),
-        "weights": {"random": any(manifest["weights"]["random"] for manifest in manifests)},
+        "weights": {"random": bool(seeds), "seed": seeds.pop() if len(seeds) == 1 else None},
         "tools": package_versions(),
     }

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
+from dexport import limits
 from dexport.collector import collector_paused
 from dexport.errors import UsageError
 from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec, value_of
@@ -23,6 +26,7 @@ from dexport.runtime.samplers import make_sampler
 from dexport.runtime.time_table import TimeTable, evaluated_times
 
 CFG_SCALE = "cfg_scale"
+LABELS = "y"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ class Variant:
     def module(self) -> nn.Module:
         """The bare network in eval mode, on the current default device."""
         try:
-            return self.recipe.constructor(**self.config).eval()
+            for value in self.config.values():
+                limits.check_setting(value)
+            with _counting_modules():
+                return self.recipe.constructor(**self.config).eval()
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise UsageError(
@@ -83,6 +90,10 @@ class Variant:
     @property
     def signature(self) -> Signature:
         plain = self.recipe.signature(self.config, self.latent)
+        null_label = self.null_label
+        if null_label is not None:
+            labels = (replace(spec, largest=null_label) if spec.name == LABELS else spec for spec in plain.inputs)
+            plain = replace(plain, inputs=tuple(labels))
         if self.table is not None:
             name, times = self.time_input(plain, self.table)
             chosen = tuple(map(float, times))
@@ -93,6 +104,16 @@ class Variant:
         assert self.recipe.guidance is not None
         scale = TensorSpec(CFG_SCALE, "float32", (), "constant", high=self.recipe.guidance.default_scale)
         return Signature((*plain.inputs, scale), plain.outputs)
+
+    @property
+    def null_label(self) -> int | None:
+        """The label of the unconditional prediction; None where the configuration has none."""
+        if self.recipe.guidance is None:
+            return None
+        try:
+            return self.recipe.guidance.null_label(self.config)
+        except ValueError:
+            return None
 
     def time_input(self, signature: Signature, table: TimeTable) -> tuple[str, np.ndarray]:
         """The name of the graph's time input, and the times of a table (S,) float32 as it takes them.
@@ -161,7 +182,14 @@ def resolve(
     multiple = value_of(recipe.latent_multiple, config)
     if any(not isinstance(n, int) or n < 1 or (multiple > 0 and n % multiple) for n in latent):
         raise UsageError(
-            f"{recipe.name}: spatial input {latent[0]}x{latent[1]} must be positive multiples of {multiple}",
+            f"{recipe.name}: spatial input {'x'.join(map(limits.shown, latent))} "
+            f"must be positive multiples of {limits.shown(multiple)}",
+            hint=f"for example --latent {recipe.latent[0]}x{recipe.latent[1]}",
+        )
+    if latent[0] * latent[1] > limits.LARGEST_GRID or max(latent) > limits.LARGEST_SIDE:
+        raise UsageError(
+            f"{recipe.name}: spatial input {'x'.join(map(limits.shown, latent))} is too large: "
+            f"{limits.LARGEST_GRID:,} cells and a side of {limits.LARGEST_SIDE:,} are the most",
             hint=f"for example --latent {recipe.latent[0]}x{recipe.latent[1]}",
         )
     variant = Variant(recipe, config, latent, fused, _table(recipe, fold_steps))
@@ -173,7 +201,13 @@ def resolve(
             f"{recipe.name}: this configuration leaves {empty[0]} empty", hint="give sizes above 0 with --set"
         )
     variant.wrap(module)
-    _ = variant.signature
+    for spec in variant.signature.inputs:
+        if spec.values == "integers" and spec.low > spec.high:
+            raise UsageError(
+                f"{recipe.name}: this configuration leaves no value for the input {spec.name}: "
+                f"from {spec.low:g} to {spec.high:g}",
+                hint="a network with labels needs one class or more, such as --set num_classes=10",
+            )
     return variant
 
 
@@ -191,8 +225,12 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f"--set {pair!r} is not NAME=VALUE", hint="for example --set hidden_size=384")
-        settings[key] = _parse_value(text)
+            raise UsageError(f"--set {limits.shown(pair)} is not NAME=VALUE", hint="for example --set hidden_size=384")
+        try:
+            settings[key] = _parse_value(text)
+        except RecursionError as error:
+            hint = f"{limits.DEEPEST_SETTING} deep is the most"
+            raise UsageError(f"--set {limits.shown(pair)}: its value is nested too deep", hint) from error
     return settings
 
 
@@ -204,6 +242,24 @@ def _parse_value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+@contextlib.contextmanager
+def _counting_modules() -> Iterator[None]:
+    """Stop a constructor that makes more modules than any network has: a depth of a billion would take hours."""
+    made = 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > limits.MOST_MODULES:
+            raise ValueError(f"it makes more than {limits.MOST_MODULES:,} modules")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_arguments(recipe: Recipe, settings: Mapping[str, Any]) -> None:
@@ -220,6 +276,6 @@ def _check_arguments(recipe: Recipe, settings: Mapping[str, Any]) -> None:
             not isinstance(value, (int, float)) or isinstance(value, bool) != isinstance(default, bool)
         ):
             raise UsageError(
-                f"--set {name}={value!r}: expected {type(default).__name__}, as in {name}={default}",
+                f"--set {name}={limits.shown(value)}: expected {type(default).__name__}, as in {name}={default}",
                 hint=f"`dexport info {recipe.name}` shows the settings that it has",
             )

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dexport.limits import check_table
+
 FREQUENCY_EMBEDDING_SIZE = 256
 MAX_PERIOD = 10_000.0
 
@@ -80,6 +82,7 @@ def sincos_table(dim: int, height: int, width: int) -> Tensor:
     The first half of the channels encodes the column, the second the row; each half is [sin | cos].
     Source: DiT ``get_2d_sincos_pos_embed`` (after MAE).
     """
+    check_table(dim, height, width)
     omega = 1.0 / MAX_PERIOD ** (torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim / 4.0))
     rows, columns = torch.meshgrid(
         *(torch.arange(n, dtype=torch.float64, device="cpu") for n in (height, width)), indexing="ij"

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from dexport.errors import UsageError
+from dexport.limits import MOST_BATCH, MOST_WORKSPACE_MIB, shown
 
 _FOLDER = Path(__file__).parent
 _TOP_KEYS = ("name", "description", "batch", "engine")
@@ -95,7 +96,7 @@ def _parse(document: Mapping[str, Any], path: Path) -> Profile:
     missing = [key for key in _BATCH_KEYS if key not in batch]
     if missing:
         raise UsageError(f"profile {path}: [batch] lacks {', '.join(missing)}", hint="give min, opt and max")
-    low, best, high = (_positive(batch[key], f"[batch] {key}", path) for key in _BATCH_KEYS)
+    low, best, high = (_positive(batch[key], f"[batch] {key}", path, MOST_BATCH) for key in _BATCH_KEYS)
     if not low <= best <= high:
         raise UsageError(
             f"profile {path}: [batch] min {low}, opt {best}, max {high} are out of order",
@@ -109,7 +110,9 @@ def _parse(document: Mapping[str, Any], path: Path) -> Profile:
         batch_opt=best,
         batch_max=high,
         targets=_targets(engine.get("targets", []), path),
-        workspace_mib=None if workspace is None else _positive(workspace, "[engine] workspace_mib", path),
+        workspace_mib=None
+        if workspace is None
+        else _positive(workspace, "[engine] workspace_mib", path, MOST_WORKSPACE_MIB),
     )
 
 
@@ -131,10 +134,12 @@ def _known_keys(table: Mapping[str, Any], known: Iterable[str], path: Path, wher
             )
 
 
-def _positive(value: object, where: str, path: Path) -> int:
+def _positive(value: object, where: str, path: Path, most: int) -> int:
     # bool is an int in Python, and `min = true` is a mistake.
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"profile {path}: {where} must be a whole number of at least 1, not {value!r}")
+        raise UsageError(f"profile {path}: {where} must be a whole number of at least 1, not {shown(value)}")
+    if value > most:
+        raise UsageError(f"profile {path}: {where} is {shown(value)}", hint=f"{most:,} is the most")
     return value
 
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dexport.errors import UsageError
+from dexport.errors import GateError, InputError, UsageError
+from dexport.runtime.batches import InBatches
 from dexport.runtime.tiles import Tiles
 
 MAX_BATCH = 4
@@ -20,12 +21,14 @@ MAX_BATCH = 4
 OVERLAP = 0.25
 GRID_DIMS = 4
 CHANNELS_LAST = (0, 2, 3, 1)
+PICTURE_CHANNELS = (1, 3)
+"""Grey and RGB."""
 
 
 class Decoder(Protocol):
     """Latents in the denoiser's scale, (B, C, h, w) float32 -> images (B, 3 or 1, H, W) float32 in [-1, 1], clipped."""
 
-    def __call__(self, latents: np.ndarray) -> np.ndarray: ...
+    def __call__(self, latents: np.ndarray, /) -> np.ndarray: ...
 
 
 class DecoderSession(Protocol):
@@ -68,7 +71,7 @@ class VaeDecoder:
                 f"this model takes z of shape {list(session.inputs['z'].shape)}, but a decoder takes a grid of latents",
                 hint="run it with dexport.load",
             )
-        self._session = session
+        self._session = InBatches(session)
         self._latent_scale = latent_scale
         self._overlap = overlap
         batch, _, *self._sides = session.inputs["z"].shape
@@ -82,12 +85,12 @@ class VaeDecoder:
         images = np.zeros(0, np.float32)
         for row, column in itertools.product(range(len(rows)), range(len(columns))):
             tile = self._decode(z[:, :, rows.slice(row), columns.slice(column)])
-            factor = tile.shape[2] // rows.size
+            factor = _factor(tile, len(z), (rows.size, columns.size))
             if not images.size:
                 images = np.zeros((*tile.shape[:2], rows.side * factor, columns.side * factor), np.float32)
             weights = np.outer(rows.weights(row, factor), columns.weights(column, factor))
             images[:, :, rows.slice(row, factor), columns.slice(column, factor)] += tile * weights
-        return np.clip(images, -1, 1)
+        return clipped(images)
 
     def _tiles(self, axis: int, shape: tuple[int, ...]) -> Tiles:
         """Tiles along the height (0) or the width (1); a side that the graph leaves open takes the whole."""
@@ -105,12 +108,7 @@ class VaeDecoder:
     def _decode(self, z: np.ndarray) -> np.ndarray:
         """Run the session over latents of its own size, in batches that it takes."""
         size = self._fixed_batch or MAX_BATCH
-        return np.concatenate([self._run(z[start : start + size]) for start in range(0, len(z), size)])
-
-    def _run(self, z: np.ndarray) -> np.ndarray:
-        missing = (self._fixed_batch or len(z)) - len(z)
-        filled = np.concatenate([z, np.repeat(z[-1:], missing, axis=0)])
-        return self._session(z=filled)["image"][: len(z)]
+        return np.concatenate([self._session(z=z[start : start + size])["image"] for start in range(0, len(z), size)])
 
 
 class PixelShuffle:
@@ -141,13 +139,69 @@ class PixelShuffle:
         cells = latents.reshape(batch, -1, f, f, height, width).transpose(0, 1, 4, 2, 5, 3)
         sheet = cells.reshape(batch, -1, tiles, height * f // tiles, tiles, width * f // tiles)
         images = sheet.transpose(0, 1, 3, 2, 5, 4).reshape(batch, -1, height * f, width * f)
-        return np.clip(images, -1, 1).astype(np.float32)
+        return clipped(images)
+
+
+def clipped(images: np.ndarray) -> np.ndarray:
+    """Images (B, C, H, W) float32 in [-1, 1]. What is not finite is refused here, as a clipped infinity is white.
+
+    Raises:
+        GateError, InputError: see :func:`check_values`.
+    """
+    check_values(images)
+    return np.clip(images, -1, 1).astype(np.float32)
+
+
+def check_values(images: np.ndarray) -> None:
+    """Refuse what is no image, whatever its channels.
+
+    Raises:
+        GateError: values that are not finite, which would be shown as black or white.
+        InputError: another rank than that of (B, C, H, W), none, or no floating-point numbers.
+    """
+    if not isinstance(images, np.ndarray) or images.dtype.kind != "f":
+        found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+        raise InputError(f"the decoder made {found} values, expected float32", hint="build the decoder again")
+    if images.ndim != GRID_DIMS or not images.size:
+        raise _wrong_shape(images)
+    if not np.isfinite(images).all():
+        raise GateError(
+            "the decoder made values that are not finite",
+            hint="if its precision overflows, build it with --bf16, --fp32, or more --island",
+        )
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images (B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8: (x + 1) * 127.5, rounded half to even, clipped."""
+    """Images (B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8: (x + 1) * 127.5, rounded half to even, clipped.
+
+    Raises:
+        GateError, InputError: see :func:`check_values`; also for other than 1 or 3 channels.
+    """
+    check_values(images)
+    if images.shape[1] not in PICTURE_CHANNELS:
+        raise _wrong_shape(images)
     levels = np.rint((images.astype(np.float32) + 1) * 127.5)
     return np.ascontiguousarray(np.clip(levels, 0, 255).transpose(CHANNELS_LAST)).astype(np.uint8)
+
+
+def _factor(tile: np.ndarray, count: int, cells: tuple[int, int]) -> int:
+    """How many pixels a cell has along each side."""
+    check_values(tile)
+    factor = tile.shape[2] // cells[0]
+    if tile.shape[0] != count or factor < 1 or tile.shape[2:] != (cells[0] * factor, cells[1] * factor):
+        raise InputError(
+            f"the decoder made pictures of shape {list(tile.shape)} of {count} latents of {cells[0]}x{cells[1]}, "
+            "expected one each, larger by a whole factor",
+            hint="build the decoder again",
+        )
+    return factor
+
+
+def _wrong_shape(images: np.ndarray) -> InputError:
+    return InputError(
+        f"the decoder made pictures of shape {list(images.shape)}, expected (batch, 1 or 3 channels, height, width)",
+        hint="give the decoder that these latents were trained with",
+    )
 
 
 def _check_latents(latents: np.ndarray) -> None:

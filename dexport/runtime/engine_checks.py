@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from dexport.bundle import Bundle, reading_manifest
-from dexport.errors import MachineError, UsageError
+from dexport.errors import InputError, MachineError, UsageError
 from dexport.optional import EXTRA_OF, optional_import
+from dexport.runtime.batches import BatchRange
 from dexport.runtime.cuda import Gpu
 from dexport.runtime.manifest_checks import check_engine
 
@@ -113,9 +114,20 @@ def check_target(facts: EngineFacts, gpu: Gpu) -> None:
         )
 
 
+def batches_of(facts: EngineFacts) -> BatchRange:
+    """The batches that an engine was built for: first sizes that all of its inputs take."""
+    ends = [(low[0], high[0]) for low, _, high in facts.ranges.values() if low]
+    return BatchRange(max(low for low, _ in ends), min(high for _, high in ends)) if ends else BatchRange()
+
+
 def check_ranges(facts: EngineFacts, inputs: Mapping[str, np.ndarray]) -> None:
-    """Raises UsageError where a size is outside of what the engine was built for."""
+    """Raises UsageError where a size is outside of what the engine was built for; InputError for sizes not recorded."""
     for name, array in inputs.items():
+        if name not in facts.ranges or len(facts.ranges[name][0]) != array.ndim:
+            raise InputError(
+                f"the manifest beside {facts.plan.name} does not say which shapes of {name} it takes",
+                hint=f"build it again: {facts.rebuild()}",
+            )
         low, _, high = facts.ranges[name]
         for size, least, most in zip(array.shape, low, high, strict=True):
             if not least <= size <= most:

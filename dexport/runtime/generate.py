@@ -10,6 +10,7 @@ from typing import Any
 
 from dexport.bundle import Bundle
 from dexport.errors import UsageError, free_name
+from dexport.limits import check_pictures
 from dexport.places import check_place
 from dexport.runtime.gallery import open_gallery
 from dexport.runtime.noise import Noise
@@ -86,10 +87,12 @@ def _plan(
     check_place(output)
     if count < 1 or batch < 1:
         raise UsageError(f"--count {count}, --batch {batch}: both start at 1", hint="give 1 or more")
-    labels = [label for label in _classes(pipeline, classes) for _ in range(count)]
+    chosen = _classes(pipeline, classes)
+    check_pictures(len(chosen), count)
+    labels = [label for label in chosen for _ in range(count)]
     plan = pipeline.sampler(sampler, steps)
-    pipeline.denoiser([label for label in labels if label is not None], cfg_scale, fractions)
-    Noise(seed, images=range(len(labels)))
+    pipeline.denoiser([label for label in labels if label is not None], cfg_scale, fractions, plan)
+    Noise(seed, images=[0])
     return labels, plan
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dexport.errors import UsageError
+from dexport.limits import LARGEST_POWER, LARGEST_SCALE, shown
 from dexport.runtime.samplers.step import Denoiser
 
 Session = Callable[..., Mapping[str, np.ndarray]]
@@ -21,6 +22,8 @@ Feed = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 """From x (B, C, H, W), t (B,) float32 and y (B,) int64 to the inputs of the graph, by name."""
 
 UNGUIDED = 1.0
+SHOWN = 10
+"""Wrong labels that a message names."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,20 @@ def all_channels(power: float | None = None) -> str:
 def find_rule(name: str) -> Rule:
     """The rule of a recipe."""
     if name.startswith(ALL_CHANNELS_POWER):
-        return Rule(power=float(name.removeprefix(ALL_CHANNELS_POWER)))
+        return Rule(power=_power(name.removeprefix(ALL_CHANNELS_POWER)))
     if name not in RULES:
-        raise UsageError(f"no guidance rule {name!r}", hint=f"choose from: {'; '.join(RULES)}")
+        raise UsageError(f"no guidance rule {shown(name)}", hint=f"choose from: {'; '.join(RULES)}")
     return RULES[name]
+
+
+def _power(text: str) -> float:
+    try:
+        power = float(text)
+    except ValueError:
+        power = 0.0
+    if not 0 < power <= LARGEST_POWER:
+        raise UsageError(f"guidance cannot grow with the power {shown(text)} of time", hint="choose a power above 0")
+    return power
 
 
 def feed_class_conditional(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
@@ -179,17 +192,21 @@ def fused(
 
 
 def check_labels(y: Sequence[int] | np.ndarray, classes: int) -> None:
-    """Refuse labels outside 0..classes-1."""
-    wrong = [int(label) for label in y if not 0 <= label < classes]
+    """Refuse labels outside 0..classes-1, and such as are no whole numbers."""
+    wrong = [label for label in y if not (0 <= label < classes and label == int(label))]
     if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise UsageError(
-            f"no class {', '.join(map(str, wrong))}: the model has {classes}", hint=f"choose from 0 to {classes - 1}"
+            f"no class {', '.join(map(str, wrong[:SHOWN]))}{more}: the model has {classes}",
+            hint=f"choose from 0 to {classes - 1}",
         )
 
 
 def _check_scale(cfg_scale: float) -> None:
-    if not UNGUIDED <= cfg_scale < np.inf:
-        raise UsageError(f"guidance scale {cfg_scale:g}", hint="choose 1 (no guidance) or more")
+    if not UNGUIDED <= cfg_scale <= LARGEST_SCALE:
+        raise UsageError(
+            f"guidance scale {cfg_scale:g}", hint=f"choose 1 (no guidance) or more, up to {LARGEST_SCALE:g}"
+        )
 
 
 def _labels(y: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dexport.errors import UsageError
+from dexport.limits import LARGEST_SEED, check_whole, shown
 from dexport.npz import open_npz
 
 
@@ -30,8 +31,10 @@ class Noise:
     def __init__(self, seed: int, images: Sequence[int], *, record: bool = False) -> None:
         if seed < 0 or any(number < 0 for number in images):
             raise UsageError(
-                f"seed {seed}, images {list(images)}: both count from 0", hint="choose a seed of 0 or more"
+                f"seed {shown(seed)}, images {shown(list(images))}: both count from 0",
+                hint="choose a seed of 0 or more",
             )
+        check_whole("seed", seed, LARGEST_SEED)
         self.images = tuple(images)
         self.draws: list[np.ndarray] = []
         self._record = record

@@ -10,7 +10,8 @@ import numpy as np
 
 from dexport.bundle import DECODER, Bundle, load_bundle, pixel_shuffle, printable, reading_manifest
 from dexport.errors import GateError, InputError, UsageError
-from dexport.runtime.decode import Decoder, DecoderSession, PixelShuffle, VaeDecoder, to_uint8
+from dexport.runtime.batches import InBatches
+from dexport.runtime.decode import Decoder, DecoderSession, PixelShuffle, VaeDecoder, clipped, to_uint8
 from dexport.runtime.guidance import (
     UNGUIDED,
     Session,
@@ -20,7 +21,7 @@ from dexport.runtime.guidance import (
     fused,
     guided,
 )
-from dexport.runtime.manifest_checks import check_denoiser, check_stitched
+from dexport.runtime.manifest_checks import check_denoiser, check_sampling, check_stitched
 from dexport.runtime.noise import Noise
 from dexport.runtime.samplers import Denoiser, Sampler, make_sampler, sample
 from dexport.runtime.session import open_session
@@ -88,10 +89,11 @@ class Pipeline:
             self._parts = [part for part, _ in bundle.stitch] or [bundle]
         if bundle.stitch:
             check_stitched(bundle)
-        for part in self._parts:
-            check_denoiser(part)
+        else:
+            check_denoiser(bundle)
         self.fractions = tuple(fraction for _, fraction in bundle.stitch)
-        self._sessions = list(sessions) or [open_session(part, provider) for part in self._parts]
+        opened = list(sessions) or [open_session(part, provider) for part in self._parts]
+        self._sessions = [InBatches(session) for session in opened]
         self.runner = self._sessions[0].runner
         self.shape = tuple(self._parts[0].manifest["io"]["inputs"][0]["shape"][1:])
         self.pictures = pictures
@@ -136,9 +138,10 @@ class Pipeline:
         return self.facts["guidance"]["default_scale"] if self.facts["null_label"] is not None else UNGUIDED
 
     def largest_batch(self, cfg_scale: float | None = None) -> int | None:
-        """How many images may be made together; None where nothing limits it.
+        """How many images are best made together; None where nothing limits it.
 
-        An engine has a range of batches, and guidance on the host doubles the batch.
+        An engine has a range of batches, and guidance on the host doubles the batch. Other numbers work as well: they
+        are split or filled up (:class:`~dexport.runtime.batches.InBatches`).
         """
         if self._provider != "tensorrt":
             return None
@@ -147,32 +150,41 @@ class Pipeline:
         for part in self._parts:
             doubled = scale != UNGUIDED and part.manifest["guidance"] == "none"
             limits.append(part.manifest["batch"]["max"] // (2 if doubled else 1))
-        return min(limits)
+        return max(1, min(limits))
 
     def sampler(self, name: str | None = None, steps: int | None = None) -> Sampler:
         """The system's own sampler, or one that fits its schedule; see :func:`sampler_of`."""
         return sampler_of(self.bundle, name, steps)
 
     def denoiser(
-        self, labels: Sequence[int], cfg_scale: float | None = None, fractions: Sequence[float] | None = None
+        self,
+        labels: Sequence[int],
+        cfg_scale: float | None = None,
+        fractions: Sequence[float] | None = None,
+        sampler: Sampler | None = None,
     ) -> Denoiser:
         """The guided, stitched denoiser of one batch.
 
         Args:
             labels: one class per image; empty for an unconditional network.
             fractions: shares of the trajectory, instead of the bundle's own.
+            sampler: what will run it: the shares are of its trajectory. None for the system's own.
 
         Raises:
             UsageError: labels that the model does not have, guidance without a null class, fractions for one denoiser.
         """
         denoisers = self.denoisers(labels, cfg_scale)
         shares = fractions or self.fractions
-        return Stitch(denoisers, shares) if shares else denoisers[0]
+        return Stitch(denoisers, shares, (sampler or self.sampler()).remaining) if shares else denoisers[0]
 
     def denoisers(self, labels: Sequence[int], cfg_scale: float | None = None) -> list[Denoiser]:
         """Every guided denoiser of one batch, in the order in which they are stitched."""
         if self.classes is not None:
             check_labels(labels, self.classes)
+        elif len(labels):
+            raise UsageError(
+                f"{self.bundle.manifest['name']} is unconditional and has no classes", hint="give no labels"
+            )
         scale = self.default_scale if cfg_scale is None else cfg_scale
         return [self._guided(*pair, labels, scale) for pair in zip(self._parts, self._sessions, strict=True)]
 
@@ -190,18 +202,34 @@ class Pipeline:
         Raises:
             GateError: values that are not finite, which would be shown as black pictures.
         """
-        denoiser = self.denoiser(labels, cfg_scale, fractions)
-        latents = sample(sampler or self.sampler(), denoiser, noise, (len(noise.images), *self.shape))
-        if not np.isfinite(latents).all():
+        sampler = sampler or self.sampler()
+        denoiser = self.denoiser(labels, cfg_scale, fractions, sampler)
+        latents = sample(sampler, denoiser, noise, (len(noise.images), *self.shape))
+        self._check_finite(latents)
+        return latents.astype(np.float32)
+
+    def images(self, latents: np.ndarray) -> np.ndarray:
+        """Pictures (B, H, W, C) uint8 of latents: all pictures that anything makes come from here.
+
+        Raises:
+            GateError: latents, or values of the decoder, that are not finite.
+            InputError: the decoder makes something else than pictures, or another number of them.
+        """
+        self._check_finite(latents)
+        images = to_uint8(self.decode(latents))
+        if len(images) != len(latents):
+            raise InputError(
+                f"the decoder made {len(images)} pictures of {len(latents)} latents", hint="build the decoder again"
+            )
+        return images
+
+    def _check_finite(self, latents: np.ndarray) -> None:
+        # In float32, as the decoder takes them: float64 holds what is infinite there.
+        if not np.isfinite(latents.astype(np.float32)).all():
             raise GateError(
                 f"{self.bundle.manifest['name']} made values that are not finite",
                 hint="if its precision overflows, build it with --bf16, --fp32, or more --island",
             )
-        return latents.astype(np.float32)
-
-    def images(self, latents: np.ndarray) -> np.ndarray:
-        """Pictures (B, H, W, C) uint8 of latents."""
-        return to_uint8(self.decode(latents))
 
     def _guided(self, part: Bundle, session: Session, labels: Sequence[int], scale: float) -> Denoiser:
         feed = feed_of([spec["name"] for spec in part.manifest["io"]["inputs"]])
@@ -215,7 +243,7 @@ class Pipeline:
     def _decoder(self, provider: str, given: Bundle | None, session: DecoderSession | None) -> Decoder:
         kind = self.facts["decoder"]
         if kind == "none":
-            return _clipped
+            return clipped
         with reading_manifest(self.bundle):
             shuffle = pixel_shuffle(kind)
         if shuffle is not None:
@@ -240,6 +268,7 @@ def sampler_of(bundle: Bundle, name: str | None = None, steps: int | None = None
         UsageError: a sampler of another schedule, steps that it cannot take, or times that the bundle does not take.
         InputError: an incomplete manifest.
     """
+    check_sampling(bundle)
     with reading_manifest(bundle):
         facts = bundle.manifest["sampling"]
         own, usual = facts["sampler"], facts["steps"]
@@ -299,7 +328,3 @@ def check_decoder(bundle: Bundle, given: Bundle | None) -> None:
 
 def _undecoded(latents: np.ndarray) -> np.ndarray:
     raise RuntimeError(f"latents {latents.shape}: this pipeline was made without a decoder")
-
-
-def _clipped(latents: np.ndarray) -> np.ndarray:
-    return np.clip(latents, -1, 1)

@@ -85,6 +85,11 @@ class Schedule:
     def steps(self) -> int:
         return len(self.betas)
 
+    @property
+    def trained_steps(self) -> int:
+        """Steps of the schedule that the network was trained with, whichever are kept: the last one always is."""
+        return int(self.timestep_map[-1]) + 1
+
     @cached_property
     def alphas_cumprod(self) -> np.ndarray:
         return np.cumprod(1.0 - self.betas)

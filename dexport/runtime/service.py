@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dexport.errors import DexportError, UsageError
+from dexport.limits import MOST_STEPS_SERVED
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
-
-MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def make_pictures(
                 groups[picture.cfg_scale, picture.steps].append((index, row))
     made: dict[tuple[int, int], np.ndarray] = {}
     for (cfg_scale, steps), places in groups.items():
-        size = min(batch, pipeline.largest_batch(cfg_scale) or batch)
+        size = max(1, min(batch, pipeline.largest_batch(cfg_scale) or batch))
         for first in range(0, len(places), size):
             chunk = places[first : first + size]
             try:
@@ -83,11 +82,12 @@ def _refusal(pipeline: Pipeline, pictures: Sequence[Picture]) -> DexportError | 
         for picture in pictures:
             if (picture.label is None) != (pipeline.classes is None):
                 raise UsageError("labels go with models that have classes, and only with them")
-            if picture.steps is not None and not 1 <= picture.steps <= MOST_STEPS:
-                raise UsageError(f"{picture.steps} steps", hint=f"ask for 1 to {MOST_STEPS}")
+            if picture.steps is not None and not 1 <= picture.steps <= MOST_STEPS_SERVED:
+                raise UsageError(f"{picture.steps} steps", hint=f"ask for 1 to {MOST_STEPS_SERVED}")
             Noise.of_seeds([picture.seed])
-            pipeline.sampler(steps=picture.steps)
-            pipeline.denoiser([] if picture.label is None else [picture.label], picture.cfg_scale)
+            sampler = pipeline.sampler(steps=picture.steps)
+            labels = [] if picture.label is None else [picture.label]
+            pipeline.denoiser(labels, picture.cfg_scale, sampler=sampler)
     except DexportError as error:
         return error
     return None

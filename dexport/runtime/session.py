@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from dexport.bundle import Bundle, load_bundle
+from dexport.bundle import Bundle, load_bundle, reading_manifest
 from dexport.errors import InputError, MachineError, UsageError
-from dexport.runtime.inputs import as_arrays, check_inputs
+from dexport.runtime.inputs import Accepted, accepted_of, as_arrays, check_inputs
 from dexport.runtime.tensorrt_session import TensorRtSession
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -29,6 +30,7 @@ class OnnxSession:
         provider: ``cpu`` or ``cuda``. The provider that really runs is asserted: ONNX Runtime falls back to the CPU
             silently.
         threads: of the CPU; None for what ONNX Runtime chooses.
+        accepted: the values of inputs that index a table, which a graph does not say: it takes negative ones too.
 
     Attributes:
         runner: what runs, for reports, such as ``ONNX Runtime 1.31.1, CPUExecutionProvider``.
@@ -45,6 +47,7 @@ class OnnxSession:
         *,
         data_folder: Path | None = None,
         threads: int | None = None,
+        accepted: Mapping[str, Accepted] | None = None,
     ) -> None:
         if provider not in PROVIDERS:
             raise UsageError(f"no provider {provider!r}", hint=f"choose from {', '.join(PROVIDERS)}")
@@ -74,6 +77,7 @@ class OnnxSession:
                 f"{wanted} was asked for, but {self._session.get_providers()[0]} runs",
                 hint="`dexport doctor` says what this machine can run",
             )
+        self._accepted = accepted
         self.runner = f"ONNX Runtime {ort.__version__}, {wanted}"
         self.inputs = {value.name: value for value in self._session.get_inputs()}
         self.output_ports = {value.name: value for value in self._session.get_outputs()}
@@ -89,7 +93,7 @@ class OnnxSession:
             UsageError: missing, unknown or wrongly typed or shaped inputs, or values out of range.
         """
         arrays = as_arrays(inputs)
-        check_inputs(self.inputs, arrays)
+        check_inputs(self.inputs, arrays, self._accepted)
         try:
             results = self._session.run(self.outputs, arrays)
         except Exception as error:
@@ -119,4 +123,6 @@ def open_session(bundle: Bundle, provider: str = "cpu") -> OnnxSession | TensorR
         return TensorRtSession(bundle)
     if provider not in PROVIDERS:
         raise UsageError(f"no provider {provider!r}", hint=f"choose from {', '.join(PROVIDERS)}, {TENSORRT}")
-    return OnnxSession(bundle.model_path, provider)
+    with reading_manifest(bundle):
+        accepted = accepted_of((bundle.manifest.get("io") or {}).get("inputs", ()))
+    return OnnxSession(bundle.model_path, provider, accepted=accepted)

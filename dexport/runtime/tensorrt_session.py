@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from dexport.bundle import Bundle
+from dexport.bundle import Bundle, reading_manifest
 from dexport.errors import UsageError
+from dexport.runtime.batches import BatchRange
 from dexport.runtime.cuda import Cuda, find_gpu
-from dexport.runtime.engine_checks import check_ranges, check_target, import_tensorrt, read_facts
+from dexport.runtime.engine_checks import batches_of, check_ranges, check_target, import_tensorrt, read_facts
 from dexport.runtime.engine_runner import Engine, Graphs
-from dexport.runtime.inputs import NamedPort, as_arrays, check_inputs, port_of
+from dexport.runtime.inputs import NamedPort, accepted_of, as_arrays, check_inputs, port_of
 
 PLUGINS = "dexport.plugins.register"
 """Importing it registers the plugins with TensorRT. By name, because compiling them, which is not needed here, imports
@@ -29,8 +30,8 @@ TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 class TensorRtSession:
     """A bundle's engine on the first visible GPU. Not for several threads at once.
 
-    Inputs and outputs are in host memory and copied on every call. Unlike ONNX Runtime, TensorRT does not check
-    values: a label that the model does not have gives a meaningless result.
+    Inputs and outputs are in host memory and copied on every call. TensorRT itself does not check values: a label that
+    the model does not have would give a meaningless result, and is refused here where the manifest has its range.
 
     Args:
         bundle: a bundle whose hashes have been checked.
@@ -41,6 +42,7 @@ class TensorRtSession:
         runner: what runs, for reports, such as ``TensorRT 10.13.0.35, NVIDIA L4 (sm89), captured CUDA graphs``.
         inputs: name -> shape and type of each input; ``"B"`` is the symbolic batch.
         outputs: names of the outputs.
+        batch_range: how many rows the engine takes.
 
     Raises:
         UsageError: the bundle has no engine.
@@ -59,9 +61,12 @@ class TensorRtSession:
             importlib.import_module(PLUGINS)
         graphs = _graphs(trt, cuda_graph)
         io = bundle.manifest["io"]
-        self.inputs: Mapping[str, NamedPort] = {spec["name"]: port_of(spec) for spec in io["inputs"]}
+        with reading_manifest(bundle):
+            self._accepted = accepted_of(io["inputs"])
+            self.inputs: Mapping[str, NamedPort] = {spec["name"]: port_of(spec) for spec in io["inputs"]}
         self.outputs = [spec["name"] for spec in io["outputs"]]
         self.runner = f"{TITLES[facts.flavour]} {facts.version}, {gpu.name} ({gpu.target}), {graphs.value}"
+        self.batch_range: BatchRange = batches_of(facts)
         self._facts = facts
         self._engine = Engine(trt, cuda, gpu, facts.plan, _dtypes(io["inputs"]), _dtypes(io["outputs"]), graphs)
         # Also runs when the session is collected, and at the interpreter's end.
@@ -74,14 +79,14 @@ class TensorRtSession:
             inputs: one array per input of the model, by name, in its dtype.
 
         Raises:
-            UsageError: missing, unknown or wrongly typed or shaped inputs, sizes that the engine was not built for, or
-                a closed session.
+            UsageError: missing, unknown or wrongly typed or shaped inputs, values out of range, sizes that the engine
+                was not built for, or a closed session.
             MachineError: TensorRT or CUDA fails; after a fault of the GPU, every later call does.
         """
         if not self._finalizer.alive:
             raise UsageError(f"the session of {self._facts.plan} is closed", hint="open it again")
         arrays = as_arrays(inputs)
-        check_inputs(self.inputs, arrays)
+        check_inputs(self.inputs, arrays, self._accepted)
         check_ranges(self._facts, arrays)
         return self._engine.run(arrays)
 

@@ -204,7 +204,11 @@ def example(ports: Iterable[NamedPort], batch: int) -> dict[str, np.ndarray]:
     for port in ports:
         shape = [size if isinstance(size, int) else batch for size in port.shape]
         floating = port.type == "tensor(float)"
-        inputs[port.name] = rng.standard_normal(shape, np.float32) if floating else np.zeros(shape, np.int64)
+        accepted = port.accepted
+        if accepted is not None:
+            inputs[port.name] = np.full(shape, accepted.example, np.float32 if floating else np.int64)
+        else:
+            inputs[port.name] = rng.standard_normal(shape, np.float32) if floating else np.zeros(shape, np.int64)
     return inputs
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from dexport.errors import UsageError
 from dexport.files import replacing
+from dexport.limits import MOST_BATCH, check_pictures, check_whole
 from dexport.optional import optional_import
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
@@ -74,7 +75,7 @@ def sweep(
     reference: np.ndarray | None = None,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
 ) -> Sweep:
-    """Sample ``count`` images of every class at every share, with the same noise.
+    """Sample ``count`` images of every class, or ``count`` without classes, at every share, with the same noise.
 
     Args:
         fractions: shares of the first denoiser; 0, the comparison, is always measured.
@@ -89,7 +90,9 @@ def sweep(
             hint="build one with --stitch SMALL:0.4,LARGE:0.6",
         )
     shares = [halves(fraction) for fraction in sorted({0.0, *fractions})]
-    labels = np.repeat(np.arange(pipeline.classes or 0), count).tolist()
+    check_pictures(pipeline.classes or 1, count)
+    check_whole("--batch", batch, MOST_BATCH, 1)
+    labels: list[int] = np.repeat(np.arange(pipeline.classes or 1), count).tolist()
     plan = pipeline.sampler(sampler, steps)
     real = None if reference is None else Moments.of(pooled_pixels(reference))
     total = len(shares) * len(labels)
@@ -102,12 +105,13 @@ def sweep(
         for start in range(0, len(labels), batch):
             on_progress(len(runs) * len(labels) + start, total, f"share {share[0]:g}")
             some = labels[start : start + batch]
+            given = [] if pipeline.classes is None else some
             denoisers = [
                 watch.around(denoiser)
-                for watch, denoiser in zip(watches, pipeline.denoisers(some, cfg_scale), strict=True)
+                for watch, denoiser in zip(watches, pipeline.denoisers(given, cfg_scale), strict=True)
             ]
             noise = Noise(seed, images=range(start, start + len(some)))
-            latents = run(plan, Stitch(denoisers, share), noise, (len(some), *pipeline.shape))
+            latents = run(plan, Stitch(denoisers, share, plan.remaining), noise, (len(some), *pipeline.shape))
             parts.append(pipeline.images(latents.astype(np.float32)))
         batches = -(-len(labels) // batch)
         runs.append(

@@ -151,8 +151,8 @@ def check_trajectory(
         calls.append((x, t, out))
         return out
 
-    expected = reference.denoiser(given, cfg_scale)
-    actual = pipeline.denoiser(given, cfg_scale)
+    expected = reference.denoiser(given, cfg_scale, sampler=plan)
+    actual = pipeline.denoiser(given, cfg_scale, sampler=plan)
     on_progress(0, 3, "PyTorch")
     wanted = _states(plan, recorded, noise, len(labels), pipeline.shape)
     on_progress(1, 3, "bundle, free run")

@@ -15,6 +15,7 @@ from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_session import TorchSession
 from dexport.hashing import sha256_of
+from dexport.limits import check_pictures
 from dexport.places import check_place
 from dexport.runtime.pipeline import Pipeline, lacks_decoder
 from dexport.validate.against import session_against
@@ -308,26 +309,33 @@ def _sampled(
     share = max(gates.distance_share for gates in judging.values())
     settings = {name: run.sampling[name] for name in ("steps", "sampler", "cfg_scale", "seed")}
     if "trajectory" in run.levels:
-        trajectory = check_trajectory(
-            pipeline,
-            reference,
-            run.labels,
-            gate_snr_db=limits.get("snr", snr_db),
-            lpips=lpips,
-            on_progress=on_progress,
-            **settings,
-        )
-        result = replace(
-            result,
-            trajectory=trajectory,
-            gates=(*result.gates, *_trajectory_gates(trajectory, limits)),
-            not_run=result.not_run if pictures else (*result.not_run, f"trajectory: {NO_DECODER}"),
-        )
+        try:
+            trajectory = check_trajectory(
+                pipeline,
+                reference,
+                run.labels,
+                gate_snr_db=limits.get("snr", snr_db),
+                lpips=lpips,
+                on_progress=on_progress,
+                **settings,
+            )
+        except GateError as error:  # a decoder whose values are not finite: a finding, as below
+            broken = Gate("psnr", None, limits.get("psnr", math.inf), limits.source("psnr"), str(error))
+            result = replace(result, gates=(*result.gates, broken), not_run=(*result.not_run, f"trajectory: {error}"))
+        else:
+            result = replace(
+                result,
+                trajectory=trajectory,
+                gates=(*result.gates, *_trajectory_gates(trajectory, limits)),
+                not_run=result.not_run if pictures else (*result.not_run, f"trajectory: {NO_DECODER}"),
+            )
     if evaluator is None:
         return result
     assert chosen.real is not None
     place = run.bundle.path.absolute()
-    labels = [label for label in run.classes(pipeline.classes) for _ in range(chosen.count)]
+    classes = run.classes(pipeline.classes)
+    check_pictures(len(classes), chosen.count)
+    labels = [label for label in classes for _ in range(chosen.count)]
     try:
         report = check_distribution(
             pipeline,

@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import dexport
 from dexport.bundle import load_bundle
+from dexport.cli import main
+from dexport.console import out, print_result
 from dexport.errors import InputError, UsageError
 from dexport.exporter.build import BuildOptions
 from dexport.exporter.stitch import Share, build_stitched, parse_stitch
@@ -115,3 +118,22 @@ def test_a_bad_checkpoint_of_the_last_part_is_found_before_the_first_is_built(
     with pytest.raises(InputError, match=r"bad\.safetensors"):
         dexport.build(None, tmp_path / "out", stitch=spec, settings=NARROW, parity=False)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
+
+
+@pytest.mark.parametrize(("seed", "shown"), [(0, "RANDOM weights (seed 0)"), (7, "RANDOM weights (seed 7)")])
+def test_a_stitched_build_with_random_weights_says_so(seed: int, shown: str, tmp_path: Path) -> None:
+    sizes = [part for name, value in NARROW.items() for part in ("--set", f"{name}={value}")]
+    command = ["build", "--stitch", "dit-fashion-s:0.4,dit-fashion:0.6", *sizes, "--no-parity", "--seed", str(seed)]
+    result = CliRunner().invoke(main, [*command, "-o", str(tmp_path / "out")], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert shown in result.stdout
+
+
+def test_random_weights_of_several_seeds(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        dexport.build("dit-fashion-s", tmp_path / str(seed), settings=NARROW, seed=seed, parity=False)
+    result = dexport.build(None, tmp_path / "out", stitch=f"{tmp_path / '1'}:0.4,{tmp_path / '2'}:0.6")
+    assert result.bundle.manifest["weights"] == {"random": True, "seed": None}
+    with out.capture() as captured:
+        print_result(result)
+    assert "RANDOM weights: this is not a trained model" in captured.get()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 
 from dexport.errors import UsageError
 from dexport.runtime.noise import Noise
-from dexport.runtime.samplers import DDIM, sample
+from dexport.runtime.samplers import DDIM, EDM, SAMPLERS, FlowEuler, Sampler, make_sampler, sample
 from dexport.runtime.stitch import Stitch, choose
+from dexport.runtime.time_table import evaluated_times
 from tests.runtime.sampler_golden import sampler_golden, schedule
 
 
@@ -84,3 +87,65 @@ def test_bad_stitches_are_refused(count: int, fractions: list[float], message: s
     with pytest.raises(UsageError, match=message) as error:
         Stitch([lambda x, _t: x] * count, fractions)
     assert error.value.hint
+
+
+# Samplers whose time is not that of the timesteps
+
+
+SHARES = [0.0, 0.1, 0.25, 0.4, 0.5, 0.7, 1.0]
+
+
+def evaluations(sampler: Sampler, fractions: list[float]) -> list[int]:
+    """How often each denoiser runs along a trajectory."""
+    counts = [0] * len(fractions)
+
+    def counting(index: int):
+        def denoiser(x: np.ndarray, _t: np.ndarray) -> np.ndarray:
+            counts[index] += 1
+            return np.zeros_like(x)
+
+        return denoiser
+
+    stitched = Stitch([*map(counting, range(len(fractions)))], fractions, sampler.remaining)
+    sample(sampler, stitched, Noise(0, images=[0]), (1, 4, 2, 2))
+    return counts
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("steps", [1, 4, 10, 20, 250])
+@pytest.mark.parametrize(
+    "make",
+    [
+        FlowEuler,
+        lambda steps: FlowEuler(steps, shift=3.0),
+        lambda steps: FlowEuler(steps, time_scale=1000.0),
+        lambda steps: make_sampler("dpm-solver", steps),
+    ],
+    ids=["flow", "shifted flow", "flow in timesteps", "dpm-solver"],
+)
+def test_a_share_is_one_of_the_evaluations(make: Callable[[int], Sampler], steps: int, share: float) -> None:
+    first = int(share * steps + 1e-9)
+    assert evaluations(make(steps), [share, 1 - share]) == [first, steps - first]
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("steps", [2, 10, 18, 40])
+def test_heun_s_second_evaluation_is_of_the_denoiser_of_its_noise_level(steps: int, share: float) -> None:
+    """Of 2 * steps - 1 evaluations, one at sigma_max and two at each level below it."""
+    levels = int(share * steps + 1e-9)
+    first = max(0, 2 * levels - 1)
+    assert evaluations(EDM(steps), [share, 1 - share]) == [first, 2 * steps - 1 - first]
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_several_denoisers_run_one_after_the_other(name: str) -> None:
+    counts = evaluations(make_sampler(name, 20), [0.25, 0.5, 0.25])
+    assert all(abs(count / sum(counts) - share) < 0.06 for count, share in zip(counts, [0.25, 0.5, 0.25], strict=True))
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_what_remains_of_a_trajectory_falls_from_below_1_to_0(name: str) -> None:
+    sampler = make_sampler(name, 20)
+    left = [sampler.remaining(float(np.float32(t))) for t in evaluated_times(sampler)]
+    assert left == sorted(left, reverse=True)
+    assert (0.9 < left[0] < 1, left[-1]) == (True, 0)

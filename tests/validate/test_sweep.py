@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import dexport
 from dexport.cli import main
 from dexport.errors import MachineError, UsageError
 from dexport.runtime.pipeline import Pipeline
@@ -87,3 +89,22 @@ def test_bad_inputs_are_found_before_a_network_is_loaded(
     result = CliRunner().invoke(main, ["sweep", str(stitched), *options])
     assert result.exit_code in (2, 4), result.output
     assert message in result.stderr
+
+
+WAYS: dict[str, tuple[str | Path, dict[str, Any]]] = {
+    "edm": ("diffit-image-32", {"channels": 16, "num_heads": 2, "num_blocks": [1, 1, 1]}),
+    "flow": (Path(__file__).parents[2] / "examples" / "my_backbone.py", {"width": 8, "cond": 16}),
+}
+"""A recipe of each sampler that does not count timesteps; the first is unconditional."""
+
+
+@pytest.mark.parametrize(("name", "expected"), [("edm", [(0, 7), (3, 4), (7, 0)]), ("flow", [(0, 4), (2, 2), (4, 0)])])
+def test_a_pair_whose_time_is_another(name: str, expected: list[tuple[int, int]], tmp_path: Path) -> None:
+    recipe, settings = WAYS[name]
+    dexport.build(str(recipe), tmp_path / "one", settings=settings, parity=False)
+    dexport.build(None, tmp_path / "pair", stitch=f"{tmp_path / 'one'}:0.5,{tmp_path / 'one'}:0.5")
+    pipeline = Pipeline.open(tmp_path / "pair")
+    result = sweep(pipeline, [0.5, 1], steps=4, cfg_scale=1.0, count=2, batch=20)
+    assert [point.evaluations for point in result.points] == expected
+    assert result.images == 2 * (pipeline.classes or 1)
+    assert [point.relative_l2 for point in result.points] == [0, 0, 0]  # the same network twice

@@ -27,6 +27,7 @@ from dexport.exporter.quantize.observer import METHODS, LayerStatistics, Statist
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import Variant
 from dexport.files import replacing
+from dexport.limits import LARGEST_SEED, MOST_CALIBRATION_IMAGES, check_whole
 from dexport.runtime.guidance import UNGUIDED, Session, feed_of, find_rule, guided
 from dexport.runtime.noise import Noise
 from dexport.runtime.samplers import Denoiser, make_sampler, sample
@@ -64,6 +65,8 @@ class Calibration:
                 f"{self.images} calibration images are too few to know the range of an activation",
                 hint=f"--calibration-images {FEWEST_IMAGES} or more; {DEFAULT_IMAGES} is the default",
             )
+        check_whole("--calibration-images", self.images, MOST_CALIBRATION_IMAGES)
+        check_whole("--calibration-seed", max(0, self.seed), LARGEST_SEED)
         if self.seed < 0:
             raise UsageError(f"--calibration-seed {self.seed} is negative", hint="give 0 or more")
         if self.method not in METHODS:

@@ -68,7 +68,7 @@ def signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Signature:
         TensorSpec("log_snr", "float32", (BATCH,), "stratified", *LOG_SNR),
     ]
     if any(stage.has_class_token for stage in stages):
-        inputs.append(TensorSpec("y", "int64", (BATCH,), "integers", 0, max(0, config["num_classes"] - 2)))
+        inputs.append(TensorSpec("y", "int64", (BATCH,), "integers", 0, config["num_classes"] - 2))
     outputs = []
     for number, (stage, grid) in enumerate(zip(stages, grids, strict=True)):
         name = "out" if number == len(stages) - 1 else f"stage{number}"

@@ -23,6 +23,9 @@ class TensorSpec:
     ``shape`` holds integers, or ``"B"`` for the symbolic batch. ``values`` says what example inputs look like:
     standard normal noise, integers in [low, high], or values stratified over [low, high] along the batch (so that
     the rows of one batch cover the whole schedule); of ``choices`` where a graph takes only those.
+
+    ``largest`` is the largest integer that the graph takes, where it is above ``high``: examples of labels stop before
+    the null label.
     """
 
     name: str
@@ -32,6 +35,14 @@ class TensorSpec:
     low: float = 0.0
     high: float = 0.0
     choices: tuple[float, ...] = ()
+    largest: int | None = None
+
+    @property
+    def accepted(self) -> tuple[int, int] | None:
+        """The least and the largest value of an input of ``integers``; None for any other."""
+        if self.values != "integers":
+            return None
+        return int(self.low), int(self.high) if self.largest is None else self.largest
 
     def dims(self, batch: int) -> tuple[int, ...]:
         """The shape with the batch dimension filled in."""

@@ -65,8 +65,9 @@ def signature(config: Mapping[str, Any], size: tuple[int, int]) -> Signature:
     first, channels = ("patches", pixels) if s["encoder"] else ("z", code)
     inputs = [
         TensorSpec(first, "float32", (*places, channels)),
-        TensorSpec("row_idx", "int64", places, "integers", 0, height - 1),
-        TensorSpec("col_idx", "int64", places, "integers", 0, width - 1),
+        # Images of other proportions have as many tokens in more rows, or in more columns.
+        TensorSpec("row_idx", "int64", places, "integers", 0, height - 1, largest=height * width - 1),
+        TensorSpec("col_idx", "int64", places, "integers", 0, width - 1, largest=height * width - 1),
     ]
     if s["attn_backend"] == "sdpa":
         inputs.append(TensorSpec("patch_mask", "int64", places, "integers", 0, 1))

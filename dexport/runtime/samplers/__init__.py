@@ -18,6 +18,7 @@ __all__ = [
     "DDPM",
     "EDM",
     "SAMPLERS",
+    "WITH_VARIANCE",
     "DPMSolver",
     "Denoiser",
     "FlowEuler",
@@ -36,6 +37,9 @@ SAMPLERS: dict[str, Callable[[int], Sampler]] = {
     "flow": FlowEuler,
 }
 """By the names that recipes and the command line use, each with the schedule of the systems that sample with it."""
+
+WITH_VARIANCE = ("ddpm", "ddim", "dpm-solver")
+"""Those that take a network which predicts a variance as well, in as many channels behind the noise."""
 
 
 def make_sampler(name: str, steps: int) -> Sampler:

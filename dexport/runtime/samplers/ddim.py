@@ -34,6 +34,9 @@ class DDIM:
     def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape)
 
+    def remaining(self, t: float) -> float:
+        return t / self.schedule.trained_steps
+
     def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:
         for index, t in enumerate(reversed(range(self.schedule.steps))):
             original = float(self.schedule.timestep_map[t])

@@ -15,7 +15,7 @@ import numpy as np
 
 from dexport.errors import UsageError
 from dexport.runtime.noise import Noise
-from dexport.runtime.samplers.step import Denoiser, Step, batch_of, epsilon
+from dexport.runtime.samplers.step import Denoiser, Step, batch_of, epsilon, steps_left
 from dexport.runtime.schedule import Schedule
 
 
@@ -90,6 +90,9 @@ class DPMSolver:
 
     def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape)
+
+    def remaining(self, t: float) -> float:
+        return steps_left(self.times()[:-1] * self.schedule.steps, t)
 
     def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:  # noqa: ARG002 - deterministic
         continuous = ContinuousSchedule(self.schedule)

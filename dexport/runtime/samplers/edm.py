@@ -12,8 +12,9 @@ from itertools import pairwise
 import numpy as np
 
 from dexport.errors import UsageError
+from dexport.limits import MOST_STEPS, shown
 from dexport.runtime.noise import Noise
-from dexport.runtime.samplers.step import Denoiser, Step, batch_of
+from dexport.runtime.samplers.step import Denoiser, Step, batch_of, steps_left
 
 FEWEST_STEPS = 2
 
@@ -31,8 +32,10 @@ class EDM:
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if self.steps < FEWEST_STEPS:
-            raise UsageError(f"{self.steps} EDM steps", hint=f"choose {FEWEST_STEPS} or more; 18 to 40 are usual")
+        if not FEWEST_STEPS <= self.steps <= MOST_STEPS:
+            raise UsageError(
+                f"{shown(self.steps)} EDM steps", hint=f"choose {FEWEST_STEPS} to {MOST_STEPS}; 18 to 40 are usual"
+            )
         if not 0 < self.sigma_min < self.sigma_max:
             raise UsageError(
                 f"sigma from {self.sigma_max:g} to {self.sigma_min:g}", hint="sigma_max must exceed sigma_min, above 0"
@@ -45,6 +48,9 @@ class EDM:
 
     def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape).astype(np.float64) * self.sigma_max
+
+    def remaining(self, t: float) -> float:
+        return steps_left(self.sigmas()[:-1], t)
 
     def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:  # noqa: ARG002 - deterministic
         x = x.astype(np.float64)

@@ -12,8 +12,9 @@ from itertools import pairwise
 import numpy as np
 
 from dexport.errors import UsageError
+from dexport.limits import MOST_STEPS, shown
 from dexport.runtime.noise import Noise
-from dexport.runtime.samplers.step import Denoiser, Step, batch_of
+from dexport.runtime.samplers.step import Denoiser, Step, batch_of, steps_left
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class FlowEuler:
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UsageError(f"{self.steps} flow-matching steps", hint="choose 1 or more; 25 to 50 are usual")
-        if self.shift <= 0:
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UsageError(
+                f"{shown(self.steps)} flow-matching steps", hint=f"choose 1 to {MOST_STEPS}; 25 to 50 are usual"
+            )
+        if not 0 < self.shift < np.inf:
             raise UsageError(f"flow shift {self.shift:g}", hint="choose a number above 0; 1 is uniform")
 
     def times(self) -> np.ndarray:
@@ -43,6 +46,9 @@ class FlowEuler:
 
     def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape)
+
+    def remaining(self, t: float) -> float:
+        return steps_left(self.times()[:-1] * self.time_scale, t)
 
     def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:  # noqa: ARG002 - deterministic
         times = self.times().tolist()

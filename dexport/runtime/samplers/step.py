@@ -43,6 +43,13 @@ class Sampler(Protocol):
         """Go from the initial state to images, one step at a time."""
         ...
 
+    def remaining(self, t: float) -> float:
+        """How much of the trajectory is left once the network was evaluated at time ``t``, in the sampler's unit.
+
+        A share from below 1 at the noisiest time to 0 at the last one: by it denoisers share a trajectory (T-Stitch).
+        """
+        ...
+
 
 def sample(sampler: Sampler, denoiser: Denoiser, noise: Noise, shape: Sequence[int]) -> np.ndarray:
     """Start from noise, run every step, return the last state (B, C, H, W)."""
@@ -62,6 +69,14 @@ def last(steps: Iterable[Step]) -> np.ndarray:
 def batch_of(value: float, x: np.ndarray) -> np.ndarray:
     """``value`` for every row of x: (B,) float32, as the network takes its time."""
     return np.full(len(x), value, dtype=np.float32)
+
+
+def steps_left(times: np.ndarray, t: float) -> float:
+    """:meth:`Sampler.remaining` by steps: the share of ``times`` (S,), noisiest first, that come after ``t``.
+
+    ``t`` is one of them but for its rounding to float32.
+    """
+    return 1 - (int(np.abs(times - t).argmin()) + 1) / len(times)
 
 
 def epsilon(output: np.ndarray, x: np.ndarray) -> np.ndarray:
