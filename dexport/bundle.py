@@ -28,6 +28,7 @@ from dexport.drafts import ALIVE, FolderDraft, clear_remains
 from dexport.errors import InputError, MachineError, UsageError
 from dexport.files import DRAFT_NAME, open_regular, write_whole, writing_to
 from dexport.hashing import sha256_of
+from dexport.printable import printable
 from dexport.signature import LARGEST, verify
 from dexport.verdict import FAILED, LOSSY, Loss, caveats
 
@@ -316,11 +317,6 @@ def pixel_shuffle(decoder: str) -> tuple[int, int] | None:
     if min(int(factor), int(tiles or 1)) < 1:
         raise ValueError(f"decoder {printable(decoder)}")
     return int(factor), int(tiles or 1)
-
-
-def printable(name: str) -> str:
-    """A file's name from a manifest for a terminal: what could move its cursor is escaped."""
-    return name if name.isprintable() else ascii(name)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

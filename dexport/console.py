@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from dexport.bundle import ENGINES, MODEL, PARTS, REPORTS, Bundle, printable, reading_manifest
+from dexport.bundle import ENGINES, MODEL, PARTS, REPORTS, Bundle, reading_manifest
+from dexport.printable import printable
 from dexport.verdict import ACCEPT, LOSSY, NOT_VERIFIED, PASSED, Loss, lossy_text
 
 if TYPE_CHECKING:  # a terminal that only samples needs no torch
@@ -42,8 +43,20 @@ WIDE = 150
 """Columns where no terminal says how many it has, such as in CI."""
 
 
-class Output(Console):
-    """A console that leaves it to the command what the end of its reader means."""
+class PlainConsole(Console):
+    """Prints no control characters but its own, whatever a manifest, a graph or a report brings.
+
+    It leaves it to the command what the end of its reader means.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text
+            if segment.control or text.isprintable() or text == "\n":
+                yield segment
+            else:
+                lines = "\n".join(printable(line) for line in text.split("\n"))
+                yield Segment(lines, segment.style)
 
     def on_broken_pipe(self) -> None:
         raise
@@ -51,7 +64,7 @@ class Output(Console):
 
 def _console(stderr: bool) -> Console:
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Output(stderr=stderr, highlight=False, width=None if terminal else WIDE)
+    return PlainConsole(stderr=stderr, highlight=False, markup=False, width=None if terminal else WIDE)
 
 
 out = _console(stderr=False)
@@ -69,9 +82,9 @@ class Progress:
 
     def __init__(self) -> None:
         self._bar = RichProgress(
-            TextColumn("{task.description:<12}"),
+            TextColumn("{task.description:<12}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
             console=err,
             transient=True,
@@ -107,7 +120,7 @@ def print_cache(folder: Path, limit: int, entries: Sequence[Kept]) -> None:
     table = Table("step", "size", "last used", "key")
     for entry in entries:
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
-        table.add_row(escape(entry.label), f"{entry.size / 1e6:.1f} MB", used, entry.key[:12])
+        table.add_row(entry.label, f"{entry.size / 1e6:.1f} MB", used, entry.key[:12])
     out.print(table)
     total = sum(entry.size for entry in entries)
     out.print(f"{folder}: {total / 1e9:.2f} of {limit / 1e9:.0f} GB", soft_wrap=True)
@@ -125,7 +138,7 @@ def print_recipes(described: Sequence[Mapping[str, Any]]) -> None:
 
 def print_recipe(recipe: Mapping[str, Any]) -> None:
     """Everything about one recipe."""
-    out.print(f"[bold]{recipe['name']}[/]: {recipe['summary']} ({recipe['source']})")
+    out.print(Text.assemble((recipe["name"], "bold"), f": {recipe['summary']} ({recipe['source']})"))
     lines = {
         "parameters": f"{recipe['parameters']:,}",
         "inputs": _signature(recipe["inputs"]),
@@ -161,8 +174,8 @@ def _print_bundle(bundle: Bundle) -> None:
     if bundle.stitch:
         _print_stitched(bundle)
         return
-    shown = (_plain(text) for text in (bundle.path, m["recipe"]["family"], m["name"]))
-    out.print("[bold]{}[/]: {} {}, {}, hashes verified".format(*shown, _colored(m["status"])))
+    named = f": {m['recipe']['family']} {m['name']}, "
+    out.print(Text.assemble((str(bundle.path), "bold"), named, _colored(m["status"]), ", hashes verified"))
     precision = m["precision"]
     kinds: dict[str, int] = {}
     for dtype in precision["nodes"].values():
@@ -181,9 +194,9 @@ def _print_bundle(bundle: Bundle) -> None:
             "times": _times_line(m),
             "parts": ", ".join(m.get("parts", ())) or "none",
             "custom ops": ", ".join(map(_custom_op, m["custom_ops"])) or "none",
-            "engine": Text.from_markup(_engine_line(engine)) if engine else "none",
-            "lost": Text.from_markup(_lost(bundle).removeprefix("lost: ") or "not measured"),
-            "validation": Text.from_markup(_validation_line(m.get("validation"))),
+            "engine": _engine_line(engine) if engine else "none",
+            "lost": _lost(bundle) or "not measured",
+            "validation": _validation_line(m.get("validation")),
             "built with": f"dexport {m['dexport']}, opset {m['opset']}",
         }
     )
@@ -192,7 +205,7 @@ def _print_bundle(bundle: Bundle) -> None:
 
 def print_archive(archive: Archive, verified: bool) -> None:
     """What is in an archive of which every byte has been checked; ``verified``: the signature as well."""
-    out.print(f"[bold]{_plain(archive.path)}[/]: archive, {archive.bytes:,} bytes, hashes verified")
+    out.print(Text.assemble((str(archive.path), "bold"), f": archive, {archive.bytes:,} bytes, hashes verified"))
     m = archive.manifest
     key = "none" if archive.key is None else f"by {archive.key}{'' if verified else ', not verified'}"
     lines = {"bundle": m.get("name"), "status": m.get("status"), "lost": Loss.of_json(m.get("loss"))}
@@ -219,15 +232,16 @@ def print_models(models: Models) -> None:
 def _print_files(files: Mapping[str, Any]) -> None:
     table = Table("file", "bytes", "sha256")
     for name, entry in files.items():
-        table.add_row(_plain(name), f"{entry['size']:,}", _plain(entry["sha256"][:16]))
+        table.add_row(name, f"{entry['size']:,}", entry["sha256"][:16])
     out.print(table)
 
 
 def _print_stitched(bundle: Bundle) -> None:
     m = bundle.manifest
-    out.print(f"[bold]{_plain(bundle.path)}[/]: {_plain(m['name'])}, {_colored(m['status'])}, hashes verified")
+    named = (str(bundle.path), "bold"), f": {m['name']}, "
+    out.print(Text.assemble(*named, _colored(m["status"]), ", hashes verified"))
     if lost := _lost(bundle):
-        out.print(f"  {lost}", soft_wrap=True)
+        out.print(Text("  ") + lost, soft_wrap=True)
     _print_lines({f"{fraction:.0%}": str(part.path) for part, fraction in bundle.stitch})
     for part, _ in bundle.stitch:
         _print_bundle(part)
@@ -250,7 +264,7 @@ def print_generated(generated: Generated) -> None:
 def warn(bundle: Bundle) -> None:
     """What who runs a bundle has to know, on stderr."""
     for caveat in bundle.caveats:
-        err.print(f"[yellow]warning[/]: {_plain(bundle.path)}: {_plain(caveat)}", soft_wrap=True)
+        err.print(Text.assemble(("warning", "yellow"), f": {bundle.path}: {caveat}"), soft_wrap=True)
 
 
 def print_sweep(result: Sweep, path: Path) -> None:
@@ -303,7 +317,7 @@ def print_fid(report: FidReport) -> None:
     if floor:
         out.print(f"floor: {floor.count:,} images of the reference against {floor.against:,} others of it")
     for warning in report.warnings:
-        out.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
+        out.print(Text.assemble(("warning", "yellow"), f": {warning}"), soft_wrap=True)
     for reason in report.not_run:
         out.print(f"not run: {reason}", soft_wrap=True)
 
@@ -313,24 +327,25 @@ def print_result(result: BuildResult) -> None:
     manifest, path = result.bundle.manifest, result.bundle.path
     if manifest["weights"]["random"]:
         seed = manifest["weights"]["seed"]  # None for several denoisers with different ones
-        out.print(f"[yellow]RANDOM weights[/]{'' if seed is None else f' (seed {seed})'}: this is not a trained model")
+        about = f"{'' if seed is None else f' (seed {seed})'}: this is not a trained model"
+        out.print(Text.assemble(("RANDOM weights", "yellow"), about))
     for part, bundle in {"": result.bundle, **result.bundle.parts}.items():
         _print_ranges(part, bundle.manifest.get("precision", {}).get("ranges"))
     for part, verdict in {"": result.verdict, **result.parts}.items():
         if verdict is not None:
             print_parity(verdict, part)  # type: ignore[arg-type]
     if manifest["status"] == NOT_VERIFIED:
-        out.print("parity: [yellow]not run[/] (--no-parity)")
+        out.print(Text.assemble("parity: ", ("not run", "yellow"), " (--no-parity)"))
     if any(scheme != "float" for scheme in manifest.get("precision", {}).get("layers", {}).values()):
         out.print(f"layers: {_layers_line(manifest['precision'])}")
     if "sizes" in manifest and manifest["sizes"]["time_tables"] is not None:
         out.print(f"times: {_times_line(manifest)}")
     for name, bundle in {"": result.bundle, **result.bundle.parts}.items():
         if bundle.manifest.get("engine"):
-            out.print(f"engine{name and f' of {name}'}: {_engine_line(bundle.manifest['engine'])}")
+            out.print(Text(f"engine{name and f' of {name}'}: ") + _engine_line(bundle.manifest["engine"]))
     if lost := _lost(result.bundle):
-        out.print(lost, soft_wrap=True)
-    out.print(f"bundle: {path} ({_colored(manifest['status'])})")
+        out.print(Text("lost: ") + lost, soft_wrap=True)
+    out.print(Text.assemble(f"bundle: {path} (", _colored(manifest["status"]), ")"))
     for name in (MODEL, ENGINES, REPORTS, PARTS):
         if (path / name).exists():
             out.print(f"  {path / name}")
@@ -360,9 +375,9 @@ def print_parity(report: ParityReport, part: str = "") -> None:
         table.add_row(*row[:-1], _colored(row[-1]))
     out.print(table)
     if report.status == LOSSY:
-        out.print(f"[yellow]LOSSY[/]: {lost(report)}", soft_wrap=True)
+        out.print(Text.assemble(("LOSSY", "yellow"), f": {lost(report)}"), soft_wrap=True)
     for note in report.notes:
-        out.print(f"note: {escape(note)}", soft_wrap=True)
+        out.print(f"note: {note}", soft_wrap=True)
     for reason in report.not_run:
         out.print(f"not run: {reason}")
 
@@ -382,17 +397,16 @@ def print_validation(result: Validation) -> None:
         if change.verdict != "same":
             before, now = (f"{value:.4g}" if value is not None else "-" for value in (change.before, change.now))
             color = "red" if change.verdict == "worse" else "green"
-            out.print(
-                f"[{color}]{change.verdict}[/] than the baseline: {change.metric} {before} -> {now} ({change.text})"
-            )
+            moved = f" than the baseline: {change.metric} {before} -> {now} ({change.text})"
+            out.print(Text.assemble((change.verdict, color), moved))
     for reason in result.not_run:
-        out.print(f"not run: {escape(reason)}", soft_wrap=True)
+        out.print(f"not run: {reason}", soft_wrap=True)
     if result.verdict == LOSSY:
         accepted = "accepted" if result.acceptable else f"not accepted ({ACCEPT})"
-        out.print(f"[yellow]LOSSY[/], {accepted}: {lossy_text(result.loss)}", soft_wrap=True)
+        out.print(Text.assemble(("LOSSY", "yellow"), f", {accepted}: {lossy_text(result.loss)}"), soft_wrap=True)
     elif str(result.loss):
         out.print(f"lost: {result.loss}", soft_wrap=True)
-    out.print(f"{result.bundle}: {_colored(result.verdict)}")
+    out.print(Text.assemble(f"{result.bundle}: ", _colored(result.verdict)))
 
 
 def print_bench(report: BenchReport) -> None:
@@ -408,14 +422,14 @@ def print_bench(report: BenchReport) -> None:
             ratios = ("-" if value is None else f"{value:.2f}x" for value in (row.speedup, row.speedup_against))
             peak = "-" if row.of_peak is None else f"{row.of_peak:.0%}"
             name = f"{row.owner}, {row.kind}"
-            table.add_row(name, escape(row.runner), *times, f"{row.images_per_s:.3g}", *ratios, peak)
+            table.add_row(name, row.runner, *times, f"{row.images_per_s:.3g}", *ratios, peak)
         out.print(table)
     if report.gates:
         print_gates(report.gates)
     for note in report.notes:
-        out.print(f"note: {escape(note)}", soft_wrap=True)
+        out.print(f"note: {note}", soft_wrap=True)
     for reason in report.not_run:
-        out.print(f"not run: {escape(reason)}", soft_wrap=True)
+        out.print(f"not run: {reason}", soft_wrap=True)
 
 
 def print_gates(gates: Sequence[Gate]) -> None:
@@ -425,11 +439,11 @@ def print_gates(gates: Sequence[Gate]) -> None:
     table = Table("gate", "value", "limit", "of", "result", title="gates")
     for gate in gates:
         shown = gate.to_json()
-        table.add_row(gate.metric, escape(value_of(shown)), limit_of(shown), escape(gate.where), _colored(gate.verdict))
+        table.add_row(gate.metric, value_of(shown), limit_of(shown), gate.where, _colored(gate.verdict))
     out.print(table)
     for gate in gates:
         if gate.advice:
-            out.print(f"[yellow]{gate.metric}[/]: {gate.advice}", soft_wrap=True)
+            out.print(Text.assemble((gate.metric, "yellow"), f": {gate.advice}"), soft_wrap=True)
 
 
 def print_ops(report: OpReport) -> None:
@@ -458,7 +472,7 @@ def print_distribution(report: DistributionReport) -> None:
         (report.kernel_distance, report.kernel_delta, floor and floor.kernel),
     ):
         if delta is not None:
-            interval = f"\\[{delta.low:+.3g}, {delta.high:+.3g}]"
+            interval = f"[{delta.low:+.3g}, {delta.high:+.3g}]"
             known = "not known" if real is None else f"{real:.4g}"
             table.add_row(name, f"{delta.delta:+.3g}", interval, f"{delta.a:.4g}", f"{delta.b:.4g}", known)
     out.print(table)
@@ -468,7 +482,7 @@ def print_distribution(report: DistributionReport) -> None:
     if report.lowest_psnr_db is not None:
         out.print(f"pictures: PSNR at least {report.lowest_psnr_db:.1f} dB, {report.equal} of {report.count} equal")
     for warning in report.warnings:
-        out.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
+        out.print(Text.assemble(("warning", "yellow"), f": {warning}"), soft_wrap=True)
 
 
 def print_trajectory(report: TrajectoryReport) -> None:
@@ -487,8 +501,8 @@ def print_trajectory(report: TrajectoryReport) -> None:
         table.add_row(str(index + 1), f"{state.t:g}", *row, f"{max(local):.2e}" if local else "-")
     out.print(table)
     last, worst = report.states[-1].metrics, report.worst_evaluation
-    verdict = WORDS[report.status]
-    out.print(f"final latents: SNR {last.snr_db:.1f} dB, gate {report.gate_snr_db:g} dB: {_colored(verdict)}")
+    final = f"final latents: SNR {last.snr_db:.1f} dB, gate {report.gate_snr_db:g} dB: "
+    out.print(Text.assemble(final, _colored(WORDS[report.status])))
     out.print(f"worst evaluation: relative L2 {worst.metrics.relative_l2:.2e} at t = {worst.t:g}")
     out.print(report.drift)
     if report.psnr_db:
@@ -500,7 +514,7 @@ def print_trajectory(report: TrajectoryReport) -> None:
 def print_diff(result: Diff) -> None:
     """What ``dexport diff`` found: the blocks, then what is wrong first, then what would mend it."""
     title = f"{result.bundle} against {result.reference}, {result.inputs}; gate {result.gate} {result.allowed:g}"
-    table = Table("block", "own error", "explained", "unexplained", "propagated", "result", title=escape(title))
+    table = Table("block", "own error", "explained", "unexplained", "propagated", "result", title=title)
     for block in result.blocks:
         verdict = "pass" if block.passed else "FAIL" if block.finite else "FAIL: NaN or Inf"
         errors = (block.own, block.expected, block.unexplained, block.propagated)
@@ -516,7 +530,8 @@ def print_diff(result: Diff) -> None:
         out.print(f"not compared: {note}", soft_wrap=True)
     if result.finding is None:
         lost = "" if result.status == PASSED else f"; {lossy_text(result.loss)}"
-        out.print(f"{result.bundle}: {_colored(result.status)}, nothing found{lost}", soft_wrap=True)
+        found = (f"{result.bundle}: ", _colored(result.status), f", nothing found{lost}")
+        out.print(Text.assemble(*found), soft_wrap=True)
         return
     _print_finding(result.finding)
     if result.others:
@@ -526,7 +541,7 @@ def print_diff(result: Diff) -> None:
         options = " ".join(f"--island '{pattern}'" for pattern in mend.islands)
         before, after = (_figure(max(errors.values())) for errors in (mend.before, mend.after))
         out.print(
-            f"{'fix' if mend.enough else 'not enough'}: {escape(options)}: own error {before} -> "
+            f"{'fix' if mend.enough else 'not enough'}: {options}: own error {before} -> "
             f"{after}, outputs {_figure(mend.output_before)} -> {_figure(mend.output_after)} (tried out)",
             soft_wrap=True,
         )
@@ -542,7 +557,8 @@ KINDS = {
 
 
 def _print_finding(finding: Finding) -> None:
-    out.print(f"[red]first bad block[/]: {finding.block or 'outside of blocks'}: {KINDS[finding.kind]}")
+    found = f": {finding.block or 'outside of blocks'}: {KINDS[finding.kind]}"
+    out.print(Text.assemble(("first bad block", "red"), found))
     op = finding.op
     if op is not None:
         out.print(
@@ -551,7 +567,7 @@ def _print_finding(finding: Finding) -> None:
             soft_wrap=True,
         )
     for difference in finding.differences[:DIFFERENCES]:
-        out.print(f"  {difference.node}: {escape(difference.text)}", soft_wrap=True)
+        out.print(f"  {difference.node}: {difference.text}", soft_wrap=True)
     if len(finding.differences) > DIFFERENCES:
         out.print(f"  and {len(finding.differences) - DIFFERENCES} more differences")
 
@@ -584,24 +600,25 @@ def print_machine(machine: Mapping[str, Any]) -> None:
     )
     packages = Table("package", "version", "install with")
     for name, entry in machine["packages"].items():
-        packages.add_row(name, entry["version"] or "-", escape(entry["fix"] or ""))
+        packages.add_row(name, entry["version"] or "-", entry["fix"] or "")
     out.print(packages)
     abilities = Table("can", "", "why", "fix")
     for name, ability in machine["can"].items():
         abilities.add_row(
             name,
-            "[green]yes[/]" if ability["ok"] else "[red]no[/]",
-            escape(ability["why"]),
-            escape(ability["fix"]),
+            Text("yes", "green") if ability["ok"] else Text("no", "red"),
+            ability["why"],
+            ability["fix"],
         )
     out.print(abilities)
 
 
-def _engine_line(engine: Mapping[str, Any]) -> str:
-    return (
-        f"{_plain(engine['flavour'])} {_plain(engine['version'])} for {_plain(', '.join(engine['targets']))}, "
-        f"{engine['plan_bytes'] / MB:,.1f} MB, types of {engine['checked_nodes']} nodes asserted; "
-        f"[yellow]built, not executed[/] ({_plain(engine['reason'])})"
+def _engine_line(engine: Mapping[str, Any]) -> Text:
+    return Text.assemble(
+        f"{engine['flavour']} {engine['version']} for {', '.join(engine['targets'])}, "
+        f"{engine['plan_bytes'] / MB:,.1f} MB, types of {engine['checked_nodes']} nodes asserted; ",
+        ("built, not executed", "yellow"),
+        f" ({engine['reason']})",
     )
 
 
@@ -619,20 +636,20 @@ def _layers_line(precision: Mapping[str, Any]) -> str:
     return line
 
 
-def _lost(bundle: Bundle) -> str:
+def _lost(bundle: Bundle) -> Text:
     """What a build cost, as parity measured it; nobody should have to look it up. Empty where nothing was measured."""
     if bundle.status == LOSSY:
         accepted = "accepted" if bundle.acceptable else "not accepted"
-        return f"[yellow]LOSSY[/], {accepted}: {_plain(lossy_text(bundle.loss))}"
-    return f"lost: {_plain(bundle.loss)}" if str(bundle.loss) else ""
+        return Text.assemble(("LOSSY", "yellow"), f", {accepted}: {lossy_text(bundle.loss)}")
+    return Text(str(bundle.loss))
 
 
-def _validation_line(record: Mapping[str, Any] | None) -> str:
+def _validation_line(record: Mapping[str, Any] | None) -> Text:
     if not record:
-        return "none recorded; run `dexport validate`"
+        return Text("none recorded; run `dexport validate`")
     levels = ", ".join(record["settings"]["levels"])
     lost = str(Loss.of_json(record.get("loss")))
-    return f"{_colored(record['verdict'])} on {record['date'][:10]} ({levels}){lost and f': {_plain(lost)}'}"
+    return _colored(record["verdict"]) + f" on {record['date'][:10]} ({levels}){lost and f': {lost}'}"
 
 
 def _sampling_line(facts: Mapping[str, Any] | None) -> str:
@@ -680,20 +697,13 @@ def _set_line(facts: SetFacts) -> str:
     return f"{'an unknown number of' if facts.count is None else f'{facts.count:,}'} images, {facts.path}"
 
 
-def _plain(text: object) -> str:
-    """For markup: a path, or what a manifest says, shown as it is."""
-    return escape(printable(str(text)))
-
-
-def _colored(verdict: str) -> str:
+def _colored(verdict: str) -> Text:
     color = (
         "green" if verdict.startswith("pass") else "yellow" if verdict.startswith(("not", "inc", "lossy")) else "red"
     )
-    return f"[{color}]{_plain(verdict)}[/]"
+    return Text(verdict, color)
 
 
 def _print_lines(lines: Mapping[str, str | Text]) -> None:
-    """Plain text, whatever brackets a manifest brings; or a styled Text."""
     for name, text in lines.items():
-        shown = Text(printable(text)) if isinstance(text, str) else text
-        out.print(Text(f"  {name:<13}") + shown, soft_wrap=True)
+        out.print(Text(f"  {name:<13}") + text, soft_wrap=True)

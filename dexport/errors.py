@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dexport.printable import printable_lines
+
 DEFECT = 70
 """Exit code of what nobody foresaw: EX_SOFTWARE of sysexits.h. It is never that of a failed gate."""
 
@@ -23,9 +25,9 @@ class DexportError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        # Names in damaged files may hold what cannot be printed.
-        super().__init__(message.encode("utf-8", "backslashreplace").decode())
-        self.hint = hint
+        # Names in damaged and hostile files hold what a terminal would obey.
+        super().__init__(printable_lines(message))
+        self.hint = printable_lines(hint)
 
 
 class BundleWarning(UserWarning):
