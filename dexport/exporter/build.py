@@ -44,7 +44,7 @@ from dexport.exporter.quantize.request import Asked, Workplace, check_asked, pre
 from dexport.exporter.quantize.schemes import gate_of, quantised_layers
 from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_storage
 from dexport.exporter.ranges import Ranges, find_ranges
-from dexport.exporter.recipes import all_recipes, find_recipe
+from dexport.exporter.recipes import all_recipes, find_recipe, registered_recipe
 from dexport.exporter.recipes.recipe import Islands, Recipe, value_of
 from dexport.exporter.reuse import (
     Reuse,
@@ -389,7 +389,7 @@ def resolve_decoder(variant: Variant, options: BuildOptions) -> Variant | None:
                 hint="leave out --decoder-checkpoint",
             )
         return None
-    decoder = resolve(find_recipe(sampling.decoder), latent=variant.latent)
+    decoder = resolve(registered_recipe(sampling.decoder), latent=variant.latent)
     wanted, given = decoder.signature.inputs[0].shape, variant.signature.inputs[0].shape
     if wanted != given:
         raise UsageError(

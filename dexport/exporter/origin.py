@@ -9,7 +9,7 @@ from typing import Any
 from dexport.errors import UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.inherit import inherit_weights
-from dexport.exporter.recipes import find_recipe
+from dexport.exporter.recipes import registered_recipe
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.address import CONTAINER
@@ -24,11 +24,12 @@ def variant_of(manifest: Mapping[str, Any], recipe: Recipe | None = None) -> Var
         recipe: for a bundle that was built from a recipe of one's own.
 
     Raises:
-        UsageError: it is another one than the manifest's.
+        UsageError: it is another one than the manifest's, or the manifest's is not in the registry: what a manifest
+            names is looked up there and nowhere else.
     """
     height, width = manifest["latent"]
-    name = manifest["recipe"]["name"]
-    recipe = recipe or find_recipe(name)
+    name = str(manifest["recipe"]["name"])
+    recipe = recipe or _recorded_recipe(name)
     if recipe.name != name:
         raise UsageError(
             f"the bundle was built from the recipe {name!r}, and {recipe.name!r} was given",
@@ -36,6 +37,16 @@ def variant_of(manifest: Mapping[str, Any], recipe: Recipe | None = None) -> Var
         )
     table = TimeTable.of(manifest.get("sampling"))
     return Variant(recipe, manifest["config"], (height, width), manifest["guidance"] != "none", table)
+
+
+def _recorded_recipe(name: str) -> Recipe:
+    try:
+        return registered_recipe(name)
+    except UsageError as error:
+        raise UsageError(
+            f"the bundle was built from the recipe {name!r}, which is not installed here",
+            hint="give its file with --recipe FILE.py, if you trust who wrote it",
+        ) from error
 
 
 def weights_of(origin: Mapping[str, Any], variant: Variant, checkpoint: str | None = None) -> WeightSource:

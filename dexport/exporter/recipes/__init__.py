@@ -38,12 +38,21 @@ def find_recipe(name_or_path: str) -> Recipe:
     path, _, wanted = name_or_path.partition(".py")
     if name_or_path.endswith(".py") or wanted.startswith(":"):
         return _from_file(Path(path + ".py"), wanted.removeprefix(":"))
+    return registered_recipe(name_or_path)
+
+
+def registered_recipe(name: str) -> Recipe:
+    """A recipe of the registry by name; never a file. This is what names from manifests go through.
+
+    Raises:
+        UsageError: no such recipe.
+    """
     recipes = all_recipes()
-    if name_or_path in recipes:
-        return recipes[name_or_path]
-    near = difflib.get_close_matches(name_or_path.lower(), recipes, n=3, cutoff=0.5)
+    if name in recipes:
+        return recipes[name]
+    near = difflib.get_close_matches(name.lower(), recipes, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "`dexport recipes` lists them all"
-    raise UsageError(f"no recipe named {name_or_path!r}", hint=hint)
+    raise UsageError(f"no recipe named {name!r}", hint=hint)
 
 
 def _from_file(path: Path, wanted: str) -> Recipe:

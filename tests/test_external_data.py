@@ -1,0 +1,105 @@
+"""Finding the external data of an ONNX file without onnx, held to onnx itself."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from dexport.external_data import External, external_data
+
+
+def outside(name: str, location: str, **numbers: int) -> TensorProto:
+    tensor = helper.make_tensor(name, TensorProto.FLOAT, [1], np.zeros(1, np.float32).tobytes(), raw=True)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, **numbers}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def model_with(*tensors: TensorProto, attributes: tuple[onnx.AttributeProto, ...] = ()) -> onnx.ModelProto:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    node.attribute.extend(attributes)
+    return helper.make_model(helper.make_graph([node], "g", [], [], initializer=tensors))
+
+
+def test_initializers() -> None:
+    model = model_with(outside("w", "model.onnx.data", offset=64, length=4), outside("b", "../secret"))
+    assert external_data(model.SerializeToString()) == [
+        External("b", "../secret", 0, None),
+        External("w", "model.onnx.data", 64, 4),
+    ]
+
+
+def nested(kind: str) -> onnx.ModelProto:
+    hidden = outside("hidden", "/etc/passwd")
+    graph = helper.make_graph([], "inner", [], [], initializer=[hidden])
+    sparse = onnx.SparseTensorProto(values=hidden)
+    attributes = {
+        "tensor": [helper.make_attribute("a", hidden)],
+        "tensors": [helper.make_attribute("a", [hidden])],
+        "graph": [helper.make_attribute("a", graph)],
+        "graphs": [helper.make_attribute("a", [graph])],
+        "sparse": [helper.make_attribute("a", sparse)],
+    }
+    if kind in attributes:
+        return model_with(attributes=tuple(attributes[kind]))
+    model = model_with()
+    constant = helper.make_node("Constant", [], ["c"])
+    constant.attribute.append(helper.make_attribute("value", hidden))
+    if kind == "function":
+        model.functions.append(helper.make_function("d", "F", [], ["c"], [constant], []))
+    elif kind == "training":
+        model.training_info.add().algorithm.CopyFrom(graph)
+    else:
+        model.graph.sparse_initializer.append(sparse)
+    return model
+
+
+@pytest.mark.parametrize(
+    "kind", ["tensor", "tensors", "graph", "graphs", "sparse", "function", "training", "sparse initializer"]
+)
+def test_nothing_hides(kind: str) -> None:
+    assert external_data(nested(kind).SerializeToString()) == [External("hidden", "/etc/passwd", 0, None)]
+
+
+def test_a_real_file_matches_onnx(tmp_path: Path) -> None:
+    weights = [numpy_helper.from_array(np.full(512, n, np.float32), f"w{n}") for n in range(3)]
+    onnx.save(model_with(*weights), tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
+    found = external_data((tmp_path / "m.onnx").read_bytes())
+    expected = onnx.load(tmp_path / "m.onnx", load_external_data=False).graph.initializer
+    infos = {t.name: onnx.external_data_helper.ExternalDataInfo(t) for t in expected}
+    assert {one.tensor: (one.location, one.offset, one.length) for one in found} == {
+        name: (info.location, info.offset or 0, info.length) for name, info in infos.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00",
+        b"not an onnx file",
+        model_with(outside("w", "f", offset=-1)).SerializeToString(),
+        model_with(outside("w", "f", length=-4)).SerializeToString(),
+        model_with(outside("w", "f")).SerializeToString()[:-3],
+    ],
+)
+def test_what_is_no_model(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"ONNX file|bytes"):
+        external_data(content)
+
+
+@given(st.binary(max_size=200), st.integers(0, 400))
+def test_damaged_files_raise_one_error(noise: bytes, place: int) -> None:
+    whole = nested("graph").SerializeToString()
+    damaged = whole[:place] + noise + whole[place + len(noise) :]
+    with contextlib.suppress(ValueError):
+        external_data(damaged)
