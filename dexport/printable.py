@@ -9,16 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"} | {c: f"\\{c}" for c in "\\`*[]|"})
+"""What would begin a tag, a link, a picture, a mention, code or another cell."""
+
 
 def printable(text: object) -> str:
     """One line for a terminal."""
-    return "".join(character if character.isprintable() else _escaped(character) for character in str(text))
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(character if character.isprintable() else _escaped(character) for character in shown)
 
 
 def printable_lines(text: object) -> str:
     """Several lines, the further ones indented, so that no break in a name begins a line that looks like ours."""
     first, *rest = str(text).split("\n")
     return "\n".join([printable(first), *(printable(line if line.startswith(" ") else f"    {line}") for line in rest)])
+
+
+def markdown_text(text: object) -> str:
+    """One line that Markdown, and HTML in it, show as it is."""
+    return printable(text).translate(MARKDOWN)
 
 
 def printable_values(value: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dexport.printable import markdown_text
 from dexport.validate.parity import Check, ParityReport
 from dexport.verdict import FAILED, LOSSY, PASSED, lossy_text
 
@@ -56,21 +57,21 @@ def _row(check: Check) -> tuple[str, ...]:
 def markdown(report: ParityReport, title: str, weights: str) -> str:
     """The report as a Markdown page."""
     lines = [
-        f"# Parity: {title}",
+        f"# Parity: {markdown_text(title)}",
         "",
         f"**{TITLES[report.status]}**, {report.precision} against {report.reference}.",
         f"Lost: {lost(report)}.",
-        f"Weights: {weights}.",
+        f"Weights: {markdown_text(weights)}.",
         f"Timesteps of the rows: {', '.join(f'{t:g}' for t in report.timesteps)}." if report.timesteps else "",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
-        *("| " + " | ".join(row) + " |" for row in rows(report)),
+        *("| " + " | ".join(map(markdown_text, row)) + " |" for row in rows(report)),
         "",
         "`as shipped`: the file in ONNX Runtime. `rounded`: the same graph with the rounding of every activation made",
         "explicit, which ONNX Runtime leaves out on a CPU. `batch consistency`: a row against itself in other slots.",
         "",
-        *(f"Note: {note}." for note in report.notes),
-        *(f"Not run: {reason}." for reason in report.not_run),
+        *(f"Note: {markdown_text(note)}." for note in report.notes),
+        *(f"Not run: {markdown_text(reason)}." for reason in report.not_run),
     ]
     return "\n".join(lines) + "\n"

@@ -9,16 +9,20 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dexport.printable import printable_values
 from dexport.validate.report import gate_text, word
 from dexport.validate.views import charts, text
 
 TEMPLATE = "report.html"
 ORDER = ("float32", "float16", "bfloat16")
 STEPS_HEAT = 100
+PICTURES = ("pytorch", "bundle", "difference")
+PNG = "data:image/png;base64,"
 
 
 def html(report: Mapping[str, Any]) -> str:
     """The page."""
+    report = printable_values(report)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -133,8 +137,13 @@ def _pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     for level in ("distribution", "trajectory"):
         pairs = (report[level] or {}).get("pairs")
         if pairs:
-            return [dict(pair) for pair in pairs]
+            return [{**pair, **{name: _inline(pair[name]) for name in PICTURES}} for pair in pairs]
     return []
+
+
+def _inline(source: str) -> str:
+    """A picture inside the page; anything else would make the reader's browser ask a stranger for it."""
+    return source if source.startswith(PNG) else PNG
 
 
 def _bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
+from dexport.printable import printable_values
 from dexport.validate.report import gate_text, word
 from dexport.validate.views import text
 from dexport.verdict import LOSSY
 
 LEVELS = ("op", "forward", "trajectory", "distribution")
-UNPRINTABLE = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 cannot hold."""
 
 
 def junit(report: Mapping[str, Any]) -> str:
     """One suite per level, one test per check and gate. What was not run is skipped, never a success."""
+    report = printable_values(report)  # XML cannot hold control characters
     root = ElementTree.Element("testsuites", name=f"dexport validate {report['bundle']['name']}: {report['verdict']}")
     for level in LEVELS:
         cases = list(_cases(report, level))
@@ -63,7 +62,7 @@ def _cases(report: Mapping[str, Any], level: str) -> Iterator[ElementTree.Elemen
         about, _, why = reason.partition(": ")
         if about == level:
             case = _case(f"not run: {why}", None, "")
-            ElementTree.SubElement(case, "skipped", message=_clean(why))
+            ElementTree.SubElement(case, "skipped", message=why)
             yield case
 
 
@@ -94,13 +93,9 @@ def _change(change: Mapping[str, Any]) -> ElementTree.Element:
 
 
 def _case(name: str, failure: str | None, detail: str) -> ElementTree.Element:
-    case = ElementTree.Element("testcase", name=_clean(name))
+    case = ElementTree.Element("testcase", name=name)
     if failure is not None:
-        ElementTree.SubElement(case, "failure", message=_clean(detail), type=failure).text = _clean(detail)
+        ElementTree.SubElement(case, "failure", message=detail, type=failure).text = detail
     elif detail:
-        ElementTree.SubElement(case, "system-out").text = _clean(detail)
+        ElementTree.SubElement(case, "system-out").text = detail
     return case
-
-
-def _clean(value: str) -> str:
-    return UNPRINTABLE.sub("?", value)

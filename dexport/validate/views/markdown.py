@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dexport.printable import markdown_text, printable_values
 from dexport.validate.report import gate_text, word
 from dexport.validate.views import text
 from dexport.verdict import LOSSY
@@ -16,22 +17,23 @@ LONGEST = 12
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as GitHub's Markdown: verdict and gates first, details folded."""
-    return "\n".join(_lines(report)) + "\n"
+    return "\n".join(_lines(printable_values(report))) + "\n"
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     bundle = report["bundle"]
-    yield f"## {ICONS[report['verdict']]} {bundle['name']}: {report['verdict']}"
+    yield f"## {ICONS[report['verdict']]} {markdown_text(bundle['name'])}: {report['verdict']}"
     yield ""
-    yield f"{text.headline(report)}. {text.precision(report)}, {text.settings(report)}; {text.weights(report)}."
+    about = f"{text.precision(report)}, {text.settings(report)}; {text.weights(report)}"
+    yield f"{text.headline(report)}. {markdown_text(about)}."
     yield ""
     if lost := text.lost(report):
-        yield f"{'**Lossy**' if report['verdict'] == LOSSY else 'Lost'}: {lost}."
+        yield f"{'**Lossy**' if report['verdict'] == LOSSY else 'Lost'}: {markdown_text(lost)}."
         yield ""
     yield from _gates(report)
     yield from _baseline(report)
     for reason in report["not_run"]:
-        yield f"- not run: {_cell(reason)}"
+        yield f"- not run: {markdown_text(reason)}"
     if report["not_run"]:
         yield ""
     if (trajectory := report["trajectory"]) is not None:
@@ -45,18 +47,16 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     if report["ops"] is not None and report["ops"]["checks"]:
         yield from _folded("Custom ops", _ops(report["ops"]["checks"]))
     packages = report["environment"]["packages"]
-    yield (
-        f"<sub>dexport {report['dexport']}, {report['date']}, Python {report['environment']['python']}, "
-        + ", ".join(f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "onnx") if name in packages)
-        + "</sub>"
-    )
+    versions = (f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "onnx") if name in packages)
+    made = f"dexport {report['dexport']}, {report['date']}, Python {report['environment']['python']}"
+    yield f"<sub>{markdown_text(', '.join((made, *versions)))}</sub>"
 
 
 def _gates(report: Mapping[str, Any]) -> Iterator[str]:
     rows = []
     for gate in report["gates"]:
-        note = gate["advice"] or gate["where"]
-        rows.append((f"`{gate['metric']}`", text.value_of(gate), text.limit_of(gate), _bold(gate["verdict"]), note))
+        note = markdown_text(gate["advice"] or gate["where"])
+        rows.append((_code(gate["metric"]), text.value_of(gate), text.limit_of(gate), _bold(gate["verdict"]), note))
     yield from _table(("gate", "value", "limit", "result", "of"), rows)
 
 
@@ -64,14 +64,14 @@ def _baseline(report: Mapping[str, Any]) -> Iterator[str]:
     baseline = report["baseline"]
     if baseline is None:
         return
-    yield f"Against the baseline `{baseline['path']}` of {baseline['date'][:10]}:"
+    yield f"Against the baseline {_code(baseline['path'])} of {markdown_text(baseline['date'][:10])}:"
     yield ""
     rows = [
         (
-            f"`{change['metric']}`",
+            _code(change["metric"]),
             _figure(change, "before"),
             _figure(change, "now"),
-            change["text"],
+            markdown_text(change["text"]),
             _bold({"worse": "WORSE"}.get(change["verdict"], change["verdict"])),
         )
         for change in baseline["changes"]
@@ -79,10 +79,10 @@ def _baseline(report: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(("metric", "baseline", "now", "change", ""), rows)
     tools = list(text.changed_tools(report))
     if tools:
-        yield f"Tools that are not the baseline's: {', '.join(tools)}."
+        yield f"Tools that are not the baseline's: {markdown_text(', '.join(tools))}."
         yield ""
     if baseline["files"]:
-        yield f"Files that are not the baseline's: {', '.join(f'`{name}`' for name in baseline['files'])}."
+        yield f"Files that are not the baseline's: {', '.join(map(_code, baseline['files']))}."
         yield ""
 
 
@@ -120,7 +120,7 @@ def _distances(report: Mapping[str, Any]) -> Iterator[str]:
         if delta is not None:
             interval = f"[{text.figure(metric, delta['low'])}, {text.figure(metric, delta['high'])}]"
             values = (f"{delta[side]:.4g}" for side in ("a", "b"))
-            rows.append((title, f"**{text.figure(metric, delta['delta'])}** {interval}", *values))
+            rows.append((markdown_text(title), f"**{text.figure(metric, delta['delta'])}** {interval}", *values))
     yield from _table(("distance", "paired delta, 95 % interval", "bundle", "PyTorch"), rows)
     floor = report["floor"]
     known = (
@@ -129,10 +129,11 @@ def _distances(report: Mapping[str, Any]) -> Iterator[str]:
         else "not known"
     )
     real = "an unknown number of" if report["real_count"] is None else f"{report['real_count']:,}"
-    yield f"{report['count']:,} images each, {real} real ones; floor {known}; evaluator {report['evaluator']}."
+    evaluator = markdown_text(report["evaluator"])
+    yield f"{report['count']:,} images each, {real} real ones; floor {known}; evaluator {evaluator}."
     yield ""
     for warning in report["warnings"]:
-        yield f"- {_cell(warning)}"
+        yield f"- {markdown_text(warning)}"
     if report["warnings"]:
         yield ""
 
@@ -140,8 +141,8 @@ def _distances(report: Mapping[str, Any]) -> Iterator[str]:
 def _forward(forward: Mapping[str, Any]) -> Iterator[str]:
     rows = [
         (
-            part or "network",
-            check["kind"],
+            markdown_text(part or "network"),
+            markdown_text(check["kind"]),
             str(check["batch"]),
             _number(check["metrics"]["relative_l2"]),
             _number(check["metrics"]["max_abs"]),
@@ -157,10 +158,10 @@ def _forward(forward: Mapping[str, Any]) -> Iterator[str]:
 def _ops(checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = [
         (
-            check["op"],
-            f"`{check['module']}`",
+            markdown_text(check["op"]),
+            _code(check["module"]),
             str(check["nodes"]),
-            check["dtype"],
+            markdown_text(check["dtype"]),
             " ".join("x".join(map(str, shape)) for shape in check["shapes"]),
             _number(check["metrics"]["relative_l2"]),
             "pass" if check["passed"] else "**FAIL**",
@@ -171,7 +172,7 @@ def _ops(checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _folded(title: str, lines: Iterable[str]) -> Iterator[str]:
-    yield f"<details><summary>{title}</summary>"
+    yield f"<details><summary>{markdown_text(title)}</summary>"
     yield ""
     yield from lines
     yield "</details>"
@@ -182,12 +183,13 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
     yield "| " + " | ".join(header) + " |"
     yield "|" + "---|" * len(header)
     for row in rows:
-        yield "| " + " | ".join(map(_cell, row)) + " |"
+        yield "| " + " | ".join(row) + " |"
     yield ""
 
 
-def _cell(value: str) -> str:
-    return " ".join(value.split()).replace("|", "\\|")
+def _code(value: str) -> str:
+    shown = value.replace("`", "'").replace("|", "\\|")
+    return f"`{shown}`"
 
 
 def _number(value: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -78,6 +79,68 @@ def test_html_needs_nothing_else_and_escapes(report: Report, failed: Report) -> 
         assert "@import" not in page
         assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in html(failed)
+
+
+HOSTILE = [
+    "x\n\n# All gates passed",
+    "x</code></td><script>alert(1)</script>",
+    "\x1b]0;owned\x07",
+    "![x](http://evil.example/pixel.png)",
+    "[click](javascript:alert(1))",
+    "a | b | c",
+    "`x` <img src=http://evil.example>",
+    "@everyone",
+    '" onload="alert(1)',
+    "\x00\ufffe\ud800",
+    "]]>&<!--",
+]
+
+
+class Tags(HTMLParser):
+    """Which tags and attributes a browser finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes += attrs
+
+
+def fill(value: Any, text: str) -> Any:
+    """Every string of a document but those that decide its form, replaced."""
+    if isinstance(value, dict):
+        fixed = ("verdict", "status", "better", "metric", "level", "kind", "option", "source")
+        return {name: item if name in fixed else fill(item, text) for name, item in value.items()}
+    if isinstance(value, list):
+        return [fill(item, text) for item in value]
+    return text if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_of_strangers_stay_text(failed: Report, text: str) -> None:
+    hostile = fill(failed, text)
+    root = ElementTree.fromstring(junit(hostile))
+    assert root.find("testsuite/testcase") is not None
+    page = html(hostile)
+    assert "default-src 'none'" in page
+    tags = Tags()
+    tags.feed(page)
+    assert "script" not in tags.names
+    assert not [name for name, _ in tags.attributes if name.startswith("on")]
+    assert all((value or "").startswith("data:") for name, value in tags.attributes if name in ("src", "href"))
+    lines = markdown(hostile)
+    assert not re.search(r"^#+ All gates", lines, flags=re.MULTILINE)
+    outside_code = re.sub(r"`[^`]*`", "", lines)
+    assert not re.search(r"<(?!/?(?:sub|details|summary)>)", outside_code)
+    assert "](" not in outside_code.replace("\\]", "")
+    assert "@" not in outside_code
+    for table in re.findall(r"(?:^\|.*\|\n)+", lines, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    for view in (page, lines):
+        assert all(character.isprintable() or character == "\n" for character in view)
 
 
 def test_html_shows_every_section(report: Report, failed: Report) -> None:
