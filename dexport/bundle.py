@@ -15,17 +15,21 @@ Imports neither torch nor onnx, so that production code can load a bundle with l
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import stat
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dexport.drafts import ALIVE, FolderDraft, clear_remains
 from dexport.errors import InputError, MachineError, UsageError
+from dexport.external_data import external_data
 from dexport.files import DRAFT_NAME, open_regular, write_whole, writing_to
 from dexport.hashing import sha256_of
 from dexport.printable import printable
@@ -54,10 +58,17 @@ class Bundle:
     Attributes:
         path: its folder.
         manifest: the parsed ``manifest.json``.
+        private: holds the folder, where it is a private copy.
     """
 
     path: Path
     manifest: Mapping[str, Any]
+    private: PrivateFolder | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def source(self) -> Path:
+        """The folder that was opened, which is another one than ``path`` where that is a private copy of it."""
+        return self.path if self.private is None else self.private.source
 
     @property
     def model_path(self) -> Path:
@@ -73,7 +84,7 @@ class Bundle:
                 if "/" in name or (files is not None and f"{PARTS}/{name}/{MANIFEST}" not in files):
                     raise ValueError(f"part {printable(name)} is not in it")
         folders = {name: self.path / PARTS / name for name in names}
-        return {name: Bundle(folder, _read_manifest(folder)) for name, folder in folders.items()}
+        return {name: Bundle(folder, _read_manifest(folder), self.private) for name, folder in folders.items()}
 
     @property
     def stitch(self) -> list[tuple[Bundle, float]]:
@@ -161,21 +172,29 @@ class Draft(FolderDraft):
 def load_bundle(path: str | Path, require_signature: str | Path | None = None) -> Bundle:
     """Read a bundle and check the size and sha256 of every file before anything is deserialized.
 
+    Where a signature is required, the bundle is a private copy of the bytes that were checked, which goes with it:
+    whoever can write to the folder cannot exchange a file between the check and the use.
+
     Args:
         require_signature: PEM file of the ed25519 public key that must have signed the manifest.
 
     Raises:
-        InputError: not a bundle, a newer schema, or files that are missing, foreign or changed; each is named. Or it
-            is not signed, signed with another key, or changed after it was signed.
-        MachineError: a signature is required and the package cryptography is missing.
+        InputError: not a bundle, a newer schema, files that are missing, foreign, links or changed, or a graph whose
+            weights lie elsewhere; each is named. Or it is not signed, signed with another key, or changed after it was
+            signed.
+        MachineError: a signature is required and the package cryptography is missing, or there is no space for a copy.
     """
     folder = Path(path)
     content = _manifest_bytes(folder)
-    if require_signature is not None:
-        verify(content, signature_of(folder), require_signature, folder)
-    manifest = parse_manifest(content, folder)
+    if require_signature is None:
+        bundle = Bundle(folder, parse_manifest(content, folder))
+    else:
+        signature = signature_of(folder)
+        verify(content, signature, require_signature, folder)
+        bundle = _private_copy(folder, content, signature or b"")
     try:
-        problems = _differences(folder, manifest["files"])
+        problems = _differences(bundle.path, bundle.manifest["files"])
+        problems = problems or _elsewhere(bundle.path, bundle.manifest["files"])
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error}", hint="build or copy it again") from error
     if problems:
@@ -183,7 +202,40 @@ def load_bundle(path: str | Path, require_signature: str | Path | None = None) -
             f"{folder} is not what was built:\n    " + "\n    ".join(problems),
             hint="build or copy it again; do not run it",
         )
-    return Bundle(folder, manifest)
+    return bundle
+
+
+def _private_copy(folder: Path, manifest: bytes, signature: bytes) -> Bundle:
+    """A copy, which nobody else can write to, of everything in a bundle's folder; it is removed with its last user."""
+    copy = Path(tempfile.mkdtemp(prefix="dexport-signed-"))
+    private = PrivateFolder(folder, copy)
+    try:
+        for name in _file_names(folder):
+            if (folder / name).is_symlink():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                (copy / name).symlink_to("link")  # is refused by name with all else that is wrong
+                continue
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            with open_regular(folder / name, follow=False) as source, (copy / name).open("xb") as target:
+                shutil.copyfileobj(source, target, CHUNK)
+        (copy / MANIFEST).write_bytes(manifest)
+        (copy / SIGNATURE).write_bytes(signature)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise InputError(f"{folder} cannot be read: {error}", hint="build or copy it again") from error
+        raise MachineError(
+            f"{copy.parent} has no space for a copy of {folder}, which a required signature needs",
+            hint="free some space, or set TMPDIR to a folder on a larger disk",
+        ) from error
+    return Bundle(copy, parse_manifest(manifest, folder), private)
+
+
+class PrivateFolder:
+    """Removes the copy of a folder when nobody holds this any more, at the latest when the process ends."""
+
+    def __init__(self, source: Path, copy: Path) -> None:
+        self.source = source
+        self._remove = weakref.finalize(self, shutil.rmtree, copy, ignore_errors=True)
 
 
 def copy_bundle(bundle: Bundle, target: Path) -> None:
@@ -352,12 +404,39 @@ def _differences(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
     present = {name for name in _file_names(folder) if not _is_unfinished(folder, name)}
     problems = [f"{printable(name)}: not in the manifest" for name in sorted(present - set(recorded))]
     for name, entry in recorded.items():
-        if name not in present or not (folder / name).is_file():
+        if (folder / name).is_symlink():
+            problems.append(f"{printable(name)}: is a link, and a bundle holds its files itself")
+        elif name not in present or not (folder / name).is_file():
             problems.append(f"{printable(name)}: missing")
         elif not isinstance(entry, dict) or (folder / name).stat().st_size != entry.get("size"):
             problems.append(f"{printable(name)}: size differs")
         elif sha256_of(folder / name) != entry.get("sha256"):
             problems.append(f"{printable(name)}: sha256 differs")
+    return problems
+
+
+def _elsewhere(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
+    """Graphs whose weights are not the bytes of a file beside them that the manifest lists."""
+    problems = []
+    for name in recorded:
+        if not name.endswith(".onnx"):
+            continue
+        place = name.rpartition("/")[0]
+        try:
+            tensors = external_data((folder / name).read_bytes())
+        except ValueError as error:
+            problems.append(f"{printable(name)}: {printable(error)}")
+            continue
+        for tensor in tensors:
+            file = f"{place}/{tensor.location}".lstrip("/")
+            if "/" in tensor.location or file not in recorded:
+                where = f"in {printable(tensor.location)}, which the manifest does not list beside it"
+            elif tensor.offset + (tensor.length or 0) > recorded[file]["size"]:
+                where = f"behind the end of {printable(tensor.location)}"
+            else:
+                continue
+            problems.append(f"{printable(name)}: the data of {printable(tensor.tensor)} lies {where}")
+            break
     return problems
 
 

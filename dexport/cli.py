@@ -389,6 +389,7 @@ def build_command(
 @click.option("--parity/--no-parity", default=True, show_default=True, help="Compare with PyTorch and gate.")
 @ACCEPT_LOSS
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@SIGNED
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
 def quantize_command(bundle: Path, output: Path, recipe: str | None, as_json: bool, **options: Any) -> None:
     """Build BUNDLE again with quantised weights: same recipe, size, guidance, precision and engine.
@@ -490,6 +491,7 @@ def _views(command: Callable[..., None]) -> Callable[..., None]:
     "--accept-loss", is_flag=True, help="Exit with 0 although more is lost than is fit to ship; the report says so."
 )
 @click.option("--record/--no-record", default=True, show_default=True, help="Put the summary into the manifest.")
+@SIGNED
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; progress goes to stderr.")
 def validate_command(
     bundle: Path,
@@ -513,6 +515,7 @@ def validate_command(
     fail_over: tuple[str, ...],
     baseline: Path | None,
     record: bool,
+    require_signature: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -552,7 +555,7 @@ def validate_command(
     unused = [given[name] for name in OF_DISTRIBUTION if name in given]
     if unused and "distribution" not in levels:
         raise UsageError(f"{', '.join(unused)}: the level distribution does not run", hint="add --level distribution")
-    opened = load_bundle(bundle)
+    opened = load_bundle(bundle, require_signature)
     if record:
         check_changeable(opened)
     with Progress() as progress:
@@ -605,6 +608,7 @@ def validate_command(
 )
 @click.option("--fail-under", multiple=True, metavar="NAME=N", help="Smallest speedup, speedup_against. Repeatable.")
 @click.option("--fail-over", multiple=True, metavar="NAME=N", help="Largest wall_ms.")
+@SIGNED
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def bench_command(
     bundle: Path,
@@ -646,6 +650,7 @@ def bench_command(
 @click.option("--fix", is_flag=True, help="Where rounding or overflow is at fault, build again with the islands found.")
 @click.option("--profile", metavar="FILE", help="The profile's file for --fix, where the bundle was built with one.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of that bundle. [default: BUNDLE-fixed]")
+@SIGNED
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def diff_command(
     bundle: Path,
@@ -655,6 +660,7 @@ def diff_command(
     fix: bool,
     profile: str | None,
     output: Path | None,
+    require_signature: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -680,14 +686,14 @@ def diff_command(
     target = output or place.with_name(f"{place.name}-fixed")
     if fix and target.exists():
         raise UsageError(f"{target} exists already", hint="choose another folder with -o")
-    loaded, chosen = load_bundle(bundle), find_recipe(recipe) if recipe else None
+    loaded, chosen = load_bundle(bundle, require_signature), find_recipe(recipe) if recipe else None
     refuse_stitched(loaded)
     recorded = recorded_options(loaded, target, checkpoint, chosen, profile) if fix else None
     with Progress() as progress:
         progress.start("diff")
         result = diff(
             loaded,
-            load_bundle(other) if other else None,
+            load_bundle(other, require_signature) if other else None,
             checkpoint=checkpoint,
             recipe=chosen,
             on_progress=progress.advance,

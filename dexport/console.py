@@ -175,7 +175,7 @@ def _print_bundle(bundle: Bundle) -> None:
         _print_stitched(bundle)
         return
     named = f": {m['recipe']['family']} {m['name']}, "
-    out.print(Text.assemble((str(bundle.path), "bold"), named, _colored(m["status"]), ", hashes verified"))
+    out.print(Text.assemble((str(bundle.source), "bold"), named, _colored(m["status"]), ", hashes verified"))
     precision = m["precision"]
     kinds: dict[str, int] = {}
     for dtype in precision["nodes"].values():
@@ -238,7 +238,7 @@ def _print_files(files: Mapping[str, Any]) -> None:
 
 def _print_stitched(bundle: Bundle) -> None:
     m = bundle.manifest
-    named = (str(bundle.path), "bold"), f": {m['name']}, "
+    named = (str(bundle.source), "bold"), f": {m['name']}, "
     out.print(Text.assemble(*named, _colored(m["status"]), ", hashes verified"))
     if lost := _lost(bundle):
         out.print(Text("  ") + lost, soft_wrap=True)

@@ -94,6 +94,7 @@ FROZEN = {
         "--parity/--no-parity = True",
         "--accept-loss",
         "--force",
+        "--require-signature path",
         "--json",
     ],
     "cache": [],
@@ -126,6 +127,7 @@ FROZEN = {
         "--baseline path",
         "--accept-loss",
         "--record/--no-record = True",
+        "--require-signature path",
         "--json",
     ],
     "bench": [
@@ -140,6 +142,7 @@ FROZEN = {
         "--provider cpu|cuda = cpu",
         "--fail-under text ...",
         "--fail-over text ...",
+        "--require-signature path",
         "--json",
     ],
     "diff": [
@@ -152,6 +155,7 @@ FROZEN = {
         "--fix",
         "--profile text",
         "-o/--output path",
+        "--require-signature path",
         "--json",
     ],
     "report": ["REPORT", "--junit path", "--markdown path", "--html path", "--baseline path"],

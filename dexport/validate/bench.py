@@ -114,6 +114,7 @@ def bench(
     path: Path,
     *,
     against: Path | None = None,
+    require_signature: str | Path | None = None,
     recipe: str | None = None,
     checkpoint: str | None = None,
     batches: Sequence[int] = (),
@@ -153,8 +154,10 @@ def bench(
         raise UsageError("speedup_against has a limit, and there is no other model", hint="add --against OTHER")
     if ports and path.suffix != ".onnx":
         raise UsageError(f"--port is for ONNX files, and {path} is a bundle", hint="leave it out")
+    if require_signature is not None and any(one.suffix == ".onnx" for one in (path, against) if one is not None):
+        raise UsageError("an ONNX file has no signature", hint="give bundles, or leave out --require-signature")
     busy = _busy(load := os.getloadavg()[0], threads)
-    opener = Opener(provider, threads, ports or {})
+    opener = Opener(provider, threads, ports or {}, require_signature)
     model, open_eager = _open(opener, path, recipe, checkpoint)
     models = [model] if against is None else [model, opener.beside(against, OTHER, model)]
     sides = [side for one in models for side in one.sides]
@@ -219,7 +222,7 @@ def _open(opener: Opener, path: Path, recipe: str | None, checkpoint: str | None
             raise UsageError(f"{path} does not say what it computes", hint=f"dexport bench {path} --recipe NAME")
         model, eager = opener.file(path, MODEL, recipe, checkpoint)
         return model, lambda: eager
-    bundle = load_bundle(path)
+    bundle = load_bundle(path, opener.require_signature)
 
     def of_bundle() -> Eager:
         try:

@@ -37,11 +37,17 @@ def build_and_validate(
 
 
 def quantise_and_validate(
-    bundle: str | Path, output: str | Path, *, listener: Listener | None = None, **options: Any
+    bundle: str | Path,
+    output: str | Path,
+    *,
+    require_signature: str | Path | None = None,
+    listener: Listener | None = None,
+    **options: Any,
 ) -> BuildResult:
     """Build an existing bundle again with quantised weights and gate it; ``options`` are those of
     :func:`~dexport.exporter.rebuild.options_of`."""
-    recipe, chosen = options_of(load_bundle(bundle), Path(output), **options)
+    loaded = load_bundle(bundle, require_signature)  # held until the end: a private copy goes with it
+    recipe, chosen = options_of(loaded, Path(output), **options)
     return build(recipe, chosen, forward_parity, listener)
 
 

@@ -128,7 +128,7 @@ def document(
         "loss": {"accepted": run.accepted},
         "bundle": {
             "name": manifest["name"],
-            "path": str(run.bundle.path),
+            "path": str(run.bundle.source),
             "status": manifest["status"],
             "built_with": manifest["dexport"],
             "weights": {name: _weights(part) for name, part in run.parts.items()},

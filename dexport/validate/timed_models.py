@@ -76,6 +76,7 @@ class Opener:
     provider: str
     threads: int
     ports: Mapping[str, str] = field(default_factory=dict)
+    require_signature: str | Path | None = None
 
     def bundle(self, bundle: Bundle, owner: str) -> Model:
         """A bundle's ONNX file, and its engine where that runs here.
@@ -133,7 +134,7 @@ class Opener:
             matched = match_ports(str(path), session, str(first.path), first.inputs, first.outputs)
             side = self._file_side(owner, session, matched)
             return Model(path, (side,), first.inputs, first.outputs, first.usual_batch, notes=matched.notes)
-        second = self.bundle(load_bundle(path), owner)
+        second = self.bundle(load_bundle(path, self.require_signature), owner)
         if second.inputs != first.inputs:
             raise InputError(
                 f"{path} takes {_shown(second.inputs)}; {first.path} takes {_shown(first.inputs)}",
