@@ -29,9 +29,9 @@ from typing import Any
 
 from dexport.drafts import ALIVE, FolderDraft, clear_remains
 from dexport.errors import InputError, MachineError, UsageError
-from dexport.external_data import external_data
 from dexport.files import DRAFT_NAME, open_regular, write_whole, writing_to
 from dexport.hashing import sha256_of
+from dexport.onnx_reader import NotOnnxError, OnnxFile
 from dexport.printable import printable
 from dexport.signature import LARGEST, verify
 from dexport.verdict import FAILED, LOSSY, Loss, caveats
@@ -194,7 +194,7 @@ def load_bundle(path: str | Path, require_signature: str | Path | None = None) -
         bundle = _private_copy(folder, content, signature or b"")
     try:
         problems = _differences(bundle.path, bundle.manifest["files"])
-        problems = problems or _elsewhere(bundle.path, bundle.manifest["files"])
+        problems = problems or _unsafe_graphs(bundle.path, bundle.manifest["files"])
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error}", hint="build or copy it again") from error
     if problems:
@@ -404,10 +404,10 @@ def _differences(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
     present = {name for name in _file_names(folder) if not _is_unfinished(folder, name)}
     problems = [f"{printable(name)}: not in the manifest" for name in sorted(present - set(recorded))]
     for name, entry in recorded.items():
-        if (folder / name).is_symlink():
-            problems.append(f"{printable(name)}: is a link, and a bundle holds its files itself")
-        elif name not in present or not (folder / name).is_file():
+        if name not in present or not (folder / name).is_file():
             problems.append(f"{printable(name)}: missing")
+        elif (folder / name).is_symlink():
+            problems.append(f"{printable(name)}: is a link, and a bundle holds its files itself")
         elif not isinstance(entry, dict) or (folder / name).stat().st_size != entry.get("size"):
             problems.append(f"{printable(name)}: size differs")
         elif sha256_of(folder / name) != entry.get("sha256"):
@@ -415,15 +415,19 @@ def _differences(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _elsewhere(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
-    """Graphs whose weights are not the bytes of a file beside them that the manifest lists."""
+def _unsafe_graphs(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
+    """Graphs that read more than a file beside them that the manifest lists, or that would grow beyond measure."""
     problems = []
     for name in recorded:
         if not name.endswith(".onnx"):
             continue
         place = name.rpartition("/")[0]
         try:
-            tensors = external_data((folder / name).read_bytes())
+            graph = OnnxFile((folder / name).read_bytes())
+            graph.check_expansion()
+            tensors = graph.external_data()
+        except NotOnnxError:
+            continue  # has no weights anywhere; what runs it refuses it
         except ValueError as error:
             problems.append(f"{printable(name)}: {printable(error)}")
             continue

@@ -167,8 +167,9 @@ def test_an_unsigned_one_and_an_unsigned_decoder_do_not(signed: Path, plain: Pat
 def test_a_changed_file_needs_a_changed_manifest_which_the_signature_shows(
     signed: Path, keys: tuple[Path, Path]
 ) -> None:
-    (signed / "model.onnx").write_bytes(b"something else")
-    with pytest.raises(InputError, match=r"model\.onnx: size differs"):
+    with (signed / "model.onnx.data").open("ab") as file:
+        file.write(b"something else")
+    with pytest.raises(InputError, match=r"model\.onnx\.data: size differs"):
         load_bundle(signed, keys[1])
     manifest = json.loads((signed / MANIFEST).read_text())
     (signed / MANIFEST).write_text(json.dumps({**manifest, "files": hash_files(signed)}))

@@ -35,6 +35,7 @@ from dexport.validate.blocks import (
     sweep,
 )
 from dexport.validate.differences import Difference, differences
+from dexport.validate.read_graph import read_graph
 from dexport.validate.subgraph import CutGraph
 
 ROWS = 4
@@ -179,7 +180,7 @@ def _compare(name: str, path: Path, bundle: Bundle, variant: Variant, other: Bun
 
 def _arranged_like(bundle: Bundle | None, path: Path) -> ir.Model:
     """The graph at ``path``, with the layouts of a bundle's where that is quantised, so that shapes agree."""
-    model = ir.load(path)
+    model = read_graph(path)
     if bundle is not None and bundle.manifest["precision"]["layers"]:
         passes.arrange_for_integers(bundle.manifest.get("no_passes", ()))(model)
     return model

@@ -27,6 +27,7 @@ from dexport.validate.parity import (
     take_rows,
 )
 from dexport.validate.ports import as_seen, as_taken, match_ports
+from dexport.validate.read_graph import read_graph
 
 MAX_BATCH = 4
 HALVES = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
@@ -122,7 +123,7 @@ def variant_for(recipe: Recipe, session: OnnxSession) -> Variant:
 
 def _precision(model: Path, session: OnnxSession) -> str:
     try:
-        found = {value.dtype for value in ir.load(model).graph.initializers.values()}
+        found = {value.dtype for value in read_graph(model).graph.initializers.values()}
     except Exception as error:  # a damaged file can break a reader anywhere
         raise InputError(
             f"{model} cannot be read: {' '.join(str(error).split())[:LONGEST]}", hint="export it again"

@@ -19,6 +19,7 @@ from dexport.plugins.registry import find_op
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.parity import finite_or_null
+from dexport.validate.read_graph import read_graph
 
 OF_OPS = {"float32": GATES["fp32"].op_l2, "float16": GATES["fp16"].op_l2}
 """Largest relative L2 by the type that an op computes in."""
@@ -85,7 +86,7 @@ def check_ops(part: str, model_path: Path, *, limit: float | None = None, seed: 
         part: name of the network in its bundle, for the report.
         limit: largest relative L2, in place of the type's.
     """
-    model = ir.load(model_path)
+    model = read_graph(model_path)
     checks, not_run = [], []
     for nodes in _kinds(model):
         node = nodes[0]

@@ -24,6 +24,7 @@ from dexport.exporter.torch_session import TorchSession, torch_runner
 from dexport.exporter.variant import Variant
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
+from dexport.validate.read_graph import read_graph
 from dexport.validate.reference import torch_session
 from dexport.verdict import PASSED, Loss, status_of
 
@@ -258,7 +259,7 @@ def open_graph(kind: str, model_path: Path) -> OnnxSession:
     """The exported file ``as shipped``, or ``rounded``: with the rounding of every activation made explicit."""
     if kind == "as shipped":
         return OnnxSession(model_path)
-    model = ir.load(model_path)
+    model = read_graph(model_path)
     EmulateLowPrecision()(model)
     session = OnnxSession(ir.to_proto(model).SerializeToString(), data_folder=model_path.parent)
     session.runner += ", every rounding explicit"

@@ -14,6 +14,7 @@ from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
 from dexport.exporter.passes.precision import TORCH_TYPES
 from dexport.files import writing_to
 from dexport.runtime.session import OnnxSession
+from dexport.validate.read_graph import read_graph
 
 GIVEN = "/given"
 """Suffix of an input that stands for a value of the whole graph."""
@@ -46,7 +47,7 @@ class CutGraph:
     @classmethod
     def load(cls, path: Path) -> CutGraph:
         """The graph of a file."""
-        return cls(ir.load(path), path.parent)
+        return cls(read_graph(path), path.parent)
 
     def part(self, wanted: Sequence[str], cuts: Collection[str]) -> Part:
         """What computes ``wanted``, with every reader of a value in ``cuts`` reading an input in its place."""

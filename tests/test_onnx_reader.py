@@ -1,4 +1,4 @@
-"""Finding the external data of an ONNX file without onnx, held to onnx itself."""
+"""Reading ONNX files without onnx, held to onnx itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from dexport.external_data import External, external_data
+from dexport.onnx_reader import External, OnnxFile
 
 
 def outside(name: str, location: str, **numbers: int) -> TensorProto:
@@ -32,7 +32,7 @@ def model_with(*tensors: TensorProto, attributes: tuple[onnx.AttributeProto, ...
 
 def test_initializers() -> None:
     model = model_with(outside("w", "model.onnx.data", offset=64, length=4), outside("b", "../secret"))
-    assert external_data(model.SerializeToString()) == [
+    assert OnnxFile(model.SerializeToString()).external_data() == [
         External("b", "../secret", 0, None),
         External("w", "model.onnx.data", 64, 4),
     ]
@@ -67,13 +67,13 @@ def nested(kind: str) -> onnx.ModelProto:
     "kind", ["tensor", "tensors", "graph", "graphs", "sparse", "function", "training", "sparse initializer"]
 )
 def test_nothing_hides(kind: str) -> None:
-    assert external_data(nested(kind).SerializeToString()) == [External("hidden", "/etc/passwd", 0, None)]
+    assert OnnxFile(nested(kind).SerializeToString()).external_data() == [External("hidden", "/etc/passwd", 0, None)]
 
 
 def test_a_real_file_matches_onnx(tmp_path: Path) -> None:
     weights = [numpy_helper.from_array(np.full(512, n, np.float32), f"w{n}") for n in range(3)]
     onnx.save(model_with(*weights), tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
-    found = external_data((tmp_path / "m.onnx").read_bytes())
+    found = OnnxFile((tmp_path / "m.onnx").read_bytes()).external_data()
     expected = onnx.load(tmp_path / "m.onnx", load_external_data=False).graph.initializer
     infos = {t.name: onnx.external_data_helper.ExternalDataInfo(t) for t in expected}
     assert {one.tensor: (one.location, one.offset, one.length) for one in found} == {
@@ -94,7 +94,7 @@ def test_a_real_file_matches_onnx(tmp_path: Path) -> None:
 )
 def test_what_is_no_model(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"ONNX file|bytes"):
-        external_data(content)
+        OnnxFile(content).external_data()
 
 
 @given(st.binary(max_size=200), st.integers(0, 400))
@@ -102,4 +102,32 @@ def test_damaged_files_raise_one_error(noise: bytes, place: int) -> None:
     whole = nested("graph").SerializeToString()
     damaged = whole[:place] + noise + whole[place + len(noise) :]
     with contextlib.suppress(ValueError):
-        external_data(damaged)
+        OnnxFile(damaged).external_data()
+
+
+def functions(**calls: list[str]) -> bytes:
+    """A model that calls ``f0``; each function calls what is listed."""
+    model = model_with()
+    model.graph.node.append(helper.make_node("f0", ["x"], ["z"], domain="d"))
+    for name, called in calls.items():
+        nodes = [helper.make_node(one, ["x"], [f"y{n}"], domain="d") for n, one in enumerate(called)]
+        model.functions.append(helper.make_function("d", name, ["x"], ["y0"], nodes, [], attributes=[]))
+    return model.SerializeToString()
+
+
+def test_functions_of_a_measure() -> None:
+    OnnxFile(functions(f0=["f1", "f1"], f1=["Relu"] * 100)).check_expansion()
+    OnnxFile(functions(**{f"f{n}": [f"f{n + 1}"] for n in range(3000)})).check_expansion()
+
+
+@pytest.mark.parametrize("width", [2, 10])
+def test_function_bombs_are_refused_at_once(width: int) -> None:
+    bomb = functions(**{f"f{n}": [f"f{n + 1}"] * width for n in range(60)}, f60=["Relu"])
+    with pytest.raises(ValueError, match="its functions stand for"):
+        OnnxFile(bomb).check_expansion()
+
+
+@pytest.mark.parametrize("calls", [{"f0": ["f0"]}, {"f0": ["f1"], "f1": ["f2"], "f2": ["f1"]}])
+def test_circles_of_functions_are_refused(calls: dict[str, list[str]]) -> None:
+    with pytest.raises(ValueError, match="in a circle"):
+        OnnxFile(functions(**calls)).check_expansion()

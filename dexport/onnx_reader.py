@@ -1,4 +1,4 @@
-"""Where the tensors of an ONNX file lie outside of it: read without onnx, so that production code can check too.
+"""What an ONNX file would make its reader do: open other files, and inline functions. Read without onnx.
 
 Only the fields on the way to a tensor's data are declared below; protobuf skips all others.
 Source of the field numbers: ``onnx.proto3`` of onnx/onnx.
@@ -16,18 +16,25 @@ from google.protobuf.message import DecodeError, Message
 
 EXTERNAL = 1
 """``TensorProto.DataLocation.EXTERNAL``."""
+MOST_NODES = 1_000_000
+"""After inlining; the largest networks here have some thousands."""
 PACKAGE = "dexport_onnx"
 ONE, MANY, BYTES, NUMBER = "one", "many", "bytes", "number"
 FIELDS: dict[str, dict[str, tuple[int, str, str]]] = {
     "Model": {"graph": (7, ONE, "Graph"), "functions": (25, MANY, "Function"), "training": (20, MANY, "Training")},
     "Training": {"initialization": (1, ONE, "Graph"), "algorithm": (2, ONE, "Graph")},
-    "Function": {"nodes": (7, MANY, "Node"), "defaults": (11, MANY, "Attribute")},
+    "Function": {
+        "name": (1, BYTES, ""),
+        "nodes": (7, MANY, "Node"),
+        "domain": (10, BYTES, ""),
+        "defaults": (11, MANY, "Attribute"),
+    },
     "Graph": {
         "nodes": (1, MANY, "Node"),
         "initializers": (5, MANY, "Tensor"),
         "sparse_initializers": (15, MANY, "Sparse"),
     },
-    "Node": {"attributes": (5, MANY, "Attribute")},
+    "Node": {"operator": (4, BYTES, ""), "attributes": (5, MANY, "Attribute"), "domain": (7, BYTES, "")},
     "Attribute": {
         "tensor": (5, ONE, "Tensor"),
         "graph": (6, ONE, "Graph"),
@@ -41,6 +48,10 @@ FIELDS: dict[str, dict[str, tuple[int, str, str]]] = {
     "Entry": {"key": (1, BYTES, ""), "value": (2, BYTES, "")},
 }
 """Message -> field -> (number, kind, type)."""
+
+
+class NotOnnxError(ValueError):
+    """These bytes are no ONNX file, or not a whole one."""
 
 
 @dataclass(frozen=True)
@@ -59,29 +70,66 @@ class External:
     length: int | None
 
 
-def external_data(model: bytes) -> list[External]:
-    """All tensors outside of an ONNX file, in subgraphs and functions too.
+class OnnxFile:
+    """An ONNX file, as far as it matters to whether it may be opened.
 
     Raises:
-        ValueError: it is no ONNX file, nests too deep, names what is no UTF-8, or an offset is no number.
+        NotOnnxError: it is no ONNX file, or nests too deep.
     """
-    try:
-        parsed = _model_class().FromString(model)
-    except (DecodeError, RecursionError) as error:
-        raise ValueError(f"not a whole ONNX file: {error}") from error
-    if not parsed.HasField("graph"):
-        raise ValueError("not an ONNX file: it has no graph")
-    return [_external(tensor) for tensor in _tensors(parsed) if tensor.location == EXTERNAL or tensor.external]
+
+    def __init__(self, content: bytes) -> None:
+        try:
+            self._model = _model_class().FromString(content)
+        except (DecodeError, RecursionError) as error:
+            raise NotOnnxError(f"not a whole ONNX file: {error}") from error
+        if not self._model.HasField("graph"):
+            raise NotOnnxError("not an ONNX file: it has no graph")
+
+    def external_data(self) -> list[External]:
+        """All tensors that lie outside of the file, in subgraphs and functions too.
+
+        Raises:
+            ValueError: a place that is no UTF-8, or an offset that is no number.
+        """
+        tensors = (found for found in _all(self._model, "Tensor") if found.location == EXTERNAL or found.external)
+        return [_external(tensor) for tensor in tensors]
+
+    def check_expansion(self) -> None:
+        """Refuse functions that call each other in a circle, or that a runtime would inline to millions of nodes.
+
+        Raises:
+            ValueError: they do.
+        """
+        bodies = {(function.domain, function.name): list(_all(function, "Node")) for function in self._model.functions}
+        sizes: dict[tuple[bytes, bytes], int] = {}
+        pending = list(bodies)
+        waiting: set[tuple[bytes, bytes]] = set()
+        while pending:
+            name = pending[-1]
+            calls = [key for node in bodies[name] if (key := (node.domain, node.operator)) in bodies]
+            missing = [key for key in calls if key not in sizes]
+            if name in sizes or not missing:
+                sizes.setdefault(name, len(bodies[name]) + sum(sizes[key] for key in calls))
+                waiting.discard(name)
+                pending.pop()
+                continue
+            waiting.add(name)
+            if waiting.intersection(missing):
+                raise ValueError("its functions call each other in a circle")
+            pending += missing
+        nodes = list(_all(self._model.graph, "Node"))
+        total = len(nodes) + sum(sizes.get((node.domain, node.operator), 0) for node in nodes)
+        if total > MOST_NODES:
+            raise ValueError(f"its functions stand for {total:,} nodes; at most {MOST_NODES:,} are read")
 
 
-def _tensors(message: Any) -> Iterator[Any]:
-    """Iterative: protobuf bounds how deep a file nests, and Python's stack is not to bound it again."""
+def _all(message: Any, kind: str) -> Iterator[Any]:
+    """The messages of a kind below another. Iterative: only protobuf bounds how deep a file nests."""
     pending: list[Message] = [message]
     while pending:
         current = pending.pop()
-        if current.DESCRIPTOR.name == "Tensor":
+        if current.DESCRIPTOR.name == kind:
             yield current
-            continue
         for field, value in current.ListFields():
             if field.message_type is not None:
                 pending.extend(value if field.is_repeated else [value])
