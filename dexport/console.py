@@ -258,7 +258,7 @@ def print_generated(generated: Generated) -> None:
     )
     out.print(f"  {generated.grid}\n  {generated.folder}")
     for name in generated.set_aside:
-        out.print(f"  not of this run, and kept: {_plain(generated.folder / name)}", soft_wrap=True)
+        out.print(f"  not of this run, and kept: {generated.folder / name}", soft_wrap=True)
 
 
 def warn(bundle: Bundle) -> None:
@@ -681,16 +681,16 @@ def _signature(specs: Sequence[Mapping[str, Any]]) -> str:
 
 def print_saved_statistics(facts: Mapping[str, Any]) -> None:
     """What ``dexport fid --save-stats`` wrote."""
-    out.print(f"{_plain(facts['path'])}: {facts['count']} images, {facts['evaluator']}", soft_wrap=True)
+    out.print(f"{facts['path']}: {facts['count']} images, {facts['evaluator']}", soft_wrap=True)
     for skipped in facts["skipped"]:
         out.print(_skipped_line(skipped), soft_wrap=True)
     for warning in facts["warnings"]:
-        out.print(f"[yellow]warning[/]: {_plain(warning)}", soft_wrap=True)
+        out.print(Text.assemble(("warning", "yellow"), f": {warning}"), soft_wrap=True)
 
 
 def _skipped_line(skipped: Mapping[str, Any]) -> str:
     names = [*map(printable, skipped["names"]), *(["..."] if skipped["count"] > len(skipped["names"]) else [])]
-    return f"skipped in {_plain(skipped['path'])}: {skipped['count']} {skipped['why']} ({escape(', '.join(names))})"
+    return f"skipped in {skipped['path']}: {skipped['count']} {skipped['why']} ({', '.join(names)})"
 
 
 def _set_line(facts: SetFacts) -> str:

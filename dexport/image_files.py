@@ -21,9 +21,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from dexport.bundle import printable
 from dexport.errors import DexportError, InputError
 from dexport.places import open_input
+from dexport.printable import printable
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """The only decoders that are asked. Pillow has others, and the one of PostScript starts Ghostscript."""

@@ -15,9 +15,9 @@ from typing import IO
 
 import numpy as np
 
-from dexport.bundle import printable
 from dexport.errors import InputError
 from dexport.places import open_input
+from dexport.printable import printable
 
 SUFFIX = ".npy"
 LARGEST_HEADER = 1 << 14

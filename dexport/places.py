@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from dexport.bundle import printable, refuse_inside_bundle
+from dexport.bundle import refuse_inside_bundle
 from dexport.errors import InputError, UsageError
 from dexport.files import check_file, draft_of, open_regular, writing_to
 from dexport.locks import try_lock
+from dexport.printable import printable
 
 KINDS = (
     (stat.S_ISDIR, "a folder"),

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dexport import limits
-from dexport.bundle import MANIFEST, Bundle, pixel_shuffle, printable, reading_manifest
+from dexport.bundle import MANIFEST, Bundle, pixel_shuffle, reading_manifest
 from dexport.errors import InputError, UsageError
+from dexport.printable import printable
 from dexport.runtime.guidance import feed_of, find_rule
 from dexport.runtime.inputs import accepted_of
 from dexport.runtime.samplers import WITH_VARIANCE, make_sampler

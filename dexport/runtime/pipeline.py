@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dexport.bundle import DECODER, Bundle, load_bundle, pixel_shuffle, printable, reading_manifest
+from dexport.bundle import DECODER, Bundle, load_bundle, pixel_shuffle, reading_manifest
 from dexport.errors import GateError, InputError, UsageError
+from dexport.printable import printable
 from dexport.runtime.batches import InBatches
 from dexport.runtime.decode import Decoder, DecoderSession, PixelShuffle, VaeDecoder, clipped, to_uint8
 from dexport.runtime.guidance import (

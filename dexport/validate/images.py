@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dexport.bundle import printable
 from dexport.errors import InputError, UsageError
 from dexport.image_files import LARGEST_PIXELS, Skipped, find_images, read_header, read_image
 from dexport.npz import Values, open_npz
+from dexport.printable import printable
 from dexport.validate.distances.pixels import ARRAY
 
 CHANNELS = (1, 3)

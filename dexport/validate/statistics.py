@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dexport.bundle import printable
 from dexport.errors import InputError
 from dexport.files import replacing
 from dexport.npz import Npz, open_npz
+from dexport.printable import printable
 from dexport.validate.distances import Moments, RunningMoments
 from dexport.validate.distances.pixels import ARRAY
 from dexport.validate.features.evaluator import EVALUATORS, Evaluator

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dexport.bundle import printable
 from dexport.errors import InputError
 from dexport.npz import open_npz
+from dexport.printable import printable
 
 ARRAY = "arr_0"
 """Inside the ``.npz`` files of ADM and of ``numpy.savez(path, images)``."""
