@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from tests.int8 import EXACT
+
 FLOAT = ir.DataType.FLOAT
 
 
@@ -57,6 +59,8 @@ def model(
 def run(built: ir.Model, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if "QuantizeLinear" in ops(built):
+        options.add_session_config_entry(EXACT, "1")
     proto = ir.to_proto(built).SerializeToString()
     return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"]).run(None, dict(feed))
 
