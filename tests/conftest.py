@@ -1,8 +1,14 @@
-"""Fixtures that several files share; Triton's interpreter, to be chosen before anything imports triton."""
+"""Fixtures that several files share, and what must be chosen before torch and triton are imported."""
 
 from __future__ import annotations
 
 import os
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one thread a worker: more would wait for each other, and take up to five times as long
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest

@@ -24,7 +24,7 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
     block = (ROOT / "README.md").read_text().split("```")[1]
     commands = re.findall(r"^make \w+", block, flags=re.MULTILINE)
     assert commands == ["make demo", "make test"]
-    assert all(re.search(f"^{command}$", script, flags=re.MULTILINE) for command in commands)
+    assert all(re.search(f"^{command}$", script, flags=re.MULTILINE) for command in [*commands, "make test-rounding"])
 
 
 def test_every_dependency_is_pinned() -> None:
