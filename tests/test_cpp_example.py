@@ -13,6 +13,7 @@ import pytest
 
 import dexport
 from tests.bundles import trained_inputs
+from tests.golden import assert_golden
 
 SOURCE = Path(__file__).parent.parent / "examples" / "cpp"
 CMAKE = shutil.which("cmake")
@@ -51,7 +52,7 @@ def test_it_computes_what_python_computes(run: Run, trained: Path, tmp_path: Pat
     assert done.stdout == f"ONNX Runtime {onnxruntime.__version__}\nout: {3 * 8 * 16 * 16} values\n"
     expected = dexport.load(trained)(**trained_inputs())["out"]
     received = np.fromfile(tmp_path / "out.raw", np.float32).reshape(expected.shape)
-    np.testing.assert_allclose(received, expected, rtol=0, atol=1e-6)
+    assert_golden(received, expected)
 
 
 def test_what_is_wrong_is_told(run: Run, trained: Path, tmp_path: Path) -> None:

@@ -18,12 +18,14 @@ from safetensors import safe_open
 
 import dexport
 from tests.bundles import trained_inputs
+from tests.golden import assert_golden
 
 ROOT = Path(__file__).parent.parent
 WEB = ROOT / "node_modules" / "onnxruntime-web" / "dist"
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
+
 TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm", ".html": "text/html"}
 PAGE = """<script type="module">
 try {
@@ -79,14 +81,14 @@ def test_polygraphy_runs_it(trained: Path, expected: np.ndarray, tmp_path: Path)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     ((_, (iteration,)),) = RunResults.load(str(tmp_path / "outputs.json"))
-    np.testing.assert_allclose(iteration["out"], expected, rtol=0, atol=1e-5)
+    assert_golden(iteration["out"], expected)
 
 
 def test_openvino_runs_it(trained: Path, expected: np.ndarray) -> None:
     openvino = pytest.importorskip("openvino", reason="openvino is not installed (pip install openvino)")
     model = openvino.Core().compile_model(trained / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     (received,) = model(trained_inputs()).values()
-    np.testing.assert_allclose(received, expected, rtol=0, atol=1e-4)
+    assert_golden(received, expected)
 
 
 @contextmanager
@@ -144,4 +146,4 @@ def test_a_browser_runs_it(trained: Path, expected: np.ndarray, tmp_path: Path) 
             browser.wait(30)
     assert "/error" not in received, received["/error"].decode()
     out = np.frombuffer(received["/out"], np.float32).reshape(expected.shape)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
+    assert_golden(out, expected)

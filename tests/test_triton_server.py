@@ -22,6 +22,7 @@ from dexport.bundle import hash_files
 from dexport.model_repository import CONFIG, pack_for_triton
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.service import Picture, make_pictures
+from tests.golden import assert_golden
 from tests.triton_server import Server, serving, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -194,7 +195,7 @@ def test_the_denoisers_configuration_fits_its_graph(server: Server, plain: Path)
     columns = {"x": inputs["x"], "t": inputs["t"][:, None], "y": inputs["y"][:, None]}
     with server.client() as client:
         received = infer(client, plain.name, "out", **columns)
-        np.testing.assert_allclose(received, dexport.load(plain)(**inputs)["out"], atol=1e-5)
+        assert_golden(received, dexport.load(plain)(**inputs)["out"])
         with pytest.raises(InferenceServerException, match="batch-size must be <= 4"):
             infer(client, plain.name, "out", **{n: np.repeat(a, 2, axis=0) for n, a in columns.items()})
 

@@ -32,7 +32,7 @@ from dexport.validate.metrics import compare
 from dexport.validate.reference import reference_of
 from dexport.validate.validate import validate
 from tests.bundles import NARROW, build_narrow
-from tests.golden import load_golden
+from tests.golden import assert_golden, load_golden
 
 STEPS = 6
 
@@ -117,7 +117,7 @@ def test_pictures_are_those_of_the_plain_graph(plain: Path, folded: Path) -> Non
     ours, theirs = Pipeline.open(folded), Pipeline.open(plain)
     latents = ours.sample([1, 2], Noise(0, images=range(2)))
     expected = theirs.sample([1, 2], Noise(0, images=range(2)), sampler=theirs.sampler(steps=STEPS))
-    np.testing.assert_allclose(latents, expected, atol=1e-4)
+    assert_golden(latents, expected)
 
 
 def test_other_steps_are_refused(folded: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant, resolve
+from tests.golden import assert_golden
 
 DIT = {"hidden_size": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
 DICO = {"hidden_size": 8, "depth": [1, 0, 2, 1, 1], "num_classes": 5}
@@ -55,7 +56,7 @@ def test_every_configuration_computes_the_same_in_onnx(variant: Variant, tmp_pat
         with torch.no_grad():
             expected = module(*map(torch.from_numpy, map(np.asarray, feed.values()))).numpy()
         assert out.shape == variant.signature.outputs[0].dims(batch)
-        np.testing.assert_allclose(out, expected, atol=2e-5 * max(1.0, np.abs(expected).max()), rtol=0)
+        assert_golden(out, expected)
 
 
 def test_tracing_reads_no_weight() -> None:

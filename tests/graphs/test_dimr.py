@@ -92,7 +92,7 @@ def test_samples_of_a_batch_do_not_meet(norm_type: str, pe_type: str) -> None:
     assert [tuple(out.shape) for out in together] == [(3, 4, 2, 2), (3, 4, 4, 4), (3, 4, 8, 8)]
     for whole, single in zip(together, alone, strict=True):
         assert whole.std() > 1e-3
-        torch.testing.assert_close(whole[1:2], single, atol=1e-5, rtol=1e-5)
+        assert_golden(whole[1:2], single)
 
 
 def test_latents_may_be_smaller_than_the_positions_and_not_square() -> None:

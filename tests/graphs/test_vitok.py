@@ -72,7 +72,7 @@ def test_v1_in_halves_is_v1_as_a_whole(settings: dict[str, Any]) -> None:
     recon = decoder(code, *cut)
     assert recon.shape == picture.shape
     assert recon.std() > 1e-2
-    torch.testing.assert_close(recon, whole(picture, *cut), atol=1e-5, rtol=1e-5)
+    assert_golden(recon, whole(picture, *cut))
 
 
 @torch.no_grad()

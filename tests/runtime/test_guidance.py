@@ -43,7 +43,7 @@ def test_the_host_and_the_fused_graph_agree(name: str, cfg_scale: float) -> None
     on_host = guided(SESSION, Y, cfg_scale, NULL, rule)(X, T)
     in_graph = fused(graph, Y, cfg_scale)(X, T)
     assert on_host.dtype == np.float32
-    np.testing.assert_allclose(on_host, in_graph, atol=2e-6, rtol=2e-6)
+    assert_golden(on_host, in_graph)
 
 
 def test_all_channels_are_guided() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from dexport.exporter.passes.attention_on_tokens import AttentionOnTokens
 from tests.exporter.passes.model import initializer, model, node, ops, run, value
+from tests.golden import assert_golden
 
 TOKENS, HEADS, SIZE = 5, 2, 3
 WIDTH = HEADS * SIZE
@@ -45,7 +46,7 @@ def test_transposes_to_heads_disappear(attributes: dict[str, float]) -> None:
     assert ops(built) == ["Split", "Attention", "Neg"]
     assert built.graph[1].metadata_props["dexport.module"] == "attn"
     expected = run(attention(**attributes), {"x": X})[0]
-    np.testing.assert_allclose(run(built, {"x": X})[0], expected, atol=1e-6)
+    assert_golden(run(built, {"x": X})[0], expected)
 
 
 @pytest.mark.parametrize("changed", [{"order": (1, 0, 2)}, {"merge": (0, 2, 1, 3), "order": (0, 2, 1)}])

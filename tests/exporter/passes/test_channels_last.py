@@ -9,6 +9,7 @@ import pytest
 from dexport.exporter.passes.channels_last import ChannelsLast
 from dexport.exporter.passes.pointwise_conv import CHANNELS_FIRST, CHANNELS_LAST, PointwiseConvToMatMul
 from tests.exporter.passes.model import Weight, initializer, model, node, ops, run, value
+from tests.golden import assert_golden
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 3, 4, 5), dtype=np.float32)
@@ -59,7 +60,7 @@ def test_a_block_is_transposed_at_its_ends_only() -> None:
     ]
     assert weight.reads == 0
     assert [v.name for v in built.graph.outputs] == ["out"]
-    np.testing.assert_allclose(run(built, feed)[0], expected, atol=1e-5)
+    assert_golden(run(built, feed)[0], expected)
 
 
 def test_every_shape_is_that_of_the_value() -> None:
@@ -98,7 +99,7 @@ def test_another_reader_gets_channels_first() -> None:
     expected = run(built.clone(), {"x": X})
     ChannelsLast()(built)
     for got, wanted in zip(run(built, {"x": X}), expected, strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-6)
+        assert_golden(got, wanted)
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (3, 1, 1)])

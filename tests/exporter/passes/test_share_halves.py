@@ -8,6 +8,7 @@ import pytest
 
 from dexport.exporter.passes.share_halves import ShareHalves
 from tests.exporter.passes.model import Weight, initializer, model, node, ops, run, value
+from tests.golden import assert_golden
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((4, 4), dtype=np.float32)
@@ -56,7 +57,7 @@ def test_one_half_is_computed(op: str, operands: tuple[np.ndarray, ...], attribu
     assert built.graph[0].outputs[0].shape == ROWS
     assert built.graph[1].metadata_props["dexport.module"] == "embed"
     assert all(v.const_value.reads == 0 for v in built.graph.initializers.values())
-    np.testing.assert_allclose(run(built, inputs)[0], run(build(), inputs)[0], atol=1e-6)
+    assert_golden(run(built, inputs)[0], run(build(), inputs)[0])
 
 
 def test_a_chain_ends_where_the_halves_differ() -> None:

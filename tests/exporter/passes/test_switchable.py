@@ -16,6 +16,7 @@ from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from tests.exporter.passes.model import run
+from tests.golden import assert_golden
 
 CASES = {
     "dit": ("dit-s-2", {"hidden_size": 24, "depth": 1, "num_heads": 2, "num_classes": 5}, (4, 4)),
@@ -53,7 +54,7 @@ def finished(case: tuple[Variant, ir.Model], *without: str) -> ir.Model:
 def test_the_same_is_computed_without(traced: dict[str, tuple[Variant, ir.Model]], name: str, without: str) -> None:
     feed = {key: np.asarray(array) for key, array in traced[name][0].signature.example(2).items()}
     expected = run(finished(traced[name]), feed)[0]
-    np.testing.assert_allclose(run(finished(traced[name], without), feed)[0], expected, atol=1e-5)
+    assert_golden(run(finished(traced[name], without), feed)[0], expected)
 
 
 @pytest.mark.parametrize(("without", "case"), LEFT.items())

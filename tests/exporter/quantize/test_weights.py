@@ -21,6 +21,7 @@ from dexport.exporter.quantize.weights import (
     smallest_scale,
 )
 from tests.exporter.passes.model import Weight, initializer, model, node, ops, run, value
+from tests.golden import assert_golden
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((3, 8), dtype=np.float32)
@@ -106,7 +107,7 @@ def test_a_pointwise_convolution_becomes_a_matrix_product(bias: bool) -> None:
     assert ops(built) == ["Transpose", "MatMul", *(["Add"] if bias else []), "Transpose"]
     assert len({n.name for n in built.graph}) == len(ops(built))
     assert [v.name for v in built.graph.outputs] == ["out"]
-    np.testing.assert_allclose(run(built, feed)[0], before, atol=1e-5)
+    assert_golden(run(built, feed)[0], before)
 
 
 @pytest.mark.parametrize("attributes", [{"strides": [2, 2]}, {"pads": [1, 1, 1, 1]}, {"group": 3}])
