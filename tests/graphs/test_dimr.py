@@ -11,7 +11,7 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.graphs.axial_rope import AxialRoPE, centres
 from dexport.graphs.dimr import DiMR, PixelShuffleUpsample
-from dexport.graphs.time_dependent import NORMS, TimeDependentParameter
+from dexport.graphs.time_dependent import NORMS, TimeDependentParameter, make_norm
 from tests.golden import assert_golden, load_golden
 
 GOLDEN = load_golden("dimr-2r")
@@ -93,6 +93,23 @@ def test_samples_of_a_batch_do_not_meet(norm_type: str, pe_type: str) -> None:
     for whole, single in zip(together, alone, strict=True):
         assert whole.std() > 1e-3
         assert_golden(whole[1:2], single)
+
+
+@pytest.mark.parametrize(
+    ("norm_type", "size", "expected"),
+    [("LN", 1e-3, 1 / 11**0.5), ("TDRMSN", 1e-8, 0.5), ("RMSN", 1e-8, 0.5), ("ADARMSN", 1e-3, 0.5**0.5)],
+)
+def test_values_as_small_as_the_epsilon_of_a_norm(norm_type: str, size: float, expected: float) -> None:
+    """1e-5 under the root of LN, 1e-8 outside of that of the RMS norms, 1e-6 under that of the adaptive one."""
+    norm = make_norm(norm_type, 4)
+    for parameter in norm.parameters():
+        parameter.data.fill_(0.0 if norm_type == "ADARMSN" else 1.0)
+    if norm_type == "LN":
+        norm.bias.param0.data.fill_(0.0)
+        norm.bias.param1.data.fill_(0.0)
+    x = size * torch.tensor([[[1.0, -1.0, 1.0, -1.0]]], dtype=torch.float64)
+    out = norm.double()(x, torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close(out, expected / size * x, rtol=1e-6, atol=0)
 
 
 def test_latents_may_be_smaller_than_the_positions_and_not_square() -> None:
