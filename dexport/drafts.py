@@ -112,7 +112,7 @@ class FolderDraft:
                 if held:
                     clear_remains(parent, self.output.name, replaceable)
                 self._check()
-                self._live = LiveFolder(self.output)
+            self._live = LiveFolder(self.output)
             self.path = self._live.path
             self.path.chmod(0o755)
             free = shutil.disk_usage(self.path).free
