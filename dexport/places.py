@@ -52,10 +52,10 @@ def check_place(output: Path) -> None:
     shown = printable(str(output))
     try:
         refuse_inside_bundle(output)
+        check_file(output)
         folder = next(parent for parent in output.absolute().parents if parent.exists())
         if not folder.is_dir():
             raise UsageError(f"{shown}: {printable(str(folder))} is no folder", hint="choose another output")
-        check_file(output)
         draft_of(output).exists()  # whose name is longer
     except (OSError, ValueError) as error:
         raise UsageError(f"{shown} cannot be written: {_reason(error)}", hint="choose another output") from error
