@@ -128,6 +128,8 @@ class Recording(TorchFunctionMode):
 class StandIn(Tensor):
     """A tensor of which nothing is known; where it may be used, a :class:`Rehearsal` answers for it."""
 
+    device = torch.device("cpu")  # a fake tensor answers this by itself, too
+
     @classmethod
     def __torch_function__(cls, function: Any, _types: Any, _args: Any = (), _kwargs: Any = None) -> Any:
         raise Irregular(f"a value of a block reaches {function} by another way than its results")
