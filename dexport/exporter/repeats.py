@@ -4,11 +4,16 @@ While a network is traced, every block that has an equal is opaque but for the f
 it. The first one is traced as usual, between marks. In the ONNX graph each call is then replaced by a copy of the nodes
 between the marks, with the weights of the block that was called. Because every call of every block is recorded where it
 happens, it does not matter how blocks are connected.
+
+That a block is equal is not assumed: each one runs where it is called, on stand-ins for tensors, and has to do what the
+first one did (:mod:`dexport.exporter.observe`).
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +24,10 @@ import onnx_ir as ir
 import onnxscript
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
+
+from dexport.exporter.observe import PLAIN, Irregular, Recording, Rehearsal
 
 DOMAIN = "dexport.trace"
 ENTER, LEAVE, CALL = "Enter", "Leave", "Call"
@@ -27,11 +35,6 @@ NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 HOOKS = "_hooks"
 PARTS = frozenset({"_parameters", "_buffers", "_modules"})
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-
-
-class Irregular(Exception):  # noqa: N818 - not an error: the whole network is traced instead
-    """This network's blocks cannot be traced once; the reason is the message."""
 
 
 @torch.library.custom_op("dexport_trace::enter", mutates_args=())
@@ -115,81 +118,141 @@ def _number(size: int | torch.SymInt) -> int:
 
 @dataclass
 class Traced:
-    """The first block of its kind."""
+    """The first block of its kind: what it did, and what it gave."""
 
     path: str
+    recording: Recording
+    returned: Any
     layouts: list[Layout]
-    results: Any
 
 
 class Repeats:
-    """Makes the repeated blocks of a network opaque while it is traced."""
+    """Makes the repeated blocks of a network opaque while it is traced.
+
+    Attributes:
+        traced: the first block of each kind, by what a kind is told by.
+    """
 
     def __init__(self, root: nn.Module) -> None:
+        self._root = root
         self._blocks = repeated_blocks(root)
-        self._traced: dict[Any, Traced] = {}
+        self.traced: dict[Any, Traced] = {}
+        self._weights: dict[str, Tensor] = {}
 
     def __bool__(self) -> bool:
         return bool(self._blocks)
 
     @contextlib.contextmanager
     def opaque(self) -> Iterator[None]:
-        """Replace the forward of each of them. What a forward sets on its module, torch.export undoes."""
-        for path, (block, _) in self._blocks.items():
-            block.forward = self._replacement(path, block.forward)
+        """Replace the forward of each of them. What forwards do to the network stays."""
+        hook = self._root.register_forward_pre_hook(self._begin)
+        for path, block in self._blocks.items():
+            block.forward = Opaque(self, path, block, block.forward)
         try:
             yield
         finally:
-            for block, _ in self._blocks.values():
+            hook.remove()
+            for block in self._blocks.values():
                 del block.forward
 
     def check(self, program: torch.export.ExportedProgram) -> None:
-        """Raise Irregular where the network writes into tensors, which marks and calls would hide."""
+        """Raise Irregular where a trace has what marks and calls would hide: writes, or values that left a block."""
         for node in program.graph.nodes:
             schema = getattr(node.target, "_schema", None)
             if schema is not None and schema.is_mutable:
                 raise Irregular(f"{node.target} writes into its argument")
+        signature = program.graph_signature
+        if signature.buffers_to_mutate:
+            raise Irregular(f"{', '.join(signature.buffers_to_mutate.values())} changes")
+        for name in signature.lifted_tensor_constants:
+            if isinstance(program.constants[name], FakeTensor):
+                raise Irregular("a value of a block reaches the network by another way than its results")
 
-    def _replacement(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def replaced(*args: Any, **kwargs: Any) -> Any:
-            leaves, spec = pytree.tree_flatten((args, kwargs))
-            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            if not tensors or not all(isinstance(leaf, PLAIN) for leaf in others):
-                raise Irregular(f"{path} is called with something else than tensors and plain values")
-            key = (self._blocks[path][1], str(spec), repr(others), tuple(map(_meta, tensors)))
-            first = self._traced.get(key)
-            if first is not None and first.path != path:
-                return _calls(tensors, path, first)
-            marked = iter([_enter(x, path, index) for index, x in enumerate(tensors)])
-            args, kwargs = pytree.tree_unflatten(
-                [next(marked) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
-            )
-            results, result_spec = pytree.tree_flatten(forward(*args, **kwargs))
-            if not results or not all(isinstance(result, Tensor) for result in results):
-                raise Irregular(f"{path} returns something else than tensors")
-            self._traced[key] = Traced(path, [Layout.of(result, tensors) for result in results], result_spec)
-            return pytree.tree_unflatten([_leave(x, path, index) for index, x in enumerate(results)], result_spec)
+    def weights_of(self, path: str) -> dict[str, Tensor]:
+        prefix = f"{path}."
+        return {name.removeprefix(prefix): x for name, x in self._weights.items() if name.startswith(prefix)}
 
-        return replaced
+    def _begin(self, _root: nn.Module, _args: Any) -> None:
+        """Before a forward, when every weight is under its name, whatever the network will do to it."""
+        self.traced.clear()
+        self._weights = dict(_tensors(self._root))
 
 
-def _calls(tensors: list[Tensor], path: str, first: Traced) -> Any:
-    results = [_call(tensors, path, first.path, n, layout.to_json()) for n, layout in enumerate(first.layouts)]
-    return pytree.tree_unflatten(results, first.results)
+@dataclass
+class Opaque:
+    """The forward of a repeated block while the network is traced."""
+
+    repeats: Repeats
+    path: str
+    block: nn.Module
+    forward: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
+        if not tensors or not _cannot_change((*args, *kwargs.values())):
+            raise Irregular(f"{self.path} is called with something else than tensors and plain values")
+        # A tensor that is given twice is one tensor to the block.
+        places = [next((n for n, x in enumerate(tensors) if x is leaf), None) for leaf in leaves]
+        plain = [None if isinstance(leaf, Tensor) else _plain(leaf) for leaf in leaves]
+        key = (structure_of(self.block), str(spec), repr(places), repr(plain), tuple(map(_meta, tensors)))
+        first = self.repeats.traced.get(key)
+        if first is None or first.path == self.path:
+            marked = [_enter(x, self.path, index) for index, x in enumerate(tensors)]
+            recording = Recording(marked, self.repeats.weights_of(self.path))
+            returned = self._run(recording, _replaced(leaves, places, marked), spec)
+            results, result_spec = pytree.tree_flatten(returned)
+            layouts = [Layout.of(result, tensors) for result in results]
+            self.repeats.traced[key] = Traced(self.path, recording, returned, layouts)
+            left = [_leave(x, self.path, index) for index, x in enumerate(results)]
+            return pytree.tree_unflatten(left, result_spec)
+        rehearsal = Rehearsal(first.recording, len(tensors), self.repeats.weights_of(self.path))
+        returned = self._run(rehearsal, _replaced(leaves, places, rehearsal.arguments), spec)
+        if not rehearsal.finished(returned, first.returned):
+            raise Irregular(f"{self.path} does something else than {first.path}")
+        called = [_call(tensors, self.path, first.path, n, x.to_json()) for n, x in enumerate(first.layouts)]
+        return pytree.tree_unflatten(called, pytree.tree_structure(first.returned))
+
+    def _run(self, mode: Recording | Rehearsal, leaves: list[Any], spec: pytree.TreeSpec) -> Any:
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        with mode:
+            returned = self.forward(*args, **kwargs)
+        weights = self.repeats.weights_of(self.path)
+        if any(weights.get(name) is not x for name, x in _tensors(self.block)):
+            raise Irregular(f"{self.path} does not use its own weights")
+        results = pytree.tree_leaves(returned)
+        if not results or not all(isinstance(x, Tensor) for x in results) or not _cannot_change(returned):
+            raise Irregular(f"{self.path} returns something else than tensors")
+        return returned
+
+
+def _replaced(leaves: list[Any], places: list[int | None], tensors: Sequence[Tensor]) -> list[Any]:
+    return [leaf if place is None else tensors[place] for leaf, place in zip(leaves, places, strict=True)]
+
+
+def _cannot_change(value: Any) -> bool:
+    """Whether there are tensors, plain values and tuples only: through a list, something else could leave a block."""
+    if isinstance(value, tuple):
+        return all(map(_cannot_change, value))
+    return isinstance(value, (Tensor, *PLAIN))
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _meta(x: Tensor) -> tuple[str, ...]:
     return (str(tuple(x.shape)), str(x.stride()), str(x.dtype), str(x.requires_grad))
 
 
-def repeated_blocks(root: nn.Module) -> dict[str, tuple[nn.Module, Any]]:
-    """Path -> (block, structure) of the outermost modules with children that have an equal.
+def repeated_blocks(root: nn.Module) -> dict[str, nn.Module]:
+    """Path -> block, the outermost modules with children that have an equal before the network runs.
 
     A block that shares a parameter with anything else, or has hooks, is left out.
     """
     owners: dict[int, int] = {}
-    for _, tensor in (*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)):
+    for _, tensor in _tensors(root):
         owners[id(tensor)] = owners.get(id(tensor), 0) + 1
     structures = {}
     for path, module in root.named_modules():
@@ -201,16 +264,16 @@ def repeated_blocks(root: nn.Module) -> dict[str, tuple[nn.Module, Any]]:
     counts: dict[Any, int] = {}
     for _, structure in structures.values():
         counts[structure] = counts.get(structure, 0) + 1
-    blocks: dict[str, tuple[nn.Module, Any]] = {}
+    blocks: dict[str, nn.Module] = {}
     for path, (module, structure) in structures.items():
         inside_another = any(path.startswith(f"{other}.") for other in blocks)
         if counts[structure] > 1 and not inside_another:
-            blocks[path] = (module, structure)
+            blocks[path] = module
     return blocks
 
 
 def structure_of(module: nn.Module) -> Any:
-    """Everything that decides what a module computes, except the values of its tensors; None where hooks do, too.
+    """What a module is, except for the values of its tensors; None where hooks decide what it computes, too.
 
     What is neither a plain value nor a container of such is compared by identity.
     """
@@ -218,7 +281,7 @@ def structure_of(module: nn.Module) -> Any:
     for name, value in sorted(vars(module).items()):
         if name.endswith(HOOKS) and value:
             return None
-        if name not in PARTS and not name.endswith(HOOKS):
+        if name not in PARTS and not name.endswith(HOOKS) and not isinstance(value, Opaque):
             plain.append((name, _plain(value)))
     tensors = [
         (name, None if x is None else (tuple(x.shape), x.stride(), x.dtype, x.requires_grad, type(x)))
@@ -327,6 +390,9 @@ class Body:
                 if varies:
                     raise Irregular(f"{node.name} of {self.path} is used outside of it")
                 shared.add(node)
+        for enter in self.enters:
+            if any(use.node not in inside for use in enter.outputs[0].uses()):
+                raise Irregular(f"an argument of {self.path} is used outside of it")
         for node in reversed(self.nodes):
             if node in shared:
                 shared.update(producer for value in node.inputs if value and (producer := value.producer()))
@@ -352,7 +418,8 @@ class Body:
                 metadata_props=self._moved_scopes(node.metadata_props, path),
             )
             for old, new in zip(node.outputs, copied.outputs, strict=True):
-                new.name, new.type, new.shape = f"{old.name}:{suffix}", old.type, old.shape
+                new.name = f"{old.name}:{suffix}"
+                _describe_as(new, old)
                 values[old] = new
             graph.insert_before(call, copied)
         return {_index(leave): self._twin(graph, _given(leave.inputs[0]), values, path) for leave in self.leaves}
@@ -366,23 +433,30 @@ class Body:
         own = path + str(value.name).removeprefix(self.path)
         if own not in graph.initializers:
             # The exporter leaves out weights that no call reads. Its values have no bytes yet, so they may be shared.
-            graph.register_initializer(
-                ir.Value(name=own, type=value.type, shape=value.shape, const_value=value.const_value)
-            )
+            weight = ir.Value(name=own, const_value=value.const_value)
+            _describe_as(weight, value)
+            graph.register_initializer(weight)
         return graph.initializers[own]
 
     def _moved_scopes(self, metadata: Mapping[str, str], path: str) -> dict[str, str]:
-        """Module paths are quoted: 'blocks.0' or 'blocks.0.attn'."""
+        """A list of module paths, such as 'blocks.0' or 'blocks.0.attn', ends in the operator's name."""
         moved = dict(metadata)
         if NAME_SCOPES in moved:
-            for quote, end in ((q, e) for q in "'\"" for e in (q, ".")):
-                moved[NAME_SCOPES] = moved[NAME_SCOPES].replace(f"{quote}{self.path}{end}", f"{quote}{path}{end}")
+            scopes = ast.literal_eval(moved[NAME_SCOPES])
+            inside = (scope == self.path or scope.startswith(f"{self.path}.") for scope in scopes)
+            own = [path + s.removeprefix(self.path) if i else s for s, i in zip(scopes, inside, strict=True)]
+            moved[NAME_SCOPES] = repr(own)
         return moved
 
     def remove_marks(self, graph: ir.Graph) -> None:
         for mark in (*self.enters, *self.leaves):
             mark.outputs[0].replace_all_uses_with(_given(mark.inputs[0]), replace_graph_outputs=True)
             graph.remove(mark, safe=True)
+
+
+def _describe_as(value: ir.Value, other: ir.Value) -> None:
+    """Give it the other's type and shape, as objects of its own: onnx-ir changes them in place."""
+    value.type, value.shape = copy.deepcopy(other.type), other.shape and other.shape.copy()
 
 
 def _find_bodies(graph: ir.Graph) -> dict[str, Body]:

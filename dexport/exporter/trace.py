@@ -10,7 +10,8 @@ import ast
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -24,7 +25,7 @@ from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.decompose import decompose
 from dexport.exporter.module_path import GUIDANCE, path_of_producer, set_module_path
 from dexport.exporter.recipes.recipe import BATCH, Signature
-from dexport.exporter.repeats import Irregular, Repeats, expand, translations
+from dexport.exporter.repeats import Repeats, expand, translations
 from dexport.exporter.variant import Variant
 from dexport.plugins.translation import translation_table
 
@@ -48,62 +49,82 @@ def trace(
         A model whose initializers carry official parameter names and lazy values, whose nodes carry their module path
         under the key of :mod:`dexport.exporter.module_path`, and whose batch dimension is ``B``.
     """
-    signature = variant.signature
-    with FakeTensorMode():
-        network = variant.module()
-        graph_module = variant.wrap(network)
-        inputs = tuple(
-            torch.zeros(spec.dims(TRACED_BATCH), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs
-        )
-    network_path = next(path for path, module in graph_module.named_modules() if module is network)
-    model = None if every_block else _repeats_once(graph_module, inputs, signature, opset)
+    network = Fake(variant)
+    repeats = None if every_block else Repeats(network.root)
+    model = _repeats_once(network, repeats, opset) if repeats else None
     if model is None:
-        program = _export(graph_module, inputs, signature)
+        if repeats:
+            network = Fake(variant)  # a forward may have left anything behind
+        program = _export(network)
         if not every_block:
             decompose(program)
-        model = _to_onnx(program, signature, opset)
+        model = _to_onnx(program, network.signature, opset)
     _rename_batch(model)
-    _record_module_paths(model, network_path)
-    _bind_weights(model, _official_names(graph_module, network_path), weights, variant.outline)
+    _record_module_paths(model, network)
+    _bind_weights(model, network, weights, variant.outline)
     return model
 
 
-def _repeats_once(
-    graph_module: nn.Module, inputs: tuple[Tensor, ...], signature: Signature, opset: int
-) -> ir.Model | None:
+class Fake:
+    """A variant's network on fake tensors, in the module that is exported, with inputs for it."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.signature = variant.signature
+        with FakeTensorMode():
+            network = variant.module()
+            self.root = Exported(variant.wrap(network)).eval()
+            self.inputs = tuple(
+                torch.zeros(spec.dims(TRACED_BATCH), dtype=getattr(torch, spec.dtype)) for spec in self.signature.inputs
+            )
+        self.path = next(path for path, module in self.root.named_modules() if module is network)
+        _check_names(network)
+
+
+def _check_names(network: nn.Module) -> None:
+    """Raise InputError for a module or weight that an attribute of its owner hides: torch cannot reach it by name."""
+    for path, module in network.named_modules():
+        for name, own in (*module._modules.items(), *module._parameters.items(), *module._buffers.items()):
+            if getattr(module, name, None) is not own:
+                raise InputError(
+                    f"{path}.{name}".removeprefix(".")
+                    + f" has the name of an attribute of {type(module).__name__}, which hides it from torch.export",
+                    hint=f"give {name} another name in the network, and rename it in the checkpoint",
+                )
+
+
+class Exported(nn.Module):
+    """Keeps the names of a network one level below those of the modules that torch makes of it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.network(*inputs)
+
+
+def _repeats_once(network: Fake, repeats: Repeats, opset: int) -> ir.Model | None:
     """The ONNX graph from one trace of each distinct block; None for a network where that cannot be done."""
-    repeats = Repeats(graph_module)
-    if not repeats:
-        return None
     try:
         with repeats.opaque():
-            program = _export(graph_module, inputs, signature)
+            program = _export(network)
         repeats.check(program)
         decompose(program)
-        model = _to_onnx(program, signature, opset)
+        model = _to_onnx(program, network.signature, opset)
         expand(model)
-    except Exception as error:
-        if not _caused_by_irregularity(error):
-            raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, the whole trace does without it or says it better
         logger.info("every block is traced: %s", error)
         return None
     return model
 
 
-def _caused_by_irregularity(error: BaseException | None) -> bool:
-    """torch wraps what a module raises."""
-    while error is not None and not isinstance(error, Irregular):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _export(graph_module: nn.Module, inputs: tuple[Tensor, ...], signature: Signature) -> torch.export.ExportedProgram:
+def _export(network: Fake) -> torch.export.ExportedProgram:
     batch = torch.export.Dim(BATCH)
     dynamic_shapes = tuple(
-        {axis: batch for axis, dim in enumerate(spec.shape) if dim == BATCH} for spec in signature.inputs
+        {axis: batch for axis, dim in enumerate(spec.shape) if dim == BATCH} for spec in network.signature.inputs
     )
     with _quiet():
-        return torch.export.export(graph_module, inputs, dynamic_shapes=dynamic_shapes)
+        return torch.export.export(network.root, network.inputs, dynamic_shapes=(dynamic_shapes,))
 
 
 def _to_onnx(program: torch.export.ExportedProgram, signature: Signature, opset: int) -> ir.Model:
@@ -132,12 +153,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _official_names(graph_module: nn.Module, network_path: str) -> dict[str, str]:
-    """Parameter and buffer names of the exported module -> names in the network's own state dict."""
-    named = (*graph_module.named_parameters(), *graph_module.named_buffers())
-    return {name: name.removeprefix(f"{network_path}.") for name, _ in named}
-
-
 def _rename_batch(model: ir.Model) -> None:
     """Give the exporter's symbol for the batch (``s77``) its name in every shape and expression."""
     symbol = str(next(v.shape[0] for v in model.graph.inputs if v.shape is not None and len(v.shape) > 0))
@@ -149,63 +164,83 @@ def _rename_batch(model: ir.Model) -> None:
             )
 
 
-def _record_module_paths(model: ir.Model, network_path: str) -> None:
+def _record_module_paths(model: ir.Model, network: Fake) -> None:
     """Keep of the exporter's metadata the module path only; a node without one belongs where its input came from."""
+    modules = dict(network.root.named_modules(remove_duplicate=False))
     for node in model.graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         node.metadata_props.clear()
         if scopes:
             # The last scope is the operator itself.
-            path = next((scope for scope in reversed(scopes[:-1]) if scope and not scope.startswith("_")), "")
-            set_module_path(node, _inside_network(path, network_path))
+            path = next((scope for scope in reversed(scopes[:-1]) if scope in modules), "")
+            set_module_path(node, _inside_network(path, network.path))
         else:
             set_module_path(node, path_of_producer(node))
 
 
 def _inside_network(path: str, network_path: str) -> str:
     """A path in the exported module as a path in the network; what wraps the network is the guidance."""
-    if not network_path or path == network_path:
-        return "" if path == network_path else path
+    if path == network_path:
+        return ""
     prefix = network_path + "."
     return path.removeprefix(prefix) if path.startswith(prefix) else GUIDANCE
 
 
-def _bind_weights(
-    model: ir.Model, official_names: Mapping[str, str], weights: WeightSource, meta_module: nn.Module
-) -> None:
+def _bind_weights(model: ir.Model, network: Fake, weights: WeightSource, outline: nn.Module) -> None:
     """Replace the fake values of all initializers by lazy ones, under their official names and in their order."""
-    dtypes = {name: tensor.dtype for name, tensor in meta_module.state_dict().items()}
-    tables = {name: buffer for name, buffer in meta_module.named_buffers() if name not in dtypes}
-    order = {name: index for index, name in enumerate(official_names)}
-    values = sorted(model.graph.initializers.values(), key=lambda value: order.get(str(value.name), len(order)))
-    model.graph.initializers.clear()
+    dtypes = {name: tensor.dtype for name, tensor in outline.state_dict().items()}
+    tables = {name: buffer for name, buffer in outline.named_buffers() if name not in dtypes}
+    named = (*network.root.named_parameters(), *network.root.named_buffers())
+    order = {name: index for index, (name, _) in enumerate(named)}
+    graph = model.graph
+    ports = {str(value.name) for value in (*graph.inputs, *graph.outputs)}
+    values = sorted(graph.initializers.values(), key=lambda value: order.get(str(value.name), len(order)))
+    graph.initializers.clear()
+    taken: set[str] = set()
+    others = [out for node in graph.all_nodes() for out in node.outputs]
     for value in values:
         fake = value.const_value
         if fake is not None and isinstance(getattr(fake, "raw", None), torch.Tensor):
-            value.name = official_names.get(str(value.name), str(value.name))
-            value.const_value = _bound(value.name, dtypes, tables, weights)
-        model.graph.register_initializer(value)
+            official = str(value.name).removeprefix(f"{network.path}.")
+            value.name = name_of_weight(official, ports)
+            value.const_value = _bound(official, value.name, dtypes, tables, weights)
+            taken.add(value.name)
+        else:
+            others.append(value)
+    for value in others:
+        if value.name in taken:
+            value.name = f"{value.name}/value"
+    for value in values:
+        graph.register_initializer(value)
+
+
+def name_of_weight(official: str, ports: Collection[str]) -> str:
+    """The name of a weight in the graph: the official one, unless others are called so.
+
+    Ports are, and what dexport names by a slash. No part of an official name is empty, so that these names are free.
+    """
+    return f".{official}" if official in ports else official.replace("/", "..")
 
 
 def _bound(
-    name: str, dtypes: Mapping[str, torch.dtype], tables: Mapping[str, Tensor], weights: WeightSource
+    official: str, name: str, dtypes: Mapping[str, torch.dtype], tables: Mapping[str, Tensor], weights: WeightSource
 ) -> ir.TensorProtocol:
-    if name in dtypes:
-        return lazy_weight(weights, name, dtypes[name])
-    if name in tables and tables[name].device.type != "meta":
-        return tensor_adapters.TorchTensor(tables[name], name=name)
+    if official in dtypes:
+        return lazy_weight(weights, official, dtypes[official], name)
+    if official in tables and tables[official].device.type != "meta":
+        return tensor_adapters.TorchTensor(tables[official], name=name)
     raise InputError(
-        f"the graph uses {name}, which is neither in the state dict nor a table with values",
+        f"the graph uses {official}, which is neither in the state dict nor a table with values",
         hint='make it a buffer, created with device="cpu" in the constructor',
     )
 
 
-def lazy_weight(weights: WeightSource, name: str, dtype: torch.dtype) -> ir.LazyTensor:
-    """A tensor that reads ``name`` each time its bytes are wanted and keeps nothing."""
+def lazy_weight(weights: WeightSource, official: str, dtype: torch.dtype, name: str) -> ir.LazyTensor:
+    """A tensor that reads a weight each time its bytes are wanted and keeps nothing."""
 
     def read() -> ir.TensorProtocol:
-        return tensor_adapters.TorchTensor(weights.read(name, dtype), name=name)
+        return tensor_adapters.TorchTensor(weights.read(official, dtype), name=name)
 
     return ir.LazyTensor(
-        read, dtype=tensor_adapters.from_torch_dtype(dtype), shape=ir.Shape(weights.shapes[name]), name=name
+        read, dtype=tensor_adapters.from_torch_dtype(dtype), shape=ir.Shape(weights.shapes[official]), name=name
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -189,8 +190,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_way_of_calling_blocks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def variant_of(constructor: Callable[..., nn.Module], **config: Any) -> Variant:
     def signature(_config: Any, _latent: Any) -> Signature:
         inputs = (
             TensorSpec("x", "float32", (BATCH, 3, 4)),
@@ -199,9 +199,13 @@ def test_every_way_of_calling_blocks(kind: str, monkeypatch: pytest.MonkeyPatch)
         )
         return Signature(inputs, (TensorSpec("out", "float32", (BATCH, 3, 4)),))
 
-    recipe = replace(find_recipe("dico-s"), constructor=Network, config={"kind": kind}, signature=signature)
+    return resolve(replace(find_recipe("dico-s"), constructor=constructor, config=config, signature=signature))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_of_calling_blocks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given_up = count_full_traces(monkeypatch)
-    once, every = both_ways(resolve(recipe))
+    once, every = both_ways(variant_of(Network, kind=kind))
     assert once == every
     assert bool(given_up) is KINDS[kind]
 

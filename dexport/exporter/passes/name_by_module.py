@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import onnx_ir as ir
@@ -14,23 +15,33 @@ CONSTANT = "constant"
 
 class NameByModule(ir.passes.InPlacePass):
     """``<module path>/<operator>``, with ``_1``, ``_2`` ... where a module has several. Graph inputs, outputs and
-    weights keep their names; small constants are numbered in the order of their first use."""
+    weights keep their names; small constants are numbered in the order of their first use. No two are called the same.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         seen: Counter[str] = Counter()
+        kept = _kept_names(model.graph)
         outputs = set(model.graph.outputs)
         for node in model.graph:
             path = module_path(node) if METADATA_KEY in node.metadata_props else path_of_producer(node)
             base = f"{path}/{node.op_type}" if path else node.op_type
             set_module_path(node, path)
-            name = base if not seen[base] else f"{base}_{seen[base]}"
-            seen[base] += 1
+            names: list[str] = []
+            while not names or not kept.isdisjoint(names):
+                name = base if not seen[base] else f"{base}_{seen[base]}"
+                seen[base] += 1
+                names = [name] if len(node.outputs) == 1 else [f"{name}.{n}" for n in range(len(node.outputs))]
             node.name = name
-            for index, value in enumerate(node.outputs):
+            for value, own in zip(node.outputs, names, strict=True):
                 if value not in outputs:
-                    value.name = name if len(node.outputs) == 1 else f"{name}.{index}"
+                    value.name = own
         _number_constants(model.graph)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _kept_names(graph: ir.Graph) -> set[str]:
+    weights = (value for value in graph.initializers.values() if not _is_anonymous(value))
+    return {str(value.name) for value in (*graph.inputs, *graph.outputs, *weights)}
 
 
 def _number_constants(graph: ir.Graph) -> None:
@@ -38,8 +49,10 @@ def _number_constants(graph: ir.Graph) -> None:
     constants = [value for value in used if value.is_initializer() and _is_anonymous(value)]
     for value in constants:
         del graph.initializers[str(value.name)]
-    for number, value in enumerate(constants):
-        value.name = f"{CONSTANT}_{number}"
+    kept = _kept_names(graph)
+    names = (name for number in itertools.count() if (name := f"{CONSTANT}_{number}") not in kept)
+    for value, name in zip(constants, names, strict=False):
+        value.name = name
         graph.register_initializer(value)
 
 

@@ -41,4 +41,11 @@ def reshape_target(graph: ir.Graph, shape: Iterable[int | ir.SymbolicDim]) -> ir
     """A constant Reshape target, one for every shape of a graph; at most one dimension is symbolic."""
     dims = [dim if isinstance(dim, int) else -1 for dim in shape]
     name = TARGET + "x".join("B" if dim == -1 else str(dim) for dim in dims)
-    return graph.initializers.get(name) or add_initializer(graph, ir.Tensor(np.array(dims), name=name))
+    while (known := graph.initializers.get(name)) is not None and not _holds(known, dims):
+        name += "_"  # a weight of the network's is called so
+    return known or add_initializer(graph, ir.Tensor(np.array(dims), name=name))
+
+
+def _holds(value: ir.Value, dims: list[int]) -> bool:
+    constant = value.const_value
+    return isinstance(constant, ir.Tensor) and constant.dtype == ir.DataType.INT64 and list(constant.numpy()) == dims
