@@ -207,7 +207,7 @@ def example(ports: Iterable[NamedPort], batch: int) -> dict[str, np.ndarray]:
     for port in ports:
         shape = [size if isinstance(size, int) else batch for size in port.shape]
         floating = port.type == "tensor(float)"
-        accepted = port.accepted
+        accepted = getattr(port, "accepted", None)  # ONNX Runtime's own ports have none
         if accepted is not None:
             inputs[port.name] = np.full(shape, accepted.example, np.float32 if floating else np.int64)
         else:

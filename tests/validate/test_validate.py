@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -162,3 +163,17 @@ def test_a_recipe_of_ones_own_is_for_the_networks_built_from_it(plain: Path) -> 
     assert recipes_of(networks, None) == {"": None, "decoder": None}
     with pytest.raises(UsageError, match=f"recipe 'dit-fashion', and '{mine.name}' was given"):
         validate(load_bundle(plain), ["forward"], recipe=mine)
+
+
+def test_pictures_that_are_not_finite_fail_and_the_other_levels_are_kept(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "dexport.runtime.pipeline.PixelShuffle.__call__", lambda _, z: np.full((len(z), 1, 32, 32), np.nan, np.float32)
+    )
+    report = validate(load_bundle(plain), ["forward", "trajectory"], steps=2)
+    assert not report.passed
+    assert report.forward[""].passed
+    (broken,) = (gate for gate in report.gates if gate.metric == "psnr")
+    assert (broken.value, broken.verdict) == (None, "FAIL")
+    assert "not finite" in broken.where
