@@ -253,7 +253,7 @@ def test_a_run_that_failed_goes_on(plain: Path, real: Path, monkeypatch: pytest.
 
 def test_a_killed_run_goes_on(plain: Path, real: Path) -> None:
     work = real.parent / "work"
-    command = [sys.executable, "-m", "dexport", *arguments(plain, real, "--steps", 60, "--batch", 2)]
+    command = [sys.executable, "-m", "dexport", *arguments(plain, real, "--steps", 25, "--batch", 2)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 120
@@ -264,7 +264,7 @@ def test_a_killed_run_goes_on(plain: Path, real: Path) -> None:
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in pictures(work)}
     assert 4 <= len(before) < 60
-    result = run(plain, real, "--steps", 60, "--batch", 2, "--json")
+    result = run(plain, real, "--steps", 25, "--batch", 2, "--json")
     assert result.exit_code == 0, result.output
     assert len(pictures(work)) == 60
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in before.items())
