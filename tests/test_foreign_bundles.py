@@ -76,7 +76,7 @@ def test_a_manifest_runs_no_file(foreign: Path, command: str, name: str, monkeyp
     result = on(command, foreign)
     assert not mark.exists()
     assert result.exit_code == 2, result.output
-    assert "is not installed here" in result.stderr
+    assert "is installed here" in result.stderr
     assert result.stderr.replace("\n", "").isprintable()
 
 

@@ -44,7 +44,7 @@ def _recorded_recipe(name: str) -> Recipe:
         return registered_recipe(name)
     except UsageError as error:
         raise UsageError(
-            f"the bundle was built from the recipe {name!r}, which is not installed here",
+            f"no recipe named {name!r} is installed here, and the bundle was built from it",
             hint="give its file with --recipe FILE.py, if you trust who wrote it",
         ) from error
 
