@@ -54,6 +54,7 @@ from dexport.exporter.reuse import (
     is_built_in,
 )
 from dexport.exporter.steps import Listener, Silent, StepLog
+from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.trace import DEFAULT_OPSET, trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.files import outside_drafts
@@ -186,6 +187,7 @@ class Sources:
     decoder: WeightSource | None = None
 
 
+@fresh_torch()
 def build(
     recipe: str | Recipe,
     options: BuildOptions,

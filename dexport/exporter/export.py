@@ -26,6 +26,7 @@ from dexport.exporter.quantize.schemes import quantised_layers
 from dexport.exporter.quantize.ternary import StoreTernary, TernaryStorage
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import StepLog
+from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.torch_threads import torch_threads
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant
@@ -58,6 +59,7 @@ class Exported:
     time_tables: dict[str, int] | None = None
 
 
+@fresh_torch()
 def export_onnx(
     variant: Variant,
     weights: WeightSource,

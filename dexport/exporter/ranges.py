@@ -23,6 +23,7 @@ from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.module_path import inside
 from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, TimedSession, sample_batches
 from dexport.exporter.recipes.recipe import Islands
+from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
 
 FLOAT16 = torch.finfo(torch.float16)
@@ -127,6 +128,7 @@ def _covered(path: str, patterns: Iterable[str]) -> bool:
     return any(inside(path, pattern) for pattern in patterns)
 
 
+@fresh_torch()
 def find_ranges(variant: Variant, weights: WeightSource, on_progress: OnProgress) -> Ranges:
     """Watch the float32 network along the recipe's own sampling trajectory, or on example inputs if it has none.
 

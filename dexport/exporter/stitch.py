@@ -22,6 +22,7 @@ from dexport.exporter.build import (
 from dexport.exporter.machine import package_versions
 from dexport.exporter.manifest import Verdict, judgement, sampling
 from dexport.exporter.steps import Listener
+from dexport.exporter.torch_state import fresh_torch
 from dexport.runtime.stitch import check_fractions
 from dexport.runtime.time_table import TimeTable
 from dexport.verdict import PASSED
@@ -67,6 +68,7 @@ def parse_stitch(text: str) -> list[Share]:
     return shares
 
 
+@fresh_torch()
 def build_stitched(
     shares: Sequence[Share], options: BuildOptions, verify: Verifier, listener: Listener | None = None
 ) -> BuildResult:

@@ -8,6 +8,7 @@ from torch import nn
 
 from dexport.exporter.manifest import tensor_specs
 from dexport.exporter.recipes.recipe import Signature
+from dexport.exporter.torch_state import fresh_torch
 from dexport.runtime.inputs import port_of
 
 
@@ -29,6 +30,7 @@ class TorchSession:
         self.inputs = {spec["name"]: port_of(spec) for spec in tensor_specs(signature.inputs)}
         self.runner = torch_runner(device)
 
+    @fresh_torch()
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Run once, without gradients."""
         with torch.inference_mode():

@@ -26,6 +26,7 @@ from dexport.exporter.decompose import decompose
 from dexport.exporter.module_path import GUIDANCE, path_of_producer, set_module_path
 from dexport.exporter.recipes.recipe import BATCH, Signature
 from dexport.exporter.repeats import Repeats, expand, translations
+from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
 from dexport.plugins.translation import translation_table
 
@@ -36,6 +37,7 @@ TRACED_BATCH = 3
 
 
 @collector_paused()
+@fresh_torch()
 def trace(
     variant: Variant, weights: WeightSource, *, opset: int = DEFAULT_OPSET, every_block: bool = False
 ) -> ir.Model:

@@ -20,6 +20,7 @@ from dexport import limits
 from dexport.collector import collector_paused
 from dexport.errors import UsageError
 from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec, value_of
+from dexport.exporter.torch_state import fresh_torch
 from dexport.graphs.guidance import Guided
 from dexport.runtime.guidance import feed_of, find_rule
 from dexport.runtime.samplers import make_sampler
@@ -142,6 +143,7 @@ class Variant:
 
 
 @collector_paused()  # the first network that is made imports much of torch
+@fresh_torch()
 def resolve(
     recipe: Recipe,
     settings: Mapping[str, Any] | None = None,

@@ -13,10 +13,12 @@ from dexport.exporter.rebuild import options_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import Listener
 from dexport.exporter.stitch import build_stitched, parse_stitch
+from dexport.exporter.torch_state import fresh_torch
 from dexport.validate.parity import ParityReport, check_parity
 from dexport.validate.report import markdown
 
 
+@fresh_torch()
 def build_and_validate(
     recipe: str | Recipe | None,
     output: str | Path,
@@ -36,6 +38,7 @@ def build_and_validate(
     return build(recipe, chosen, forward_parity, listener)
 
 
+@fresh_torch()
 def quantise_and_validate(
     bundle: str | Path,
     output: str | Path,

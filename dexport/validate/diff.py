@@ -14,6 +14,7 @@ from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.gates import gates_for, gates_of
 from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
 from dexport.validate.blocks import Arrays, BlockError, OnProgress, block_paths, relative_l2
 from dexport.validate.comparison import (
@@ -106,6 +107,7 @@ class Diff:
         }
 
 
+@fresh_torch()
 def diff(
     bundle: Bundle,
     other: Bundle | None = None,

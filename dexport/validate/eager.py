@@ -16,6 +16,7 @@ from dexport.exporter.checkpoint import WeightSource, load_into, open_weights
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.torch_session import TorchSession
+from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
 
 PRODUCT_SIDE = 2048
@@ -31,6 +32,7 @@ class Eager:
     note: str = ""
 
     @classmethod
+    @fresh_torch()
     def of_bundle(cls, bundle: Bundle, recipe: str | None = None, checkpoint: str | None = None) -> Eager:
         """What a bundle was built from, with random weights where its checkpoint is gone."""
         with reading_manifest(bundle):
@@ -43,11 +45,13 @@ class Eager:
                 return cls.of_variant(variant, None, str(error))
 
     @classmethod
+    @fresh_torch()
     def of_variant(cls, variant: Variant, checkpoint: str | None, why: str = "no --checkpoint was given") -> Eager:
         """With the weights of a checkpoint, or random ones where there is none, and why there is none."""
         weights = open_weights(checkpoint, variant.outline, adapt=variant.recipe.adapt)
         return cls(variant, weights, "" if checkpoint else f"PyTorch has random weights: {why}")
 
+    @fresh_torch()
     def session(self, device: str) -> TorchSession:
         """The network in float32 on ``cpu`` or ``cuda``.
 
@@ -61,6 +65,7 @@ class Eager:
         network = load_into(self.weights, self.variant.meta_module())
         return TorchSession(self.variant.wrap(network), self.variant.signature, device)
 
+    @fresh_torch()
     def flops(self, batch: int) -> int:
         """Of the matrix products and convolutions, a multiplication and an addition being two; of custom ops none."""
         specs = self.variant.signature.inputs
@@ -71,7 +76,8 @@ class Eager:
         return counter.get_total_flops()
 
 
+@fresh_torch()
 def matrix_product() -> Callable[[], object]:
     """A float32 product of ``PRODUCT_FLOPS`` operations: the fastest of several is the rate that a CPU can reach."""
     a, b = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE), torch.randn(PRODUCT_SIDE, PRODUCT_SIDE)
-    return lambda: a @ b
+    return fresh_torch()(lambda: a @ b)

@@ -13,6 +13,7 @@ from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.gates import gates_for
 from dexport.exporter.manifest import tensor_specs
 from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant, resolve
 from dexport.runtime.inputs import NamedPort, port_of
 from dexport.runtime.session import LONGEST, OnnxSession
@@ -35,6 +36,7 @@ HALF = "tensor(float16)"
 NOT_RUN = "the trajectory: it runs on bundles only"
 
 
+@fresh_torch()
 def validate_foreign(
     model: Path,
     recipe: Recipe,

@@ -21,6 +21,7 @@ from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
 from dexport.exporter.recipes.recipe import BATCH, DEFAULT_GATES, Signature
 from dexport.exporter.torch_session import TorchSession, torch_runner
+from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
@@ -144,6 +145,7 @@ def finite_or_null(figures: Mapping[str, float]) -> dict[str, float | None]:
     return {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
 
 
+@fresh_torch()
 def check_parity(
     variant: Variant,
     weights: WeightSource,

@@ -13,14 +13,17 @@ from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_session import TorchSession
+from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
 
 
+@fresh_torch()
 def torch_session(variant: Variant, weights: WeightSource) -> TorchSession:
     """The reference of a variant."""
     return TorchSession(variant.wrap(load_into(weights, variant.meta_module())), variant.signature)
 
 
+@fresh_torch()
 def tapped_outputs(
     variant: Variant, weights: WeightSource, paths: Sequence[str], inputs: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -46,6 +49,7 @@ def tapped_outputs(
     return outputs, session(**inputs)
 
 
+@fresh_torch()
 def reference_of(bundle: Bundle, checkpoint: str | None = None, recipe: Recipe | None = None) -> TorchSession:
     """The reference of a bundle that holds one network, from what its manifest says.
 

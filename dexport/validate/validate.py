@@ -14,6 +14,7 @@ from dexport.exporter.gates import NetworkGates, gates_of
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_session import TorchSession
+from dexport.exporter.torch_state import fresh_torch
 from dexport.hashing import sha256_of
 from dexport.limits import check_pictures
 from dexport.places import check_place
@@ -133,6 +134,7 @@ class Validation:
         )
 
 
+@fresh_torch()
 def validate(
     bundle: Bundle,
     levels: Sequence[str] | None = None,

@@ -14,6 +14,7 @@ from pathlib import Path
 from dexport.errors import UsageError
 from dexport.exporter.recipes import dico, diffit, dimr, dit, fashion, lit, sd_vae, terdit, vitok_v1, vitok_v2
 from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.torch_state import fresh_torch
 
 ENTRY_POINT_GROUP = "dexport.recipes"
 FAMILIES = (dit, dico, diffit, dimr, lit, terdit, fashion, sd_vae, vitok_v1, vitok_v2)
@@ -55,6 +56,7 @@ def registered_recipe(name: str) -> Recipe:
     raise UsageError(f"no recipe named {name!r}", hint=hint)
 
 
+@fresh_torch()  # a file may set defaults for its own network
 def _from_file(path: Path, wanted: str) -> Recipe:
     if not path.is_file():
         raise UsageError(f"recipe file {path} does not exist", hint="`dexport recipes` lists those with a name")

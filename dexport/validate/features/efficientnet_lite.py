@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dexport.exporter.checkpoint import Origin
+from dexport.exporter.torch_state import fresh_torch
 from dexport.validate.features.weights import PIXELS_NEED_NONE, find_weights, load_network, open_weights_file
 
 SIDE = 224
@@ -96,6 +97,7 @@ def norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 
+@fresh_torch()
 def load_efficientnet_lite0(weights: Path | None = None) -> tuple[EfficientNetLite0, Origin]:
     """The network and the origin of its weights.
 

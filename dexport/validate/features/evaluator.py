@@ -102,6 +102,7 @@ def _runner(network: nn.Module, side: int, mean: int) -> Callable[[np.ndarray], 
     """uint8 (B, H, W, 1 or 3) -> the network's outputs of (image - mean) / 128, as a tuple of arrays or None."""
     import torch
 
+    from dexport.exporter.torch_state import fresh_torch
     from dexport.validate.features.resize import resize_tf1
 
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -109,6 +110,7 @@ def _runner(network: nn.Module, side: int, mean: int) -> Callable[[np.ndarray], 
     def to_array(tensor: Tensor | None) -> np.ndarray | None:
         return None if tensor is None else tensor.numpy()
 
+    @fresh_torch()
     @torch.inference_mode()
     def run(images: np.ndarray) -> tuple[np.ndarray | None, ...]:
         pixels = torch.from_numpy(np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images.copy())

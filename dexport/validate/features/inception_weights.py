@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dexport.exporter.checkpoint import Origin
+from dexport.exporter.torch_state import fresh_torch
 from dexport.validate.features.inception import FidInception
 from dexport.validate.features.weights import PIXELS_NEED_NONE, find_weights, load_network, open_weights_file
 
@@ -62,6 +63,7 @@ BRANCHES = dict(zip(BLOCKS, (A, A, A, B, C, C, C, C, D, E, E), strict=True))
 PARTS = {"weight": "conv.weight", "beta": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
 
 
+@fresh_torch()
 def load_inception(weights: Path | None = None) -> tuple[FidInception, Origin, bool]:
     """The network, the origin of its weights, and whether they are those that define FID.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dexport.errors import InputError
+from dexport.exporter.torch_state import fresh_torch
 from dexport.validate.features.weights import find_weights
 from dexport.validate.likeness import PictureDistance
 
@@ -62,6 +63,7 @@ class Lpips(nn.Module):
         return found
 
 
+@fresh_torch()
 def open_lpips(weights: Path | None = None) -> PictureDistance:
     """The distance of pictures of ``LPIPS_SMALLEST`` pixels or more: 0 for equal, 0.7 for unlike ones.
 
@@ -84,6 +86,7 @@ def open_lpips(weights: Path | None = None) -> PictureDistance:
         channels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
         return channels.float() / 127.5 - 1
 
+    @fresh_torch()
     @torch.inference_mode()
     def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return network(pixels(a), pixels(b)).double().numpy()
