@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+
 import numpy as np
 import torch
 from torch import nn
 
 from dexport.exporter.manifest import tensor_specs
 from dexport.exporter.recipes.recipe import Signature
-from dexport.exporter.torch_state import fresh_torch
 from dexport.runtime.inputs import port_of
 
 
@@ -30,10 +32,9 @@ class TorchSession:
         self.inputs = {spec["name"]: port_of(spec) for spec in tensor_specs(signature.inputs)}
         self.runner = torch_runner(device)
 
-    @fresh_torch()
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Run once, without gradients."""
-        with torch.inference_mode():
+        with torch.inference_mode(), contextlib.redirect_stdout(sys.stderr):  # what a network prints is no result
             tensors = (torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs)
             results = self._module(*(tensor.to(self._device) for tensor in tensors))
         outputs = results if isinstance(results, tuple) else (results,)

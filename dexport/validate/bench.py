@@ -241,9 +241,11 @@ def _eager_sides(eager: Eager, devices: Iterable[str]) -> Iterable[Side]:
 
 
 def _product(stack: ExitStack, threads: int) -> Run:
+    from dexport.exporter.torch_state import fresh_torch
     from dexport.exporter.torch_threads import torch_threads
     from dexport.validate.eager import matrix_product
 
+    stack.enter_context(fresh_torch())
     stack.enter_context(torch_threads(threads))
     product = matrix_product()
     return lambda _inputs: product()

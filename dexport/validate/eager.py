@@ -80,4 +80,4 @@ class Eager:
 def matrix_product() -> Callable[[], object]:
     """A float32 product of ``PRODUCT_FLOPS`` operations: the fastest of several is the rate that a CPU can reach."""
     a, b = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE), torch.randn(PRODUCT_SIDE, PRODUCT_SIDE)
-    return fresh_torch()(lambda: a @ b)
+    return lambda: a @ b
