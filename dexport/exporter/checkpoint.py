@@ -17,7 +17,7 @@ from dexport.exporter.weights.address import SUFFIXES, TORCH_SUFFIXES, locate, s
 from dexport.exporter.weights.choice import MisfitError, choose
 from dexport.exporter.weights.containers import CONTAINERS, ROOT, Fixed, Form
 from dexport.exporter.weights.opened import Checkpoint
-from dexport.exporter.weights.source import Adapter, Origin, RandomSource, WeightSource, is_finite
+from dexport.exporter.weights.source import Adapter, Origin, RandomSource, WeightSource, buffers_of, is_finite
 
 __all__ = [
     "CONTAINERS",
@@ -27,6 +27,7 @@ __all__ = [
     "Origin",
     "RandomSource",
     "WeightSource",
+    "buffers_of",
     "check_index_tables",
     "check_names",
     "fitting_source",
@@ -77,6 +78,7 @@ def open_weights(
             return adapted
 
         source = fitting_source(str(checkpoint), meta_module, fit, sha256)
+    source.buffers = buffers_of(meta_module)
     check_index_tables(source, meta_module)
     return source
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import RandomSource, WeightSource, fitting_source, shorten
+from dexport.exporter.checkpoint import RandomSource, WeightSource, buffers_of, fitting_source, shorten
 from dexport.exporter.module_path import inside
 from dexport.exporter.weights.choice import MisfitError
 
@@ -42,6 +42,7 @@ class InheritingSource(WeightSource):
             )
             raise MisfitError(len(wrong) + len(unexpected), error)
         self._inherited = frozenset(inherited)
+        self.buffers = buffers_of(meta_module)
         self.origin = replace(
             base.origin,
             kind="inherited",

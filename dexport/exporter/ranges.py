@@ -70,7 +70,7 @@ class Range:
         if math.isnan(largest):
             raise InputError(f"{operation} is NaN in float32", hint="check the checkpoint")
         if math.isinf(largest):  # a mask; float16 has infinity too
-            magnitude = magnitude.where(magnitude.isfinite(), 0)
+            magnitude, tensor = (values.where(tensor.isfinite(), 0) for values in (magnitude, tensor))
             largest = float(magnitude.max())
         if largest > self.largest:
             self.largest, self.operation = largest, operation
@@ -174,6 +174,7 @@ class _Watch(TorchDispatchMode):
         self._stack = [""]
         self._leaves: set[str] = set()
         self._loud = False
+        self._not_a_number: InputError | None = None
 
     def of(self, path: str) -> Range:
         return self.ranges.setdefault(path, Range())
@@ -194,17 +195,23 @@ class _Watch(TorchDispatchMode):
         def leave(*_: object) -> None:
             self._stack.pop()
 
+        def check(_module: nn.Module, _inputs: object, result: Any) -> None:
+            outputs = result if isinstance(result, tuple) else (result,)
+            if self._not_a_number is not None and any(output.isnan().any() for output in outputs):
+                raise self._not_a_number
+
         self._leaves = {path for path, module in network.named_modules() if not any(module.children())}
         handles = []
         for path, module in network.named_modules():
             handles += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave)]
+        handles.append(network.register_forward_hook(check))
         try:
             with self:
                 yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._stack = [""]
+            self._stack, self._not_a_number = [""], None
 
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -226,7 +233,9 @@ class _Watch(TorchDispatchMode):
             # Between its modules a block gates and sums: what is small there is added to something larger.
             self._loud |= seen.observe(first, name, LARGEST, small=self._stack[-1] in self._leaves)
         except InputError as error:
-            raise InputError(f"{self._stack[-1] or 'the network'}: {error}", hint=error.hint) from error
+            # Rows that are masked as a whole are NaN until a network replaces them: what comes out decides.
+            place = self._stack[-1] or "the network"
+            self._not_a_number = self._not_a_number or InputError(f"{place}: {error}", hint=error.hint)
         return result
 
 

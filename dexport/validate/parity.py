@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from dexport.errors import InputError
 from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
 from dexport.exporter.recipes.recipe import BATCH, DEFAULT_GATES, Signature
@@ -233,13 +234,24 @@ def take_rows(signature: Signature, inputs: Arrays, order: Sequence[int]) -> dic
 def reference_outputs(
     variant: Variant, weights: WeightSource, inputs: Arrays, rows: int, session: TorchSession | None = None
 ) -> dict[str, np.ndarray]:
-    """Outputs of the float32 PyTorch module, or of a ``session`` in its place, row by row in small batches."""
+    """Outputs of the float32 PyTorch module, or of a ``session`` in its place, row by row in small batches.
+
+    Raises:
+        InputError: they are NaN, so that nothing can be compared with them.
+    """
     session = session or torch_session(variant, weights)
     parts = [
         session(**take_rows(variant.signature, inputs, range(start, min(start + REFERENCE_BATCH, rows))))
         for start in range(0, rows, REFERENCE_BATCH)
     ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for name, array in outputs.items():
+        if np.isnan(array).any():
+            raise InputError(
+                f"{variant.recipe.name}: {name} is NaN in PyTorch's float32",
+                hint="check the checkpoint, and rows of attention that are masked as a whole",
+            )
+    return outputs
 
 
 def _plan(precision: str, batches: Sequence[int]) -> list[tuple[str, int]]:

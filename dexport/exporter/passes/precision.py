@@ -12,7 +12,7 @@ from torch import Tensor
 from dexport.errors import InputError
 from dexport.exporter.checkpoint import is_finite
 from dexport.exporter.module_path import GUIDANCE, TIME_TABLE, inside, module_path, set_module_path
-from dexport.exporter.passes.lazy import add_initializer, lazily, static_shape
+from dexport.exporter.passes.lazy import add_initializer, as_torch, lazily, static_shape
 from dexport.exporter.recipes.recipe import Islands
 
 LOW_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -26,6 +26,10 @@ DATA_MOVEMENT = frozenset(
 """Operators that compute nothing: they move float32 only when everything that reads them computes in it."""
 FLOAT32_INPUTS = {"Resize": (1, 2)}
 """Operator -> inputs that the standard fixes to float32, such as the scales of Resize."""
+ON_MASKS = DATA_MOVEMENT | {"Add", "Cast", "Max", "Min", "Mul", "Sub", "Trilu", "Where"}
+"""Operators between a mask and the softmax."""
+ATTENTION_MASK = 3
+"""Input of ONNX's ``Attention``."""
 SHAPE_QUERIES = frozenset({"Shape", "Size"})
 
 
@@ -66,13 +70,30 @@ class ToLowPrecision(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
     def _nodes_in_float32(self, graph: ir.Graph) -> set[ir.Node]:
-        high: set[ir.Node] = set()
+        high = self._under_masks(graph)
         for node in reversed(graph):
             readers = {use.node for use in node.outputs[0].uses()}
             moves_for_islands = node.op_type in DATA_MOVEMENT and readers and readers <= high
             if self._is_island(node) or moves_for_islands:
                 high.add(node)
         return high
+
+    def _under_masks(self, graph: ir.Graph) -> set[ir.Node]:
+        """What adds a mask of huge numbers to scores, where the softmax is an island: it belongs to that.
+
+        A number that fits would mask as well, but for rows that are masked as a whole: these are uniform only where
+        the scores are lost beside the mask. Such masks are few and small, so this pass looks at their values.
+        """
+        nodes: set[ir.Node] = set()
+        if "Softmax" not in self.islands.ops:
+            return nodes
+        for value in graph.initializers.values():
+            between, ends = _until_softmax(value)
+            if ends == {"Softmax"} and between and value.dtype == ir.DataType.FLOAT and value.const_value is not None:
+                array = as_torch(value.const_value)
+                if (array.to(TORCH_TYPES[self.low]).isinf() & array.isfinite()).any():
+                    nodes |= between
+        return nodes
 
     def _is_island(self, node: ir.Node) -> bool:
         path = module_path(node)
@@ -139,19 +160,54 @@ class _Casts:
 
     def _cast_weight(self, weight: ir.TensorProtocol, value: ir.Value) -> ir.Value:
         original, target = str(value.name), TORCH_TYPES[self.low]
+        is_mask = bool(_until_softmax(value)[1])
 
         def cast(array: Tensor) -> Tensor:
             result = array.to(target)
-            if not is_finite(result):
-                raise InputError(
-                    f"{original} holds {array.abs().max():.3g}, more than {target} can represent",
-                    hint="build with --bf16, or keep its module in float32 with --island",
-                )
-            return result
+            if is_finite(result):
+                return result
+            if array.isnan().any():
+                raise InputError(f"{original} holds NaN", hint="check the checkpoint, or the table in its constructor")
+            given, own = torch.finfo(array.dtype), torch.finfo(target)
+            lost = result.isinf() & array.isfinite()  # what was infinite is a mask, and stays so
+            if is_mask and bool((array[lost] < 0).all()):
+                # Not infinity: 0 times it is NaN, and so is a row that is masked as a whole. Nor the lowest number,
+                # which becomes infinity where a score is added.
+                return result.masked_fill_(lost, own.min / 2)
+            for before, after in ((given.max, own.max), (given.min, own.min)):
+                result.masked_fill_(array == before, after)  # code that asks for its type's limits asks for these
+            lost &= result.isinf()
+            if not lost.any():
+                return result
+            raise InputError(
+                f"{original} holds {array[lost].abs().max():.3g}, more than {target} can represent",
+                hint="build with --bf16, or keep its module in float32 with --island",
+            )
 
         shape = static_shape(weight)
         name = f"{original}/{_short(self.low)}"
         return add_initializer(self.graph, lazily(weight, cast, dtype=self.low, shape=shape, name=name))
+
+
+def _until_softmax(value: ir.Value) -> tuple[set[ir.Node], set[str]]:
+    """What lies between a value and the softmax that it masks: the nodes, and in which operators their paths end.
+
+    Empty for a value that does anything else. In a softmax large negative numbers stand for "never".
+    """
+    waiting, between, ends = [value], set[ir.Node](), set[str]()
+    while waiting:
+        current = waiting.pop()
+        if current.is_graph_output():
+            return set(), set()
+        for node, index in current.uses():
+            if node.op_type == "Softmax" or (node.op_type == "Attention" and index == ATTENTION_MASK):
+                ends.add(node.op_type)
+            elif node.op_type not in ON_MASKS:
+                return set(), set()
+            elif node not in between:
+                between.add(node)
+                waiting += node.outputs
+    return between, ends
 
 
 def _short(dtype: ir.DataType) -> str:

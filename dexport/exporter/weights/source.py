@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,8 @@ class WeightSource(ABC):
 
     shapes: Mapping[str, tuple[int, ...]]
     origin: Origin
+    buffers: Collection[str] = frozenset()
+    """Tensors that are not trained. A mask is one, and may be infinite."""
 
     @abstractmethod
     def _read(self, name: str) -> Tensor:
@@ -72,7 +74,7 @@ class WeightSource(ABC):
         """The contiguous tensor in ``dtype``.
 
         Raises:
-            InputError: values that are not finite.
+            InputError: values that are not finite, but for infinite ones that a buffer was stored with.
         """
         stored = self._read(name)
         if stored.is_complex() and not dtype.is_complex:
@@ -88,12 +90,20 @@ class WeightSource(ABC):
                 hint="store it in a floating-point type",
             ) from error
         if dtype.is_floating_point and not is_finite(tensor):
-            bad = int((~torch.isfinite(tensor)).sum())
+            infinite = torch.isinf(tensor) & torch.isinf(stored)
+            bad = int((~torch.isfinite(tensor) & ~(infinite & (name in self.buffers))).sum())
+            if not bad:
+                return tensor
             raise InputError(
                 f"{self.origin}: {name} has {bad} NaN or infinite values out of {tensor.numel()}",
                 hint="take an earlier checkpoint; a diverged run cannot be exported",
             )
         return tensor
+
+
+def buffers_of(module: nn.Module) -> frozenset[str]:
+    """The names in a module's state dict that are no parameters."""
+    return frozenset(module.state_dict()) - {name for name, _ in module.named_parameters(remove_duplicate=False)}
 
 
 Adapter = Callable[[WeightSource, nn.Module], WeightSource]
