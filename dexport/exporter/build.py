@@ -39,6 +39,7 @@ from dexport.exporter.latents import check_latents
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes import check_switchable
 from dexport.exporter.passes.precision import DATA_MOVEMENT
+from dexport.exporter.ports import check_network, check_program
 from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES
 from dexport.exporter.quantize.request import Asked, Workplace, check_asked, prepare, request_of
 from dexport.exporter.quantize.schemes import gate_of, quantised_layers
@@ -223,6 +224,8 @@ def build(
     asked = _asked(options)
     request = request_of(variant, asked, ternary, islands.modules, choice, plugins, options.opset)
     place = Workplace(options.output)
+    if not is_built_in(variant):  # those agree with their recipes; the trace is held to it all the same
+        check_network(variant)
     with Draft(options.output, force=options.force, bytes_needed=_bytes_needed(variant, options, ternary)) as draft:
         with log.step("open weights"):
             opened = sources or open_sources(variant, decoder, options)
@@ -328,6 +331,7 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
 
     Raises:
         UsageError: options that contradict each other or the recipe.
+        InputError: ports that no sampler feeds or reads.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     if options.precision not in BYTES_PER_WEIGHT:
@@ -367,6 +371,7 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
             )
         latent = (cells, cells)
     variant = resolve(recipe, options.settings, latent, options.guidance == "fused", options.fold_steps)
+    check_program(variant)
     check_latents(variant)
     return variant
 

@@ -24,9 +24,11 @@ from dexport.errors import InputError
 from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.decompose import decompose
 from dexport.exporter.module_path import GUIDANCE, path_of_producer, set_module_path
+from dexport.exporter.ports import check_graph
 from dexport.exporter.recipes.recipe import BATCH, Signature
 from dexport.exporter.repeats import Repeats, expand, translations
 from dexport.exporter.torch_state import fresh_torch
+from dexport.exporter.untraceable import explained
 from dexport.exporter.variant import Variant
 from dexport.plugins.translation import translation_table
 
@@ -57,11 +59,13 @@ def trace(
     if model is None:
         if repeats:
             network = Fake(variant)  # a forward may have left anything behind
-        program = _export(network)
-        if not every_block:
-            decompose(program)
-        model = _to_onnx(program, network.signature, opset)
+        with explained(network.owner, network.own):
+            program = _export(network)
+            if not every_block:
+                decompose(program)
+            model = _to_onnx(program, network.signature, opset)
     _rename_batch(model)
+    check_graph(network.owner, model, network.signature)
     _record_module_paths(model, network)
     _bind_weights(model, network, weights, variant.outline)
     return model
@@ -71,9 +75,9 @@ class Fake:
     """A variant's network on fake tensors, in the module that is exported, with inputs for it."""
 
     def __init__(self, variant: Variant) -> None:
-        self.signature = variant.signature
+        self.owner, self.signature = variant.recipe.name, variant.signature
         with FakeTensorMode():
-            network = variant.module()
+            self.own = network = variant.module()
             self.root = Exported(variant.wrap(network)).eval()
             self.inputs = tuple(
                 torch.zeros(spec.dims(TRACED_BATCH), dtype=getattr(torch, spec.dtype)) for spec in self.signature.inputs
@@ -108,12 +112,13 @@ class Exported(nn.Module):
 def _repeats_once(network: Fake, repeats: Repeats, opset: int) -> ir.Model | None:
     """The ONNX graph from one trace of each distinct block; None for a network where that cannot be done."""
     try:
-        with repeats.opaque():
-            program = _export(network)
-        repeats.check(program)
-        decompose(program)
-        model = _to_onnx(program, network.signature, opset)
-        expand(model)
+        with explained(network.owner, network.own):
+            with repeats.opaque():
+                program = _export(network)
+            repeats.check(program)
+            decompose(program)
+            model = _to_onnx(program, network.signature, opset)
+            expand(model)
     except Exception as error:  # noqa: BLE001 - whatever it is, the whole trace does without it or says it better
         logger.info("every block is traced: %s", error)
         return None

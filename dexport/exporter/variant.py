@@ -18,7 +18,10 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from dexport import limits
 from dexport.collector import collector_paused
-from dexport.errors import UsageError
+from dexport.errors import DexportError, InputError, UsageError
+from dexport.exporter.declared import return_declared
+from dexport.exporter.ports import check_names
+from dexport.exporter.recipes.check import check_recipe, check_signature
 from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec, value_of
 from dexport.exporter.torch_state import fresh_torch
 from dexport.graphs.guidance import Guided
@@ -44,18 +47,26 @@ class Variant:
     table: TimeTable | None = None
 
     def module(self) -> nn.Module:
-        """The bare network in eval mode, on the current default device."""
+        """The bare network in eval mode, on the current default device; it returns what its signature declares."""
         try:
             for value in self.config.values():
                 limits.check_setting(value)
             with _counting_modules():
-                return self.recipe.constructor(**self.config).eval()
-        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
+                network = self.recipe.constructor(**self.config)
+        except DexportError:
+            raise
+        except Exception as error:  # a constructor of the user's may raise anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise UsageError(
                 f"{self.recipe.name}: the constructor refuses this configuration: {reason}",
                 hint=f"`dexport info {self.recipe.name}` shows the settings that it has",
             ) from error
+        if not isinstance(network, nn.Module):
+            raise InputError(
+                f"{self.recipe.name}: the constructor makes a {type(network).__name__}, not a torch.nn.Module",
+                hint="let the recipe's constructor return the network",
+            )
+        return return_declared(network.eval(), self.recipe.name, lambda: [spec.name for spec in self.plain.outputs])
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The graph to export: the network itself, or the network inside its guidance."""
@@ -70,7 +81,7 @@ class Variant:
             raise UsageError(
                 f"{self.recipe.name}: guidance cannot be fused: {error}", hint="leave out --guidance fused"
             ) from error
-        if len(self.recipe.signature(self.config, self.latent).outputs) > 1:
+        if len(self.plain.outputs) > 1:
             raise UsageError(
                 f"{self.recipe.name}: guidance cannot be fused around several outputs",
                 hint="leave out --guidance fused, or ask for one output",
@@ -88,9 +99,29 @@ class Variant:
         """One :meth:`meta_module` for all who only look at its modules, names, shapes and types."""
         return self.meta_module()
 
+    @functools.cached_property
+    def plain(self) -> Signature:
+        """The signature of the network itself.
+
+        Raises:
+            UsageError: it fails for this configuration.
+            InputError: it is none.
+        """
+        try:
+            signature = self.recipe.signature(self.config, self.latent)
+        except DexportError:
+            raise
+        except Exception as error:  # a signature is a function of the user's
+            raise UsageError(
+                f"{self.recipe.name}: the signature fails for this configuration: {type(error).__name__}: {error}",
+                hint=f"`dexport info {self.recipe.name}` shows the settings that it has",
+            ) from error
+        return check_signature(self.recipe.name, signature)
+
     @property
     def signature(self) -> Signature:
-        plain = self.recipe.signature(self.config, self.latent)
+        """The signature of the graph to export."""
+        plain = self.plain
         null_label = self.null_label
         if null_label is not None:
             labels = (replace(spec, largest=null_label) if spec.name == LABELS else spec for spec in plain.inputs)
@@ -161,6 +192,7 @@ def resolve(
     Raises:
         UsageError: unknown argument, a size that the network cannot take, or steps that its sampler cannot.
     """
+    check_recipe(recipe)
     settings = dict(settings or {})
     _check_arguments(recipe, settings)
     config = {**recipe.config, **settings}
@@ -202,6 +234,7 @@ def resolve(
         raise UsageError(
             f"{recipe.name}: this configuration leaves {empty[0]} empty", hint="give sizes above 0 with --set"
         )
+    check_names(recipe, config)
     variant.wrap(module)
     for spec in variant.signature.inputs:
         if spec.values == "integers" and spec.low > spec.high:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dexport.errors import InputError, UsageError
 from dexport.exporter.checkpoint import WeightSource, check_names
+from dexport.exporter.declared import return_declared
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import Variant
 
@@ -47,6 +48,7 @@ def session_against(address: str, variant: Variant, weights: WeightSource) -> To
             ) from error
         state = module.state_dict()
         module.load_state_dict({key: weights.read(key, tensor.dtype) for key, tensor in state.items()}, strict=True)
+        return_declared(module, address, lambda: [spec.name for spec in variant.plain.outputs])
         session = TorchSession(variant.wrap(module.float().eval()), variant.signature)
         _check_outputs(module, address, variant)
     session.runner += f", {address}"
@@ -121,7 +123,7 @@ def _construct(constructor: Any, address: str, config: Mapping[str, Any]) -> nn.
 
 def _check_outputs(module: nn.Module, address: str, variant: Variant) -> None:
     """Run the plain network once: what is wrong here would fail later in the middle of a level."""
-    signature = variant.recipe.signature(variant.config, variant.latent)
+    signature = variant.plain
     example = signature.example(ROWS)
     arguments = [torch.from_numpy(example[spec.name]) for spec in signature.inputs]
     names = ", ".join(spec.name for spec in signature.inputs)

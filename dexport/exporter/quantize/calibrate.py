@@ -130,7 +130,7 @@ class TimedSession(TorchSession):
     """A network without its guidance; ``time`` is that of the call in progress."""
 
     def __init__(self, module: nn.Module, variant: Variant) -> None:
-        super().__init__(module, variant.recipe.signature(variant.config, variant.latent))
+        super().__init__(module, variant.plain)
         self.time = 0.0
         self._time_input = list(self.inputs)[1]
 

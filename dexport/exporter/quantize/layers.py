@@ -96,7 +96,7 @@ def network_layers(variant: Variant, *, ternary: bool = True) -> dict[str, Netwo
         }
         for path, module in layers.items():
             module.register_forward_pre_hook(lambda _module, _inputs, path=path: called.add(path))
-        signature = variant.recipe.signature(variant.config, variant.latent)
+        signature = variant.plain
         network(*(torch.zeros(s.dims(EXAMPLE_BATCH), dtype=getattr(torch, s.dtype)) for s in signature.inputs))
     return {
         path: NetworkLayer(tuple(module.weight.shape), stays_convolution(module))

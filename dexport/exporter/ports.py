@@ -1,0 +1,271 @@
+"""Whether a recipe's ports are those of its network and of its program, before any work rests on them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dexport.bundle import pixel_shuffle
+from dexport.errors import InputError, UsageError
+from dexport.exporter.recipes import all_recipes
+from dexport.exporter.recipes.recipe import BATCH, Guidance, Recipe, Signature, TensorSpec
+from dexport.exporter.torch_state import fresh_torch
+from dexport.exporter.untraceable import explained
+from dexport.runtime.guidance import FEEDS, feed_class_conditional, feed_of, find_rule
+from dexport.runtime.samplers import SAMPLERS, make_sampler
+
+if TYPE_CHECKING:
+    from dexport.exporter.variant import Variant
+
+STATE, LABELS, OUT = "x", "y", "out"
+BATCHES = (3, 2)
+"""What differs between them is the batch. Sizes of 0 and 1 are special to PyTorch."""
+HINT = "declare in the recipe's signature what the network takes and returns"
+aten = torch.ops.aten
+SAME_LABELS = frozenset({"_to_copy", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "clone", "expand"})
+
+
+def check_names(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """Refuse a sampler or a guidance rule that there is not.
+
+    Raises:
+        InputError: it names the recipe, what was declared, and what there is.
+    """
+    facts, guidance = recipe.sampling, recipe.guidance
+    if facts is not None:
+        if facts.sampler not in SAMPLERS:
+            raise InputError(
+                f"{recipe.name}: there is no sampler {facts.sampler!r}", hint=f"choose from {', '.join(SAMPLERS)}"
+            )
+        try:
+            make_sampler(facts.sampler, facts.steps)
+        except UsageError as error:
+            raise InputError(f"{recipe.name}: sampling: {error}", hint=error.hint) from error
+    if guidance is not None:
+        rule: object = guidance.rule
+        try:
+            rule = guidance.rule_for(config)
+            find_rule(rule)
+        except Exception as error:  # a rule may be a function of the user's
+            reason = "" if isinstance(error, (UsageError, ValueError)) else f" ({type(error).__name__}: {error})"
+            raise InputError(
+                f"{recipe.name}: there is no guidance rule {rule!r}{reason}",
+                hint=getattr(error, "hint", "") or "see dexport.runtime.guidance.RULES",
+            ) from error
+
+
+def check_program(variant: Variant) -> None:
+    """Refuse a denoiser whose ports are not what samplers feed and read.
+
+    Raises:
+        InputError: it names the recipe, the port, what was declared and what is expected.
+    """
+    recipe, signature = variant.recipe, variant.plain
+    if recipe.sampling is None:
+        return
+    inputs, outputs = ({spec.name: spec for spec in specs} for specs in (signature.inputs, signature.outputs))
+    names = list(inputs)
+    one = np.zeros(1, np.float32)
+    fed = list(feed_of(names)(one, one, one))
+    if names != fed or names[1:2] in ([], [LABELS]):
+        sets = [list(feed(one, one, one)) for feed in (feed_class_conditional, *FEEDS.values())]
+        raise InputError(
+            f"{recipe.name}: inputs {', '.join(names)} are declared; no sampler feeds them",
+            hint=f"in this order: {'; or '.join(', '.join(each) for each in sets)}; labels may be left out",
+        )
+    time = names[1]
+    state = inputs[STATE]
+    _expect(recipe, "input", state, "float32", (BATCH, *state.shape[1:2], *variant.latent))
+    _expect(recipe, "input", inputs[time], "float32", (BATCH,))
+    if LABELS in inputs:
+        _expect(recipe, "input", inputs[LABELS], "int64", (BATCH,))
+    if OUT not in outputs:
+        raise InputError(
+            f"{recipe.name}: outputs {', '.join(outputs)} are declared; samplers read {OUT}", hint=f"call it {OUT}"
+        )
+    _expect(recipe, "output", outputs[OUT], "float32", (BATCH, *outputs[OUT].shape[1:2], *variant.latent))
+    _check_decoder(recipe.name, recipe.sampling.decoder)
+    _null_label(variant)
+
+
+def _check_decoder(owner: str, decoder: str) -> None:
+    try:
+        known = decoder == "none" or pixel_shuffle(decoder) is not None or decoder in all_recipes()
+    except (UsageError, ValueError):
+        known = False
+    if not known:
+        raise InputError(
+            f"{owner}: there is no decoder {decoder!r}",
+            hint='give a decoder\'s recipe, "pixel-shuffle-N", or "none" where states are pictures',
+        )
+
+
+def _expect(recipe: Recipe, kind: str, spec: TensorSpec, dtype: str, shape: tuple[int | str, ...]) -> None:
+    if (spec.dtype, spec.shape) != (dtype, shape):
+        raise InputError(
+            f"{recipe.name}: {kind} {spec.name} is declared as {spec.dtype} {list(spec.shape)}; "
+            f"its sampler needs {dtype} {list(shape)}",
+            hint="correct the recipe's signature",
+        )
+
+
+def _null_label(variant: Variant) -> int | None:
+    """The label of the unconditional prediction; None where there is none."""
+    guidance: Guidance | None = variant.recipe.guidance
+    labels = [spec for spec in variant.plain.inputs if spec.name == LABELS]
+    if guidance is None:
+        return None
+    name = variant.recipe.name
+    try:
+        label = guidance.null_label(variant.config)
+    except ValueError:  # how a recipe says that there is none
+        return None
+    except Exception as error:
+        raise InputError(
+            f"{name}: guidance: the null label fails: {type(error).__name__}: {error}",
+            hint="raise ValueError where the network has none",
+        ) from error
+    if not isinstance(label, (int, np.integer)) or isinstance(label, bool):
+        raise InputError(f"{name}: guidance: the null label is {label!r}; expected an integer", hint=HINT)
+    if not labels:
+        raise InputError(
+            f"{name}: guidance has the null label {label}, and no input {LABELS} is declared",
+            hint="leave guidance out, or declare the labels",
+        )
+    if label < 0 or labels[0].low <= label <= labels[0].high:
+        raise InputError(
+            f"{name}: guidance: the null label {label} must be none of the classes, which are declared as "
+            f"{labels[0].low:g} to {labels[0].high:g}, and not negative",
+            hint="it is the row of the label table that was trained by dropping labels",
+        )
+    return int(label)
+
+
+@fresh_torch()
+def check_network(variant: Variant) -> None:
+    """Run the network without memory for values, and refuse ports that are not those of its signature.
+
+    Raises:
+        InputError: it takes or returns something else, or cannot run; see :func:`explained`.
+    """
+    owner, signature = variant.recipe.name, variant.plain
+    names = [spec.name for spec in signature.inputs]
+    env = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+    with FakeTensorMode(shape_env=env, allow_non_fake_inputs=True):
+        network = variant.module()
+        try:
+            inspect.signature(network.forward).bind(*names)
+        except TypeError as error:
+            raise InputError(
+                f"{owner}: inputs {', '.join(names)} are declared, and forward is called with them in this order, but "
+                f"it takes {inspect.signature(network.forward)}: {error}",
+                hint=HINT,
+            ) from error
+        found = []
+        for batch in BATCHES:
+            inputs = [torch.zeros(spec.dims(batch), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs]
+            labels = [tensor for name, tensor in zip(names, inputs, strict=True) if name == LABELS]
+            with explained(owner, network), torch.no_grad(), _Tables(labels) as tables:
+                result = network(*inputs)
+            found.append(result if isinstance(result, tuple) else (result,))
+    for spec, *tensors in zip(signature.outputs, *found, strict=True):
+        # A size that depends on values is a symbol, which cannot be compared.
+        shapes = [tuple(n if isinstance(n, int) else str(n) for n in tensor.shape) for tensor in tensors]
+        if [tensor.dtype for tensor in tensors] != [getattr(torch, spec.dtype)] * 2 or shapes != [
+            spec.dims(batch) for batch in BATCHES
+        ]:
+            dtype = str(tensors[0].dtype).removeprefix("torch.")
+            raise _differs(owner, spec, f"{dtype} {_symbolic(shapes)}")
+    _check_rows(variant, tables.rows)
+
+
+def _symbolic(shapes: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """One shape for two batches: what follows the batch is the batch."""
+    first, second = shapes
+    if len(first) != len(second):
+        return list(first)
+    follows = [(a, b) == BATCHES for a, b in zip(first, second, strict=True)]
+    return [BATCH if batch else size for batch, size in zip(follows, first, strict=True)]
+
+
+def _check_rows(variant: Variant, rows: int | None) -> None:
+    """Refuse labels that the network's table does not have."""
+    labels = [spec for spec in variant.plain.inputs if spec.name == LABELS]
+    if rows is None or not labels:
+        return
+    largest = {"labels are declared up to": int(labels[0].high)}
+    if (null := _null_label(variant)) is not None:
+        largest["guidance has the null label"] = null
+    for what, label in largest.items():
+        if label >= rows:
+            raise InputError(
+                f"{variant.recipe.name}: {what} {label}, and the network's label table has rows 0 to {rows - 1}",
+                hint="correct the recipe's signature or its null label, which is the last row as a rule",
+            )
+
+
+def check_graph(owner: str, model: ir.Model, signature: Signature) -> None:
+    """Refuse a traced graph whose outputs are not those of the signature.
+
+    Raises:
+        InputError: it names the port, what was declared and what came.
+    """
+    if len(model.graph.outputs) != len(signature.outputs):
+        raise InputError(
+            f"{owner}: {len(signature.outputs)} outputs are declared, and the graph has {len(model.graph.outputs)}",
+            hint=HINT,
+        )
+    for spec, output in zip(signature.outputs, model.graph.outputs, strict=True):
+        dims = [] if output.shape is None else [dim if isinstance(dim, int) else str(dim.value) for dim in output.shape]
+        dtype = "" if output.dtype is None else output.dtype.numpy().name
+        same = len(dims) == len(spec.shape) and all(
+            BATCH in str(dim) if wanted == BATCH else dim == wanted
+            for dim, wanted in zip(dims, spec.shape, strict=True)
+        )
+        if dtype != spec.dtype or not same:
+            raise _differs(owner, spec, f"{dtype} {dims}")
+
+
+def _differs(owner: str, spec: TensorSpec, came: str) -> InputError:
+    return InputError(
+        f"{owner}: output {spec.name} is declared as {spec.dtype} {list(spec.shape)}, and the network returns {came}",
+        hint=HINT,
+    )
+
+
+class _Tables(TorchDispatchMode):
+    """Sees which tables are indexed by labels; ``rows`` are those of the shortest one."""
+
+    def __init__(self, labels: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.rows: int | None = None
+        self._labels = list(labels)
+
+    def __torch_dispatch__(
+        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        by = (
+            args[1] if func is aten.embedding.default else (args[1] or [None])[0] if func is aten.index.Tensor else None
+        )
+        if self._is_labels(by):
+            self._indexed(args[0])
+        elif func._schema.name.removeprefix("aten::") in SAME_LABELS and args and self._is_labels(args[0]):
+            self._labels.append(result)
+        return result
+
+    def _is_labels(self, value: Any) -> bool:
+        return any(value is labels for labels in self._labels)
+
+    def _indexed(self, table: Tensor) -> None:
+        rows = int(table.shape[0])
+        self.rows = rows if self.rows is None else min(self.rows, rows)
