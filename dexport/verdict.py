@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 PASSED, NOT_VERIFIED, LOSSY, FAILED = "passed", "not verified", "lossy", "failed"
@@ -25,6 +25,8 @@ pictures have not been measured, so nothing is promised. See docs/precision.md.
 SHIPPABLE_L2 = 10 ** (-SHIPPABLE_SNR_DB / 20)
 """The same as a relative L2 error."""
 ACCEPT = "--accept-loss"
+LARGEST = 1e300
+"""Of a figure in a document; a larger integer is none that could be computed with."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Loss:
     def of_json(cls, document: Any) -> Loss:
         """What :meth:`to_json` gave; of anything else nothing is known."""
         found = document if isinstance(document, Mapping) else {}
-        return cls(**{field.name: _number(found.get(field.name)) for field in fields(cls)})
+        loss = cls(**{field.name: _number(found.get(field.name)) for field in fields(cls)})
+        return replace(loss, relative_l2=None) if (loss.relative_l2 or 0) < 0 else loss
 
     def __str__(self) -> str:
         """Half a sentence; empty where nothing was measured."""
@@ -137,4 +140,4 @@ def caveats(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 def _number(value: Any) -> float | None:
     plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if plain and math.isfinite(value) else None
+    return float(value) if plain and abs(value) < LARGEST else None

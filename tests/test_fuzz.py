@@ -8,16 +8,34 @@ from pathlib import Path
 import pytest
 
 from dexport.errors import InputError
-from tools.fuzz import READERS, changed, damaged, reader, try_one
+from tools.fuzz import READERS, reader, try_one
+from tools.mutate import changed, damaged
 
-COUNTS = {"manifest": 150, "archive": 200, "signature": 300, "safetensors": 200, "torch": 100}
+COUNTS = {
+    "manifest": 150,
+    "archive": 200,
+    "signature": 300,
+    "safetensors": 200,
+    "torch": 100,
+    "report": 60,
+    "baseline": 60,
+    "record": 60,
+    "precision map": 300,
+    "picture": 100,
+    "npz": 20,
+    "run.json": 100,
+    "onnx": 200,
+    "onnx bundle": 60,
+}
+SWALLOW = ("picture", "npz", "run.json")
+"""Readers that take a refusal for an answer."""
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_readers_refuse_or_take_whatever_comes(name: str) -> None:
     with reader(name) as read:
         taken = [try_one(read, f"{name}-test-{number}") for number in range(COUNTS[name])]
-    assert False in taken
+    assert name in SWALLOW or False in taken
 
 
 def test_inputs_are_the_same_for_the_same_seed() -> None:
@@ -43,8 +61,10 @@ def test_every_message_can_be_printed() -> None:
 
 def test_good_files_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else nothing behind the first check would be tried."""
-    monkeypatch.setattr("tools.fuzz.damaged", lambda _rng, content: content)
-    monkeypatch.setattr("tools.fuzz.changed", lambda _rng, value: value)
+    for module in ("fuzz", "fuzz_documents", "fuzz_graphs"):
+        for name in ("damaged", "changed", "changed_graph", "rezipped"):
+            monkeypatch.setattr(f"tools.{module}.{name}", lambda _rng, good, *_: good, raising=False)
+    monkeypatch.setattr("tools.fuzz_graphs.RUN_SHARE", 0.0)
     for name in READERS:
         with reader(name) as read:
             # The torch reader's last file is no state dict.

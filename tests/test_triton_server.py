@@ -142,6 +142,22 @@ def test_no_request_of_many_clients_fails(
     )
 
 
+def test_a_small_request_does_not_wait_for_a_large_one(server: Server, plain: Path) -> None:
+    model, done = f"{plain.name}_pipeline", []
+
+    def work(name: str, count: int, steps: int) -> None:
+        with server.client() as client:
+            pictures(client, model, label=[0] * count, seed=[0] * count, steps=[steps] * count)
+            done.append(name)
+
+    with ThreadPoolExecutor(2) as pool:
+        large = pool.submit(work, "large", 4, 1000)
+        time.sleep(0.3)
+        pool.submit(work, "small", 1, STEPS).result()
+        large.result()
+    assert done == ["small", "large"]
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"label": [10], "seed": [0]}, "no class 10: the model has 10"),
     ({"label": [0, -1], "seed": [0, 0]}, "no class -1"),

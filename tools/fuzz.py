@@ -8,7 +8,6 @@ finding. What was taken is also used, as far as that costs little. The same seed
 from __future__ import annotations
 
 import argparse
-import copy
 import io
 import json
 import pickle
@@ -20,7 +19,6 @@ import tempfile
 import time
 import traceback
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,27 +39,13 @@ from dexport.model_repository import denoiser_config, pipeline_config
 from dexport.runtime.engine_checks import read_facts
 from dexport.runtime.pipeline import Pipeline
 from dexport.signature import read_signature
+from tests.runtime.mutations import read_mutated_record
+from tests.validate.mutations import read_mutated_npz, read_mutated_picture
+from tools.fuzz_documents import Baselines, PrecisionMaps, Records, Reports
+from tools.fuzz_graphs import OnnxBundles, OnnxFiles
+from tools.mutate import Rng, changed, damaged, rezipped
 
-Rng = random.Random
 Reader = Callable[[Rng], None]
-NUMBERS = (0, 1, -1, 2, 127, 128, 255, 1 << 31, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 70, 0.5, -0.0, float("nan"))
-TEXTS = (
-    "",
-    ".",
-    "..",
-    "../x",
-    "/x",
-    "a/b",
-    "\x00",
-    "\ud800",
-    "\x1b[2J",
-    "[red]",
-    "[/x]",
-    "é",
-    "B",
-    "x" * 300,
-    "manifest.json",
-)
 MODEL = {
     "schema": 1,
     "name": "dit-fashion-s",
@@ -109,66 +93,6 @@ MODEL = {
     },
 }
 """A manifest with every field that a reader of bundles looks at."""
-
-
-def damaged(rng: Rng, content: bytes) -> bytes:
-    """A few changes of bytes."""
-    data = bytearray(content)
-    for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
-        at, length = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 8, 64, 512))
-        match rng.randrange(7):
-            case 0 if at < len(data):
-                data[at] ^= 1 << rng.randrange(8)
-            case 1:
-                data[at : at + length] = rng.randbytes(length)
-            case 2:
-                del data[at : at + length]
-            case 3:
-                data[at:at] = rng.randbytes(length)
-            case 4:
-                number = int(rng.choice(NUMBERS[:11])) & 0xFFFFFFFFFFFFFFFF
-                data[at : at + 8] = struct.pack(rng.choice("<>") + "Q", number)
-            case 5:
-                start = rng.randrange(len(data) + 1)
-                data[at:at] = data[start : start + length]
-            case 6:
-                del data[at:]
-    return bytes(data)
-
-
-def changed(rng: Rng, value: Any) -> Any:
-    """A JSON value in which a few fields have another value, are missing, are new, or have moved."""
-    root = [copy.deepcopy(value)]
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        places = list(_places(root))
-        holder, key = rng.choice(places)
-        match rng.randrange(6):
-            case 0 if isinstance(holder, dict):
-                del holder[key]
-            case 1 if isinstance(holder[key], dict):
-                holder[key][rng.choice(TEXTS)] = _anything(rng)
-            case 2 if isinstance(holder[key], list):
-                holder[key].append(_anything(rng))
-            case 3:
-                other, at = rng.choice(places)
-                holder[key] = copy.deepcopy(other[at])
-            case _:
-                holder[key] = _anything(rng)
-    return root[0]
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in list(items):
-        yield value, key
-        if isinstance(inner, dict | list):
-            yield from _places(inner)
-
-
-def _anything(rng: Rng) -> Any:
-    return copy.deepcopy(
-        rng.choice((None, True, False, [], {}, [[]], {"a": 1}, rng.choice(NUMBERS), rng.choice(TEXTS)))
-    )
 
 
 class Manifests:
@@ -316,18 +240,8 @@ class TorchFiles:
     def __call__(self, rng: Rng) -> None:
         good = rng.choice(self.good)
         whole = good.startswith(b"PK") and rng.random() < 0.7
-        self.path.write_bytes(self._rezipped(rng, good) if whole else damaged(rng, good))
+        self.path.write_bytes(rezipped(rng, good, ("data.pkl",)) if whole else damaged(rng, good))
         _read_all(self.path, self.network)
-
-    @staticmethod
-    def _rezipped(rng: Rng, good: bytes) -> bytes:
-        source, file = zipfile.ZipFile(io.BytesIO(good)), io.BytesIO()
-        target = rng.choice(source.namelist() + [name for name in source.namelist() if name.endswith("data.pkl")] * 3)
-        with zipfile.ZipFile(file, "w") as made:
-            for name in source.namelist():
-                content = source.read(name)
-                made.writestr(name, damaged(rng, content) if name == target else content)
-        return file.getvalue()
 
 
 def _network() -> nn.Module:
@@ -346,12 +260,26 @@ def _read_all(path: Path, network: nn.Module) -> None:
         source.read(name, torch.float32)
 
 
+def _with(read: Callable[[Rng, Path], None]) -> Callable[[Path], Reader]:
+    """A reader of a function that takes a folder too."""
+    return lambda folder: lambda rng: read(rng, folder)
+
+
 READERS: dict[str, Callable[[Path], Reader]] = {
     "manifest": Manifests,
     "archive": Archives,
     "signature": Signatures,
     "safetensors": Safetensors,
     "torch": TorchFiles,
+    "report": Reports,
+    "baseline": Baselines,
+    "record": Records,
+    "precision map": PrecisionMaps,
+    "picture": _with(read_mutated_picture),
+    "npz": _with(read_mutated_npz),
+    "run.json": _with(read_mutated_record),
+    "onnx": OnnxFiles,
+    "onnx bundle": OnnxBundles,
 }
 
 

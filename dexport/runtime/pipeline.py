@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from dexport.runtime.guidance import (
 )
 from dexport.runtime.manifest_checks import check_denoiser, check_sampling, check_stitched
 from dexport.runtime.noise import Noise
-from dexport.runtime.samplers import Denoiser, Sampler, make_sampler, sample
+from dexport.runtime.samplers import Denoiser, Sampler, Step, last, make_sampler
 from dexport.runtime.session import open_session
 from dexport.runtime.stitch import Stitch
 from dexport.runtime.time_table import TimeTable
@@ -203,11 +203,24 @@ class Pipeline:
         Raises:
             GateError: values that are not finite, which would be shown as black pictures.
         """
-        sampler = sampler or self.sampler()
-        denoiser = self.denoiser(labels, cfg_scale, fractions, sampler)
-        latents = sample(sampler, denoiser, noise, (len(noise.images), *self.shape))
+        steps = self.steps(labels, noise, sampler=sampler, cfg_scale=cfg_scale, fractions=fractions)
+        latents = last(steps)
         self._check_finite(latents)
         return latents.astype(np.float32)
+
+    def steps(
+        self,
+        labels: Sequence[int],
+        noise: Noise,
+        *,
+        sampler: Sampler | None = None,
+        cfg_scale: float | None = None,
+        fractions: Sequence[float] | None = None,
+    ) -> Iterator[Step]:
+        """What :meth:`sample` does, a step at a time; nothing is checked to be finite."""
+        sampler = sampler or self.sampler()
+        denoiser = self.denoiser(labels, cfg_scale, fractions, sampler)
+        return sampler.run(denoiser, sampler.start(noise, (len(noise.images), *self.shape)), noise)
 
     def images(self, latents: np.ndarray) -> np.ndarray:
         """Pictures (B, H, W, C) uint8 of latents: all pictures that anything makes come from here.

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from dexport.errors import DexportError, UsageError
+from dexport.errors import DexportError, MachineError, UsageError
 from dexport.limits import MOST_STEPS_SERVED
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
+
+MOST_IN_PROGRESS = 16
+"""Batches that take turns; each has its states in memory."""
 
 
 @dataclass(frozen=True)
@@ -30,48 +37,187 @@ class Picture:
     steps: int | None = None
 
 
-def make_pictures(
-    pipeline: Pipeline, requests: Sequence[Sequence[Picture]], batch: int
-) -> list[np.ndarray | DexportError]:
-    """Answer several requests together.
+Answer = Callable[[np.ndarray | DexportError], None]
+"""Takes pictures (N, H, W, C) uint8, or what is wrong; called once per request."""
+Settings = tuple[float | None, int | None]
 
-    Pictures with the same guidance scale and steps share batches, whichever request they are from.
+
+class Service:
+    """Makes the pictures of many requests, a sampling step of each batch in turn.
+
+    Pictures with the same guidance scale and steps share batches, whichever request they are from; those that come
+    while such a batch is in progress wait for it, and make the next one. What has other settings takes its turn after
+    the step that is running, so that a small request waits for steps of large ones, not for the whole of them.
 
     Args:
         batch: most pictures that are made at once.
+        most: batches in progress, each of other settings; what comes later waits until one of them is done.
+    """
+
+    def __init__(self, pipeline: Pipeline, batch: int, most: int = MOST_IN_PROGRESS) -> None:
+        self._pipeline, self._batch, self._most = pipeline, batch, most
+        self._waiting: dict[Settings, deque[_Row]] = {}
+        self._running: deque[_Batch] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn would do anything."""
+        return bool(self._running or self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether more pictures wait than the next batches take: what asks for others had better wait."""
+        return sum(map(len, self._waiting.values())) >= self._batch * self._most
+
+    def add(self, pictures: Sequence[Picture], answer: Answer) -> None:
+        """Take a request; one that is wrong is answered at once."""
+        refusal = _refusal(self._pipeline, pictures)
+        if refusal is not None:
+            answer(refusal)
+            return
+        request = _Request(answer, len(pictures))
+        for index, picture in enumerate(pictures):
+            settings = picture.cfg_scale, picture.steps
+            self._waiting.setdefault(settings, deque()).append(_Row(request, index, picture))
+
+    def turn(self) -> None:
+        """Run one step of the next batch."""
+        self._start()
+        if not self._running:
+            return
+        batch = self._running.popleft()
+        try:
+            images = next(batch.progress)
+        except Exception as error:  # noqa: BLE001 - whatever it is ends the requests of this batch, and no others
+            for row in batch.rows:
+                row.request.refuse(error if isinstance(error, DexportError) else _unforeseen(error))
+            return
+        if images is None:
+            self._running.append(batch)
+            return
+        for row, image in zip(batch.rows, images, strict=True):
+            row.request.deliver(row.index, image)
+
+    def _start(self) -> None:
+        """Make a batch of every waiting settings that are not in progress, the ones that came first before others."""
+        in_progress = {batch.settings for batch in self._running}
+        for settings in [each for each in self._waiting if each not in in_progress]:
+            if len(self._running) >= self._most:
+                return
+            rows = [row for row in self._waiting.pop(settings) if not row.request.answered]
+            size = max(1, min(self._batch, self._pipeline.largest_batch(settings[0]) or self._batch))
+            if rows[size:]:
+                self._waiting[settings] = deque(rows[size:])
+            if chosen := rows[:size]:  # an error of another batch may have ended their requests
+                self._running.append(_Batch(settings, chosen, _sampling(self._pipeline, chosen, *settings)))
+
+
+class Worker:
+    """Runs a service in a thread of its own."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._inbox: queue.Queue[Sequence[tuple[Sequence[Picture], Answer]]] = queue.Queue(maxsize=1)
+        self._thread = threading.Thread(target=self._work, name="dexport-service", daemon=True)
+        self._thread.start()
+
+    def add(self, requests: Sequence[tuple[Sequence[Picture], Answer]]) -> None:
+        """Take requests that may share batches; waits while too many are waiting already."""
+        self._inbox.put(requests)
+
+    def stop(self) -> None:
+        """Answer everything that was added, and end."""
+        self._inbox.put(())
+        self._thread.join()
+
+    def _work(self) -> None:
+        stopping = False
+        while self._service.busy or not stopping:
+            if not (stopping or self._service.full):
+                stopping = self._take()
+            self._service.turn()
+
+    def _take(self) -> bool:
+        """Add what has come, if anything has; whether that was the end."""
+        try:
+            requests = self._inbox.get(block=not self._service.busy)
+        except queue.Empty:
+            return False
+        for pictures, answer in requests:
+            self._service.add(pictures, answer)
+        return not requests
+
+
+class _Request:
+    def __init__(self, answer: Answer, count: int) -> None:
+        self.answered = False
+        self._answer = answer
+        self._images: list[np.ndarray | None] = [None] * count
+
+    def deliver(self, index: int, image: np.ndarray) -> None:
+        self._images[index] = image
+        images = [each for each in self._images if each is not None]
+        if len(images) == len(self._images):
+            self._end(np.stack(images))
+
+    def refuse(self, error: DexportError) -> None:
+        self._end(error)
+
+    def _end(self, result: np.ndarray | DexportError) -> None:
+        if not self.answered:
+            self.answered = True
+            self._answer(result)
+
+
+@dataclass(frozen=True)
+class _Row:
+    request: _Request
+    index: int
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class _Batch:
+    settings: Settings
+    rows: Sequence[_Row]
+    progress: Iterator[np.ndarray | None]
+
+
+def make_pictures(
+    pipeline: Pipeline, requests: Sequence[Sequence[Picture]], batch: int
+) -> list[np.ndarray | DexportError]:
+    """Answer several requests together; see :class:`Service`.
 
     Returns:
         Per request (N, H, W, C) uint8, or what is wrong with it; the others are answered all the same.
     """
-    answers: list[np.ndarray | DexportError | None] = [_refusal(pipeline, pictures) for pictures in requests]
-    groups: dict[tuple[float | None, int | None], list[tuple[int, int]]] = defaultdict(list)
+    service, answers = Service(pipeline, batch), dict[int, np.ndarray | DexportError]()
     for index, pictures in enumerate(requests):
-        if answers[index] is None:
-            for row, picture in enumerate(pictures):
-                groups[picture.cfg_scale, picture.steps].append((index, row))
-    made: dict[tuple[int, int], np.ndarray] = {}
-    for (cfg_scale, steps), places in groups.items():
-        size = max(1, min(batch, pipeline.largest_batch(cfg_scale) or batch))
-        for first in range(0, len(places), size):
-            chunk = places[first : first + size]
-            try:
-                images = _sample(pipeline, [requests[index][row] for index, row in chunk], cfg_scale, steps)
-            except DexportError as error:
-                for index, _ in chunk:
-                    answers[index] = error
-            else:
-                made.update(zip(chunk, images, strict=True))
-    return [
-        np.stack([made[index, row] for row in range(len(pictures))]) if answer is None else answer
-        for index, (pictures, answer) in enumerate(zip(requests, answers, strict=True))
-    ]
+        service.add(pictures, partial(answers.__setitem__, index))
+    while service.busy:
+        service.turn()
+    return [answers[index] for index in range(len(requests))]
 
 
-def _sample(pipeline: Pipeline, pictures: Sequence[Picture], cfg_scale: float | None, steps: int | None) -> np.ndarray:
+def _unforeseen(error: Exception) -> DexportError:
+    logging.getLogger(__name__).error("pictures could not be made", exc_info=error)
+    reason = str(error).strip().partition("\n")[0]
+    return MachineError(f"the pictures could not be made: {type(error).__name__} {reason}", hint="see the server's log")
+
+
+def _sampling(
+    pipeline: Pipeline, rows: Sequence[_Row], cfg_scale: float | None, steps: int | None
+) -> Iterator[np.ndarray | None]:
+    """None after every step, and then the pictures."""
+    pictures = [row.picture for row in rows]
     labels = [picture.label for picture in pictures if picture.label is not None]
     noise = Noise.of_seeds([picture.seed for picture in pictures])
-    latents = pipeline.sample(labels, noise, sampler=pipeline.sampler(steps=steps), cfg_scale=cfg_scale)
-    return pipeline.images(latents)
+    state = None
+    for step in pipeline.steps(labels, noise, sampler=pipeline.sampler(steps=steps), cfg_scale=cfg_scale):
+        state = step.x
+        yield None
+    assert state is not None, "a sampler has at least one step"
+    yield pipeline.images(state.astype(np.float32))
 
 
 def _refusal(pipeline: Pipeline, pictures: Sequence[Picture]) -> DexportError | None:

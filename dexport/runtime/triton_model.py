@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import triton_python_backend_utils as pb_utils  # only there inside of the serve
 
 from dexport.errors import DexportError
 from dexport.runtime.pipeline import Pipeline
-from dexport.runtime.service import Picture, make_pictures
+from dexport.runtime.service import Picture, Service, Worker
 
 TAKEN = b"used_dltensor"
 """A capsule keeps the pointer: this stays."""
@@ -30,14 +31,24 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         key = parameters.get("require_signature") or None
-        self.batch = config["max_batch_size"]
         self.pipeline = Pipeline.open(folder, parameters.get("provider", "cpu"), require_signature=key)
+        self.worker = Worker(Service(self.pipeline, config["max_batch_size"]))
         pb_utils.Logger.log_info(f"{folder}: {self.pipeline.runner}")
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response per request: pictures, or an error with the words of :mod:`dexport.errors`."""
-        answers = make_pictures(self.pipeline, [_pictures(request) for request in requests], self.batch)
-        return [_response(answer) for answer in answers]
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Hand the requests on; each is answered when it is done: pictures, or an error with the words of dexport."""
+        self.worker.add([(_pictures(request), partial(_send, request.get_response_sender())) for request in requests])
+
+    def finalize(self) -> None:
+        """Answer what is in progress, and end."""
+        self.worker.stop()
+
+
+def _send(sender: Any, answer: np.ndarray | DexportError) -> None:
+    try:
+        sender.send(_response(answer), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except pb_utils.TritonModelException as error:  # one client is gone; the others wait for the same thread
+        pb_utils.Logger.log_warn(f"an answer was not sent: {error}")
 
 
 def _pictures(request: Any) -> list[Picture]:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 from dexport.bundle import MANIFEST, load_bundle
 from dexport.errors import InputError, UsageError, free_name
 from dexport.files import write_whole
-from dexport.validate.document import WORSE, Run, read_report, summary
-from dexport.validate.gates import LOSSY, PASS
+from dexport.limits import shown
+from dexport.validate import report_schema
+from dexport.validate.document import Run, read_report, summary
+from dexport.validate.gates import LOSSY, PASS, WORSE
+from dexport.validate.report_schema import check_document, read_json
 from dexport.verdict import ACCEPT, Loss, lossy_text
 
 if TYPE_CHECKING:
@@ -104,23 +107,18 @@ def read_baseline(path: Path) -> Baseline:
 
     Raises:
         UsageError: no such file.
-        InputError: another file, or another schema.
+        InputError: another file, another schema, or what no validation writes; naming the place.
     """
     if not path.is_file():
         raise UsageError(f"{path} does not exist", hint=f"make it with `dexport baseline update BUNDLE -o {path}`")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}", hint=UPDATE) from error
+    content = read_json(path, UPDATE)
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise InputError(f"{path} is not a baseline", hint=UPDATE)
     if content.get("schema") != SCHEMA:
-        raise InputError(f"{path} has baseline schema {content.get('schema')}; this dexport reads {SCHEMA}", UPDATE)
-    missing = [
-        name for name in ("dexport", "date", "network", "settings", "metrics", "files", "tools") if name not in content
-    ]
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}", hint=UPDATE)
+        raise InputError(
+            f"{path} has baseline schema {shown(content.get('schema'))}; this dexport reads {SCHEMA}", UPDATE
+        )
+    check_document(content, report_schema.Baseline, path, UPDATE)
     return Baseline(path, content)
 
 
@@ -178,16 +176,20 @@ def update(source: Path, output: Path) -> Baseline:
 
     Raises:
         UsageError: a bundle that was not validated, an output that is not ``.json``.
-        InputError: a report of a run that failed: a baseline is what later runs are held to.
+        InputError: a damaged report or record, or a run that failed: a baseline is what later runs are held to.
     """
     if output.suffix != ".json":
         raise UsageError(
             f"-o {output} is not a .json file", hint=f"for example -o {free_name(output.with_suffix('.json'))}"
         )
     if source.is_dir() or source.name == MANIFEST:
+        validate = f"run `dexport validate {source}` first"
         found = load_bundle(source if source.is_dir() else source.parent).manifest.get("validation")
-        if not found:
-            raise UsageError(f"{source} records no validation", hint=f"run `dexport validate {source}` first")
+        if found is None:
+            raise UsageError(f"{source} records no validation", hint=validate)
+        if not isinstance(found, dict):
+            raise InputError(f"{source} records no validation that could be read", hint=validate)
+        check_document(found, report_schema.Record, f"the validation that {source} records", validate)
     else:
         found = summary(read_report(source))
     failed = [gate["metric"] for gate in found["gates"] if gate["verdict"] not in (PASS, LOSSY)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import re
@@ -16,7 +15,9 @@ from dexport.bundle import Bundle
 from dexport.errors import InputError, UsageError
 from dexport.exporter.machine import package_versions
 from dexport.exporter.quantize.schemes import FLOAT
-from dexport.validate.gates import FAIL, INCONCLUSIVE, LOSSY
+from dexport.limits import shown
+from dexport.validate.gates import LOSSY, verdict_of
+from dexport.validate.report_schema import Report, check_document, read_json
 from dexport.verdict import Loss
 from dexport.version import __version__
 
@@ -25,12 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 KIND = "dexport validation"
-WORSE = "worse"
 WRITE = "write one with `dexport validate BUNDLE -o NEW_REPORT.json`"
-SECTIONS = (
-    *("dexport", "date", "verdict", "passed", "loss", "bundle", "network", "settings", "gates", "baseline", "not_run"),
-    *("ops", "forward", "trajectory", "distribution", "blocks", "metrics", "precision_map", "sizes", "environment"),
-)
 DEFAULT_LABELS = (0, 1)
 NUMBERED = re.compile(r"^[^./]+(\.\d+)?")
 """A block of a network in the name of a node: ``blocks.3`` in ``blocks.3.attn.qkv/MatMul``."""
@@ -188,31 +184,16 @@ def judged(report: Mapping[str, Any], baseline: Baseline | None) -> dict[str, An
     return {**report, "baseline": section, "verdict": verdict, "passed": verdict == "passed"}
 
 
-def verdict_of(gates: Sequence[str], changes: Sequence[str] = ()) -> str:
-    """``failed`` by one gate or one change for the worse, ``inconclusive`` or ``lossy`` by one that is, else
-    ``passed``."""
-    if FAIL in gates or WORSE in changes:
-        return "failed"
-    if not gates:
-        return "not run"
-    if INCONCLUSIVE in gates:
-        return "inconclusive"
-    return LOSSY if LOSSY in gates else "passed"
-
-
 def read_report(path: Path) -> dict[str, Any]:
     """A stored report.
 
     Raises:
         UsageError: no such file.
-        InputError: another file, or a newer schema.
+        InputError: another file, a newer schema, or what no validation writes; naming the place.
     """
     if not path.is_file():
         raise UsageError(f"{path} does not exist", hint=WRITE)
-    try:
-        report = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}", hint=WRITE) from error
+    report = read_json(path, WRITE)
     if not isinstance(report, dict) or report.get("kind") != KIND:
         raise InputError(
             f"{path} is not a report of a validation",
@@ -220,12 +201,10 @@ def read_report(path: Path) -> dict[str, Any]:
         )
     if report.get("schema") != SCHEMA:
         raise InputError(
-            f"{path} has report schema {report.get('schema')}; this dexport reads {SCHEMA}",
+            f"{path} has report schema {shown(report.get('schema'))}; this dexport reads {SCHEMA}",
             hint=WRITE,
         )
-    missing = [name for name in SECTIONS if name not in report]
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}", hint=WRITE)
+    check_document(report, Report, path, WRITE)
     return report
 
 

@@ -13,6 +13,8 @@ from dexport.validate.features.evaluator import Evaluator
 from dexport.verdict import SHIPPABLE_L2, SHIPPABLE_SNR_DB
 
 PASS, LOSSY, FAIL, INCONCLUSIVE = "pass", "lossy", "FAIL", "inconclusive"
+WORSE = "worse"
+"""Of a change against a baseline."""
 HOPELESS = 100
 """Times that an interval reaches beyond a limit: its square is how many times as many images would settle it."""
 UNDER, OVER = "--fail-under", "--fail-over"
@@ -149,6 +151,18 @@ class Limits:
     def source(self, metric: str) -> str:
         """Where the limit of a metric comes from."""
         return METRICS[metric].option if metric in self.given else "default"
+
+
+def verdict_of(gates: Sequence[str], changes: Sequence[str] = ()) -> str:
+    """``failed`` by one gate or one change for the worse, ``inconclusive`` or ``lossy`` by one that is, else
+    ``passed``."""
+    if FAIL in gates or WORSE in changes:
+        return "failed"
+    if not gates:
+        return "not run"
+    if INCONCLUSIVE in gates:
+        return "inconclusive"
+    return LOSSY if LOSSY in gates else "passed"
 
 
 def parse_limits(

@@ -24,10 +24,10 @@ from dexport.validate.baseline import Baseline, Change, changes, check_comparabl
 from dexport.validate.blocks import BlockError
 from dexport.validate.comparison import block_errors
 from dexport.validate.distribution import DistributionReport, check_distribution
-from dexport.validate.document import Run, document, verdict_of
+from dexport.validate.document import Run, document
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
 from dexport.validate.features.lpips import open_lpips
-from dexport.validate.gates import LOSSY, METRICS, Gate, Limits, check_limits, delta_metrics
+from dexport.validate.gates import LOSSY, METRICS, Gate, Limits, check_limits, delta_metrics, verdict_of
 from dexport.validate.likeness import PictureDistance
 from dexport.validate.ops import NO_OPS, OpReport, check_ops
 from dexport.validate.parity import Check, ParityReport, check_parity, open_graph

@@ -10,7 +10,7 @@ from random import Random
 
 from dexport.errors import DexportError
 from dexport.runtime.gallery import SETTINGS, Gallery
-from tools.fuzz import changed, damaged
+from tools.mutate import changed, damaged
 
 RUN = {"bundle": "small", "seed": 0, "labels": [1, 2, 3], "fractions": [], "cfg": 1.5}
 

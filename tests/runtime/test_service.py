@@ -10,7 +10,7 @@ import pytest
 from dexport.errors import UsageError
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
-from dexport.runtime.service import Picture, make_pictures
+from dexport.runtime.service import Picture, Service, Worker, make_pictures
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def test_pictures_are_those_of_a_request_alone(pipeline: Pipeline) -> None:
 
 def test_equal_settings_share_batches(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    own = pipeline.sample
+    own = pipeline.steps
     monkeypatch.setattr(
-        pipeline, "sample", lambda labels, *rest, **more: sizes.append(len(labels)) or own(labels, *rest, **more)
+        pipeline, "steps", lambda labels, *rest, **more: sizes.append(len(labels)) or own(labels, *rest, **more)
     )
     make_pictures(pipeline, [[Picture(label, 0, steps=2)] for label in range(5)] + [[Picture(0, 0, steps=3)]], 4)
-    assert sizes == [4, 1, 1]
+    assert sorted(sizes) == [1, 1, 4]
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,105 @@ def test_rows_have_seeds_of_their_own() -> None:
     assert np.array_equal(rows[0], Noise(5, [0]).normal((1, 4))[0])
     assert np.array_equal(rows[0], rows[1])
     assert not np.array_equal(rows[0], rows[2])
+
+
+class Turns:
+    """A service whose steps are counted, and when its requests are answered."""
+
+    def __init__(self, pipeline: Pipeline, batch: int = 4, most: int = 16) -> None:
+        self.service, self.steps = Service(pipeline, batch, most), 0
+        self.done: dict[str, int] = {}
+
+    def add(self, name: str, *pictures: Picture) -> None:
+        self.service.add(pictures, lambda _answer: self.done.update({name: self.steps}))
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.service.turn()
+            self.steps += 1
+
+    def finish(self) -> None:
+        while self.service.busy:
+            self.run(1)
+
+
+@pytest.mark.parametrize("before", [0, 1, 5, 59])
+@pytest.mark.parametrize("large", [1, 4])
+def test_a_small_request_waits_for_steps_of_large_ones_and_not_for_all_of_them(
+    pipeline: Pipeline, large: int, before: int
+) -> None:
+    turns = Turns(pipeline)
+    for number in range(large):
+        turns.add(
+            f"large {number}", *(Picture(label, number, cfg_scale=1 + number / 8, steps=60) for label in range(4))
+        )
+    turns.run(before)
+    turns.add("small", Picture(0, 0, steps=2))
+    turns.finish()
+    # Two steps and the pictures, each behind one turn of every large one.
+    assert turns.done["small"] - before <= 3 * (large + 1)
+    assert len(turns.done) == large + 1
+
+
+def test_large_requests_share_the_time(pipeline: Pipeline) -> None:
+    turns = Turns(pipeline)
+    for number in range(3):
+        turns.add(str(number), Picture(0, 0, cfg_scale=1 + number / 8, steps=20))
+    turns.finish()
+    assert max(turns.done.values()) - min(turns.done.values()) <= 3
+
+
+def test_requests_of_the_same_settings_wait_to_share_a_batch(pipeline: Pipeline) -> None:
+    turns = Turns(pipeline)
+    turns.add("first", Picture(0, 0, steps=4))
+    turns.run(1)
+    for name in "abcd":
+        turns.add(name, Picture(0, 0, steps=4))
+    turns.finish()
+    assert len({turns.done[name] for name in "abcd"}) == 1
+    assert turns.done["a"] <= 12
+
+
+def test_few_batches_are_in_progress(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[float] = []
+    own = pipeline.steps
+    monkeypatch.setattr(
+        pipeline, "steps", lambda *rest, cfg_scale, **more: begun.append(cfg_scale) or own(*rest, **more)
+    )
+    turns = Turns(pipeline, most=2)
+    for number in range(5):
+        turns.add(str(number), Picture(0, 0, cfg_scale=1 + number / 8, steps=3))
+    assert turns.service.full is False
+    turns.run(4)
+    assert begun == [1.0, 1.125]
+    turns.finish()
+    assert sorted(turns.done) == list("01234")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("driver\nlost"), MemoryError(), KeyError("x")])
+def test_whatever_fails_ends_its_own_requests_only(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    own = pipeline.steps
+
+    def failing(*rest: object, cfg_scale: float | None, **more: object) -> object:
+        if cfg_scale == 1.0:
+            raise error
+        return own(*rest, cfg_scale=cfg_scale, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "steps", failing)
+    wanted = [[Picture(0, 0, 1.0, 2), Picture(0, 0, 2.0, 2)], [Picture(0, 0, 2.0, 2)]]
+    broken, fine = make_pictures(pipeline, wanted, 4)
+    assert type(error).__name__ in str(broken)
+    assert isinstance(fine, np.ndarray)
+
+
+def test_a_worker_answers_everything_before_it_stops(pipeline: Pipeline) -> None:
+    answers: dict[int, object] = {}
+    worker = Worker(Service(pipeline, 2, most=2))
+    for number in range(12):
+        picture = Picture(number % 10, number, steps=2 + number % 3)
+        worker.add([([picture], lambda answer, number=number: answers.update({number: answer}))])
+    worker.stop()
+    assert sorted(answers) == list(range(12))
+    assert all(isinstance(answer, np.ndarray) for answer in answers.values())

@@ -17,7 +17,7 @@ from dexport.validate.features.evaluator import open_evaluator
 from dexport.validate.fid import measure_fid
 from dexport.validate.images import open_images
 from dexport.validate.statistics import check_images, read_statistics
-from tools.fuzz import damaged
+from tools.mutate import damaged
 
 SHAPE = (8, 8, 3)
 

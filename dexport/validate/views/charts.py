@@ -11,6 +11,8 @@ WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 40
 MOST_TICKS = 6
 MOST_DOTS = 60
+SMALLEST = 1e-300
+"""Of a logarithmic axis: below it, powers of ten are zero."""
 
 
 def curves(
@@ -23,7 +25,7 @@ def curves(
         label: of the horizontal axis.
         limit: a dashed line.
     """
-    drawn = {name: [(x, y) for x, y in points if y is not None and y > 0] for name, points in series.items()}
+    drawn = {name: [(x, y) for x, y in points if y is not None and y > SMALLEST] for name, points in series.items()}
     values = [y for points in drawn.values() for _, y in points] + ([limit] if limit else [])
     if not values:
         return Markup("")
