@@ -25,6 +25,7 @@ import onnxruntime as ort
 
 import dexport
 from dexport.bundle import load_bundle
+from dexport.runtime.int8_products import is_exact, multiply_exactly
 from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import Denoiser
@@ -133,6 +134,7 @@ def single_threaded(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    multiply_exactly(options, path / "model.onnx")
     return ort.InferenceSession(path / "model.onnx", options, providers=["CPUExecutionProvider"])
 
 
@@ -199,7 +201,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu["model name"],
         "cores": os.cpu_count(),
-        "vnni": "avx512_vnni" in cpu["flags"],
+        "int8 products saturate by default": not is_exact(),
         "onnxruntime": ort.__version__,
         "python": platform.python_version(),
         "load at start": os.getloadavg()[0],

@@ -19,7 +19,9 @@ EXTERNAL = 1
 MOST_NODES = 1_000_000
 """After inlining; the largest networks here have some thousands."""
 PACKAGE = "dexport_onnx"
-ONE, MANY, BYTES, NUMBER = "one", "many", "bytes", "number"
+FLOAT, INT8 = 1, 3
+"""Of ``TensorProto.DataType``."""
+ONE, MANY, BYTES, STRINGS, NUMBER = "one", "many", "bytes", "strings", "number"
 FIELDS: dict[str, dict[str, tuple[int, str, str]]] = {
     "Model": {"graph": (7, ONE, "Graph"), "functions": (25, MANY, "Function"), "training": (20, MANY, "Training")},
     "Training": {"initialization": (1, ONE, "Graph"), "algorithm": (2, ONE, "Graph")},
@@ -34,7 +36,13 @@ FIELDS: dict[str, dict[str, tuple[int, str, str]]] = {
         "initializers": (5, MANY, "Tensor"),
         "sparse_initializers": (15, MANY, "Sparse"),
     },
-    "Node": {"operator": (4, BYTES, ""), "attributes": (5, MANY, "Attribute"), "domain": (7, BYTES, "")},
+    "Node": {
+        "inputs": (1, STRINGS, ""),
+        "outputs": (2, STRINGS, ""),
+        "operator": (4, BYTES, ""),
+        "attributes": (5, MANY, "Attribute"),
+        "domain": (7, BYTES, ""),
+    },
     "Attribute": {
         "tensor": (5, ONE, "Tensor"),
         "graph": (6, ONE, "Graph"),
@@ -44,7 +52,12 @@ FIELDS: dict[str, dict[str, tuple[int, str, str]]] = {
         "sparses": (23, MANY, "Sparse"),
     },
     "Sparse": {"values": (1, ONE, "Tensor"), "indices": (2, ONE, "Tensor")},
-    "Tensor": {"name": (8, BYTES, ""), "external": (13, MANY, "Entry"), "location": (14, NUMBER, "")},
+    "Tensor": {
+        "type": (2, NUMBER, ""),
+        "name": (8, BYTES, ""),
+        "external": (13, MANY, "Entry"),
+        "location": (14, NUMBER, ""),
+    },
     "Entry": {"key": (1, BYTES, ""), "value": (2, BYTES, "")},
 }
 """Message -> field -> (number, kind, type)."""
@@ -93,6 +106,41 @@ class OnnxFile:
         """
         tensors = (found for found in _all(self._model, "Tensor") if found.location == EXTERNAL or found.external)
         return [_external(tensor) for tensor in tensors]
+
+    def int8_can_be_unsigned(self) -> bool:
+        """Whether every int8 weight has a zero point, or is read by nothing but integer products.
+
+        Those are, between QuantizeLinear and DequantizeLinear in float32: MatMul, and Conv with a quantised result.
+        """
+        types = {tensor.name: tensor.type for tensor in _all(self._model, "Tensor")}
+        nodes = list(_all(self._model, "Node"))
+        makers = {output: node for node in nodes for output in node.outputs}
+        readers: dict[bytes, list[Any]] = {}
+        for node in nodes:
+            for name in node.inputs:
+                readers.setdefault(name, []).append(node)
+
+        def made_by(name: bytes, operator: bytes) -> Any:
+            maker = makers.get(name)
+            return maker if maker is not None and maker.operator == operator and maker.inputs else None
+
+        def is_integer(node: Any) -> bool:
+            restored = made_by(node.inputs[0], b"DequantizeLinear")
+            if restored is None or made_by(restored.inputs[0], b"QuantizeLinear") is None:
+                return False
+            after = [reader.operator for output in node.outputs for reader in readers.get(output, ())]
+            return node.operator == b"MatMul" or (node.operator == b"Conv" and after == [b"QuantizeLinear"])
+
+        for node in nodes:
+            if node.operator != b"DequantizeLinear" or not node.inputs or types.get(node.inputs[0]) != INT8:
+                continue
+            if len(node.inputs) > 2 and node.inputs[2]:
+                continue
+            found = [reader for output in node.outputs for reader in readers.get(output, ())]
+            is_float = len(node.inputs) > 1 and types.get(node.inputs[1]) == FLOAT
+            if not is_float or not all(is_integer(reader) for reader in found):
+                return False
+        return True
 
     def check_expansion(self) -> None:
         """Refuse functions that call each other in a circle, or that a runtime would inline to millions of nodes.
@@ -152,11 +200,11 @@ def _model_class() -> Any:
         declared = file.message_type.add(name=message)
         for name, (number, kind, of) in fields.items():
             field = declared.field.add(name=name, number=number)
-            field.label = kinds.LABEL_REPEATED if kind == MANY else kinds.LABEL_OPTIONAL
+            field.label = kinds.LABEL_REPEATED if kind in (MANY, STRINGS) else kinds.LABEL_OPTIONAL
             if of:
                 field.type, field.type_name = kinds.TYPE_MESSAGE, f".{PACKAGE}.{of}"
             else:
-                field.type = kinds.TYPE_BYTES if kind == BYTES else kinds.TYPE_INT32
+                field.type = kinds.TYPE_BYTES if kind in (BYTES, STRINGS) else kinds.TYPE_INT32
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.Model"))

@@ -141,6 +141,7 @@ def _abilities(gpus: Sequence[Gpu], providers: Sequence[str], provider_problem: 
     return {
         "export": _can_export(),
         "run_onnx_cpu": _can_run_onnx_cpu(providers, provider_problem),
+        "multiply_int8_exactly": _can_multiply_int8_exactly(providers, provider_problem),
         "run_onnx_cuda": _can_run_onnx_cuda(gpus, providers, provider_problem),
         "build_rtx_engine": _can_build_rtx(rtx_problem),
         "build_tensorrt_engine": _can_build_tensorrt(gpus, tensorrt_problem),
@@ -160,6 +161,20 @@ def _can_run_onnx_cpu(providers: Sequence[str], problem: str) -> Ability:
     if "CPUExecutionProvider" in providers:
         return Ability(True, "ONNX Runtime has its CPU provider")
     return Ability(False, problem or "ONNX Runtime lists no CPU provider", "pip install onnxruntime")
+
+
+def _can_multiply_int8_exactly(providers: Sequence[str], problem: str) -> Ability:
+    """Of W8A8: what dexport's sessions do, which a product shows."""
+    on_cpu = _can_run_onnx_cpu(providers, problem)
+    if not on_cpu.ok:
+        return on_cpu
+    from dexport.runtime.int8_products import SATURATES, SET_ELSEWHERE, UNSIGNED, is_exact
+
+    if is_exact():
+        return Ability(True, "a product of the largest int8 codes is exact")
+    if is_exact(UNSIGNED):
+        return Ability(True, f"dexport avoids saturation, which costs time; {SATURATES}", SET_ELSEWHERE)
+    return Ability(False, SATURATES, "pip install --upgrade onnxruntime, or run W8A8 on another CPU")
 
 
 def _can_run_onnx_cuda(gpus: Sequence[Gpu], providers: Sequence[str], problem: str) -> Ability:

@@ -11,6 +11,7 @@ import onnxruntime as ort
 from dexport.bundle import Bundle, load_bundle, reading_manifest
 from dexport.errors import InputError, MachineError, UsageError
 from dexport.runtime.inputs import Accepted, accepted_of, as_arrays, check_inputs
+from dexport.runtime.int8_products import multiply_exactly
 from dexport.runtime.tensorrt_session import TensorRtSession
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -66,6 +67,7 @@ class OnnxSession:
             options.add_session_config_entry(DATA_FOLDER, str(data_folder))
         content = model if isinstance(model, bytes) else str(model)
         try:
+            multiply_exactly(options, model)
             self._session = ort.InferenceSession(content, options, providers=[wanted])
         except Exception as error:
             raise InputError(

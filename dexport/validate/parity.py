@@ -24,6 +24,7 @@ from dexport.exporter.recipes.recipe import BATCH, DEFAULT_GATES, Signature
 from dexport.exporter.torch_session import TorchSession, torch_runner
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
+from dexport.runtime.int8_products import caveat
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.read_graph import read_graph
@@ -206,6 +207,7 @@ def check_parity(
         timesteps=tuple(float(time) for name in times for time in inputs[name]),
         checks=tuple(checks),
         not_run=_not_run(precision),
+        notes=int8_notes(model_path),
     )
 
 
@@ -267,6 +269,14 @@ def _not_run(precision: str) -> tuple[str, ...]:
     if precision == "bf16":
         return ("as shipped: ONNX Runtime has no bfloat16 kernels on a CPU",)
     return ()
+
+
+def int8_notes(model_path: Path) -> tuple[str, ...]:
+    """What this CPU does to the figures of a file that computes in int8; empty for any other file or CPU."""
+    said = caveat()
+    if said is None or not any(node.op_type == "QuantizeLinear" for node in read_graph(model_path).graph.all_nodes()):
+        return ()
+    return (said,)
 
 
 def open_graph(kind: str, model_path: Path) -> OnnxSession:

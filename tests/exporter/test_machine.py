@@ -10,12 +10,14 @@ import pytest
 
 from dexport.exporter import machine
 from dexport.exporter.machine import Ability, Gpu, describe_machine, package_version, visible_gpus
+from dexport.runtime import int8_products
 
 ADA = Gpu("NVIDIA RTX 4090", "sm89", 24 << 30, "580.65.06")
 HOPPER = Gpu("NVIDIA H100", "sm90", 80 << 30, "580.65.06")
 CAPABILITIES = {
     "export",
     "run_onnx_cpu",
+    "multiply_int8_exactly",
     "run_onnx_cuda",
     "build_rtx_engine",
     "build_tensorrt_engine",
@@ -157,3 +159,16 @@ def test_gpu_facts_come_from_libcuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_has_module_asks_find_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert not machine.has_module("json")
+
+
+@pytest.mark.parametrize(
+    ("default", "avoidable", "ok", "words"),
+    [(True, True, True, "is exact"), (False, True, True, "avoids saturation"), (False, False, False, "saturate")],
+)
+def test_a_product_shows_whether_int8_is_exact(
+    default: bool, avoidable: bool, ok: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_products, "is_exact", lambda option=None: avoidable if option else default)
+    found = describe_machine()["can"]["multiply_int8_exactly"]
+    assert found["ok"] == ok and words in found["why"]
+    assert ok or found["fix"]

@@ -1,7 +1,8 @@
 """INT8 activations: a static Q/DQ pair in front of a layer, and behind a convolution larger than 1x1.
 
 Codes are signed and symmetric, one scale per tensor: TensorRT takes no zero point, and ONNX Runtime multiplies signed
-codes as fast as unsigned ones (3.24 and 3.28 times float32 on AVX512-VNNI, where neither saturates). Ranges found anew
+codes as fast as unsigned ones (3.24 and 3.28 times float32 on AVX512-VNNI, where neither saturates; elsewhere see
+:mod:`dexport.runtime.int8_products`). Ranges found anew
 for every call (DynamicQuantizeLinear) reach 3.6 times, but TensorRT has no such operator.
 """
 

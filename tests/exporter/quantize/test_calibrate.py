@@ -20,6 +20,7 @@ from dexport.exporter.quantize.calibrate import Calibration, TimedSession, calib
 from dexport.exporter.quantize.observer import Statistics
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
+from dexport.runtime.int8_products import multiply_exactly
 from tests.bundles import NARROW
 from tests.int8 import needs_exact_products
 
@@ -175,5 +176,6 @@ def optimised_ops(folder: Path) -> list[str]:
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.log_severity_level = 3
+    multiply_exactly(options, folder / "out/model.onnx")
     ort.InferenceSession(folder / "out/model.onnx", options, providers=["CPUExecutionProvider"])
     return [node.op_type for node in onnx.load(folder / "optimised.onnx", load_external_data=False).graph.node]
