@@ -18,7 +18,6 @@ from dexport.validate.gates import parse_limits
 from dexport.validate.trajectory import DEFAULT_SNR
 from dexport.validate.validate import gate_of, recipes_of, validate
 from tests.bundles import build_narrow
-from tests.int8 import needs_exact_products
 
 
 def command(*arguments: object) -> Result:
@@ -142,9 +141,7 @@ def test_options_that_would_be_ignored_are_refused(plain: Path, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("scheme", "gate"), [("weight", "int8"), pytest.param("w8a8", "w8a8", marks=needs_exact_products)]
-)
+@pytest.mark.parametrize(("scheme", "gate"), [("weight", "int8"), ("w8a8", "w8a8")])
 def test_int8_has_gates_of_its_own(tmp_path: Path, scheme: str, gate: str) -> None:
     path = build_narrow(tmp_path / "out", int8=scheme)
     report = validate(load_bundle(path), steps=4)

@@ -9,7 +9,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from dexport.runtime.int8_products import multiply_exactly
-from tests.int8 import EXACT
 
 FLOAT = ir.DataType.FLOAT
 
@@ -60,8 +59,6 @@ def model(
 def run(built: ir.Model, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    if "QuantizeLinear" in ops(built):
-        options.add_session_config_entry(EXACT, "1")
     proto = ir.to_proto(built).SerializeToString()
     multiply_exactly(options, proto)
     return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"]).run(None, dict(feed))

@@ -22,7 +22,6 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.runtime.int8_products import multiply_exactly
 from tests.bundles import NARROW
-from tests.int8 import needs_exact_products
 
 VARIANT = resolve(find_recipe("dit-fashion"), NARROW)
 SETTINGS = Calibration(images=4, steps=3, batch=2)
@@ -152,7 +151,6 @@ DICO = {"hidden_size": 8, "depth": [1, 0, 1, 0, 1]}
 @pytest.mark.parametrize(
     ("recipe", "settings", "parity"), [("dit-fashion", NARROW, True), ("dico-fashion", DICO, False)]
 )
-@needs_exact_products
 def test_a_w8a8_build_runs_integer_kernels(recipe: str, settings: dict, parity: bool, tmp_path: Path) -> None:
     options = {"settings": settings, "int8": "w8a8", "calibration_images": 4, "parity": parity}
     result = dexport.build(recipe, tmp_path / "out", **options, profile="ci")
