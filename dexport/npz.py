@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import warnings
 import zipfile
 from collections import Counter
@@ -111,7 +112,11 @@ class Npz:
             for start in range(0, header.size, READ):
                 part = stream.read(min(READ, header.size - start))
                 values[start : start + len(part)] = np.frombuffer(part, np.uint8)
-        return array.astype(header.dtype.newbyteorder("="), copy=False)
+        array = array.astype(header.dtype.newbyteorder("="), copy=False)
+        with _reading(self.path, self._what):
+            if array.dtype.kind == "U" and array.reshape(-1).view(np.uint32).max(initial=0) > sys.maxunicode:
+                raise ValueError(f"{name} is no text")  # numpy would make strings of it that crash what prints them
+        return array
 
     @contextmanager
     def stream(self, name: str, header: Header) -> Iterator[Values]:

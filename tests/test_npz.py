@@ -183,3 +183,13 @@ def test_a_caller_bounds_what_it_reads(tmp_path: Path) -> None:
     assert read(tmp_path / "a.npz", largest=800).shape == (100,)
     with pytest.raises(InputError, match="800 bytes; 799 are read at most"):
         read(tmp_path / "a.npz", largest=799)
+
+
+@pytest.mark.parametrize("point", [0x110000, 0x1FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_text_of_code_points_that_do_not_exist(tmp_path: Path, point: int, order: str, shape: tuple[int, ...]) -> None:
+    text = np.full((*shape, 1), point, f"{order}u4").view(f"{order}U1").reshape(shape)
+    np.savez(tmp_path / "x.npz", x=text)
+    with open_npz(tmp_path / "x.npz", "statistics") as file, pytest.raises(InputError, match="no text"):
+        file.read("x")
