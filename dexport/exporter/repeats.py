@@ -356,7 +356,7 @@ def expand(model: ir.Model) -> None:
         index = _index(node)
         if index not in copies[key]:
             raise Irregular(f"result {index} of {node.attributes.get_string('like')} is used in a copy only")
-        node.outputs[0].replace_all_uses_with(copies[key][index], replace_graph_outputs=True)
+        _stands_for(copies[key][index], node.outputs[0])
         graph.remove(node, safe=True)
     for body in bodies.values():
         body.remove_marks(graph)
@@ -450,8 +450,17 @@ class Body:
 
     def remove_marks(self, graph: ir.Graph) -> None:
         for mark in (*self.enters, *self.leaves):
-            mark.outputs[0].replace_all_uses_with(_given(mark.inputs[0]), replace_graph_outputs=True)
+            _stands_for(_given(mark.inputs[0]), mark.outputs[0])
             graph.remove(mark, safe=True)
+
+
+def _stands_for(value: ir.Value, other: ir.Value) -> None:
+    """Use it in the other's place, and under the other's name where that is an output of the graph."""
+    if other.is_graph_output():
+        if value.is_graph_output() or value.producer() is None:
+            raise Irregular(f"the output {other.name} is {value.name} as well")
+        value.name = other.name
+    other.replace_all_uses_with(value, replace_graph_outputs=True)
 
 
 def _describe_as(value: ir.Value, other: ir.Value) -> None:

@@ -107,7 +107,7 @@ class ToLowPrecision(ir.passes.InPlacePass):
             node.attributes["to"] = ir.AttrInt64("to", wanted)
         for output in node.outputs:
             if output.dtype == ir.DataType.FLOAT:
-                output.dtype = wanted
+                output.type = ir.TensorType(wanted)  # other values, and clones of the graph, may share the old one
 
 
 class _Casts:
