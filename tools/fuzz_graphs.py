@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
 import dexport
-from dexport.bundle import MANIFEST, MODEL, hash_files, load_bundle
+from dexport.bundle import MANIFEST, MODEL, MODEL_DATA, hash_files, load_bundle
 from dexport.cli import main
 from dexport.errors import InputError
 from dexport.onnx_reader import OnnxFile
@@ -116,16 +117,24 @@ class OnnxFiles:
         read_graph(self.path)
 
 
+@functools.cache
+def _files_of_a_bundle() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "good"
+        dexport.build("dit-fashion", built, settings=NARROW, profile="ci", parity=False)
+        return {name: (built / name).read_bytes() for name in (MANIFEST, MODEL, MODEL_DATA)}
+
+
 class OnnxBundles:
     """A denoiser's bundle with another graph in it, opened, read, and now and then run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "bundle"
-        good = folder / "good"
-        dexport.build("dit-fashion", good, settings=NARROW, profile="ci", parity=False)
-        shutil.copytree(good, self.folder)
-        self.good = (good / MODEL).read_bytes()
-        self.manifest = json.loads((good / MANIFEST).read_text())
+        self.folder.mkdir()
+        files = _files_of_a_bundle()
+        for name, content in files.items():
+            (self.folder / name).write_bytes(content)
+        self.good, self.manifest = files[MODEL], json.loads(files[MANIFEST])
 
     def __call__(self, rng: Rng) -> None:
         content = damaged(rng, self.good) if rng.random() < 0.2 else changed_graph(rng, self.good)

@@ -239,9 +239,10 @@ def _change(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] 
 
 
 def _rounded(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    kept = {name: figures[name] for name in ("value", "margin") if name in figures}
     return {
         name: value if value is None or isinstance(value, int) else float(f"{value:.{DIGITS}g}")
-        for name, value in figures.items()
+        for name, value in kept.items()
     }
 
 

@@ -148,6 +148,24 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert run("report", REPORT)[0] == 1
 
 
+@pytest.mark.parametrize(
+    "path", [("metrics", "trajectory/final/relative_l2"), ("distribution", "delta"), ("gates", 0), ("trajectory",), ()]
+)
+def test_fields_that_nobody_knows_are_left_out(path: tuple[str | int, ...], tmp_path: Path) -> None:
+    gates = [{**gate, "verdict": "pass"} for gate in FULL["gates"]]
+    report = copy_with(FULL | {"gates": gates, "verdict": "passed", "passed": True, "baseline": None}, lambda _: None)
+    holder = report
+    for key in path:
+        holder = holder[key]  # type: ignore[index]
+    holder |= {"metric" if path[:1] == ("distribution",) else "note": ["mine"], "": "x", "figure": {}}
+    stored, new = tmp_path / "report.json", tmp_path / "new.json"
+    stored.write_text(json.dumps(report))
+    assert run("baseline", "update", stored, "-o", new)[0] == 0
+    assert "mine" not in new.read_text()
+    views = [f"--{view}={tmp_path / view}" for view in ("html", "junit", "markdown")]
+    assert run("report", stored, "--baseline", new, *views)[0] == 0
+
+
 def test_names_are_those_of_the_tables() -> None:
     assert set(get_args(report_schema.Measured)) == set(TOLERANCES)
     assert {metric.level for metric in METRICS.values()} - {"bench"} == set(get_args(report_schema.Level))

@@ -71,7 +71,7 @@ def _intervals(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         limit = next((limits[metric] for metric in metrics if metric in limits), None)
         chart = charts.interval(delta["delta"], delta["low"], delta["high"], limit, f"paired delta of the {title}")
-        rows.append({"title": title, "metric": metrics[1], "chart": chart, **delta})
+        rows.append({**delta, "title": title, "metric": metrics[1], "chart": chart})
     return rows
 
 
