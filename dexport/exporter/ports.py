@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dexport.bundle import pixel_shuffle
 from dexport.errors import InputError, UsageError
 from dexport.exporter.recipes import all_recipes
-from dexport.exporter.recipes.recipe import BATCH, Guidance, Recipe, Signature, TensorSpec
+from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.untraceable import explained
 from dexport.runtime.guidance import FEEDS, feed_class_conditional, feed_of, find_rule
@@ -94,7 +94,7 @@ def check_program(variant: Variant) -> None:
         )
     _expect(recipe, "output", outputs[OUT], "float32", (BATCH, *outputs[OUT].shape[1:2], *variant.latent))
     _check_decoder(recipe.name, recipe.sampling.decoder)
-    _null_label(variant)
+    _check_null_label(variant)
 
 
 def _check_decoder(owner: str, decoder: str) -> None:
@@ -118,24 +118,11 @@ def _expect(recipe: Recipe, kind: str, spec: TensorSpec, dtype: str, shape: tupl
         )
 
 
-def _null_label(variant: Variant) -> int | None:
-    """The label of the unconditional prediction; None where there is none."""
-    guidance: Guidance | None = variant.recipe.guidance
+def _check_null_label(variant: Variant) -> None:
+    label, name = variant.null_label, variant.recipe.name
+    if label is None:
+        return
     labels = [spec for spec in variant.plain.inputs if spec.name == LABELS]
-    if guidance is None:
-        return None
-    name = variant.recipe.name
-    try:
-        label = guidance.null_label(variant.config)
-    except ValueError:  # how a recipe says that there is none
-        return None
-    except Exception as error:
-        raise InputError(
-            f"{name}: guidance: the null label fails: {type(error).__name__}: {error}",
-            hint="raise ValueError where the network has none",
-        ) from error
-    if not isinstance(label, (int, np.integer)) or isinstance(label, bool):
-        raise InputError(f"{name}: guidance: the null label is {label!r}; expected an integer", hint=HINT)
     if not labels:
         raise InputError(
             f"{name}: guidance has the null label {label}, and no input {LABELS} is declared",
@@ -147,7 +134,6 @@ def _null_label(variant: Variant) -> int | None:
             f"{labels[0].low:g} to {labels[0].high:g}, and not negative",
             hint="it is the row of the label table that was trained by dropping labels",
         )
-    return int(label)
 
 
 @fresh_torch()
@@ -203,8 +189,8 @@ def _check_rows(variant: Variant, rows: int | None) -> None:
     if rows is None or not labels:
         return
     largest = {"labels are declared up to": int(labels[0].high)}
-    if (null := _null_label(variant)) is not None:
-        largest["guidance has the null label"] = null
+    if variant.null_label is not None:
+        largest["guidance has the null label"] = variant.null_label
     for what, label in largest.items():
         if label >= rows:
             raise InputError(

@@ -65,9 +65,9 @@ def trace(
                 decompose(program)
             model = _to_onnx(program, network.signature, opset)
     _rename_batch(model)
-    check_graph(network.owner, model, network.signature)
     _record_module_paths(model, network)
     _bind_weights(model, network, weights, variant.outline)
+    check_graph(network.owner, model, network.signature)
     return model
 
 

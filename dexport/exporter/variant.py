@@ -139,13 +139,29 @@ class Variant:
 
     @property
     def null_label(self) -> int | None:
-        """The label of the unconditional prediction; None where the configuration has none."""
-        if self.recipe.guidance is None:
+        """The label of the unconditional prediction; None where the configuration has none.
+
+        Raises:
+            InputError: the recipe's function for it fails, or gives something else.
+        """
+        guidance, name = self.recipe.guidance, self.recipe.name
+        if guidance is None:
             return None
         try:
-            return self.recipe.guidance.null_label(self.config)
-        except ValueError:
+            label = guidance.null_label(self.config)
+        except ValueError:  # how a recipe says that there is none
             return None
+        except Exception as error:  # a function of the user's
+            raise InputError(
+                f"{name}: guidance: the null label fails: {type(error).__name__}: {error}",
+                hint="raise ValueError where the network has none",
+            ) from error
+        if not isinstance(label, (int, np.integer)) or isinstance(label, bool):
+            raise InputError(
+                f"{name}: guidance: the null label is {label!r}; expected an integer",
+                hint="it is the row of the label table that was trained by dropping labels",
+            )
+        return int(label)
 
     def time_input(self, signature: Signature, table: TimeTable) -> tuple[str, np.ndarray]:
         """The name of the graph's time input, and the times of a table (S,) float32 as it takes them.

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dexport.errors import InputError, UsageError
 from dexport.exporter.checkpoint import WeightSource, check_names
-from dexport.exporter.declared import return_declared
+from dexport.exporter.declared import as_declared, return_declared
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import Variant
 
@@ -48,9 +48,9 @@ def session_against(address: str, variant: Variant, weights: WeightSource) -> To
             ) from error
         state = module.state_dict()
         module.load_state_dict({key: weights.read(key, tensor.dtype) for key, tensor in state.items()}, strict=True)
-        return_declared(module, address, lambda: [spec.name for spec in variant.plain.outputs])
         session = TorchSession(variant.wrap(module.float().eval()), variant.signature)
         _check_outputs(module, address, variant)
+        return_declared(module, address, lambda: [spec.name for spec in variant.plain.outputs])
     session.runner += f", {address}"
     return session
 
@@ -135,6 +135,8 @@ def _check_outputs(module: nn.Module, address: str, variant: Variant) -> None:
             f"{address} fails when it is called with ({names}): {type(error).__name__}: {error}",
             hint="its forward must take the bundle's inputs by position; wrap it where it takes others",
         ) from error
+    with suppress(InputError):  # what is not as declared is listed below
+        results = as_declared(results, address, [spec.name for spec in signature.outputs])
     tensors = results if isinstance(results, tuple) else (results,)
     wanted = [list(spec.dims(ROWS)) for spec in signature.outputs]
     got = [list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__ for tensor in tensors]

@@ -149,14 +149,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another output": ({"signature": with_ports(out=TensorSpec("eps", "float32", IMAGE))}, "samplers read out"),
     "a variance that its sampler has not": (
         {"signature": with_ports(out=TensorSpec("out", "float32", (BATCH, 6, 8, 8)))},
-        "output out",
+        "predictions of 3 channels",
     ),
     "an odd variance": (
         {
             "signature": with_ports(out=TensorSpec("out", "float32", (BATCH, 5, 8, 8))),
             "sampling": replace(SAMPLING, sampler="ddpm"),
         },
-        "output out",
+        "predictions of 3 or 6 channels",
     ),
     "guidance without labels": ({"signature": with_ports(y=None)}, "no input y"),
     "a name twice": ({"signature": with_ports(out=TensorSpec("x", "float32", IMAGE))}, "used twice"),

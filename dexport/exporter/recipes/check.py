@@ -28,8 +28,7 @@ def check_recipe(recipe: Recipe) -> None:
     wrong = {
         "name": not recipe.name or not recipe.name.isprintable(),
         "latent": min(recipe.latent) < 1,
-        "gates": not set(recipe.gates) <= set(DEFAULT_GATES)
-        or not all(0 < gate < math.inf for gate in recipe.gates.values()),
+        "gates": not (set(recipe.gates) <= set(DEFAULT_GATES) and all(map(math.isfinite, recipe.gates.values()))),
         "sampling.steps": facts is not None and facts.steps < 1,
         "sampling.latent_scale": facts is not None and not 0 < abs(facts.latent_scale) < math.inf,
         "guidance.default_scale": guidance is not None and not 1 <= guidance.default_scale < math.inf,
@@ -38,7 +37,7 @@ def check_recipe(recipe: Recipe) -> None:
     expected = {
         "name": "a printable name",
         "latent": "(height, width) from 1",
-        "gates": f"numbers above 0 for {', '.join(DEFAULT_GATES)}",
+        "gates": f"finite numbers for {', '.join(DEFAULT_GATES)}",
         "sampling.steps": "1 or more",
         "sampling.latent_scale": "a finite number other than 0",
         "guidance.default_scale": "a finite number from 1",
