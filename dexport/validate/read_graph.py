@@ -6,6 +6,8 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from dexport.errors import InputError
 from dexport.onnx_reader import OnnxFile
@@ -20,7 +22,20 @@ def read_graph(path: Path) -> ir.Model:
     try:
         OnnxFile(path.read_bytes()).check_expansion()
         onnx.checker.check_model(str(path))
+        _check_text(onnx.load(path, load_external_data=False))
         return ir.load(path)
     except Exception as error:  # a damaged file makes the parsers raise anything at all
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} cannot be read: {reason}", hint="build or export it again") from error
+
+
+def _check_text(model: Message) -> None:
+    """Refuse strings that are no UTF-8: protobuf hands them out as bytes, and fails only where they are written."""
+    pending = [model]
+    while pending:
+        for field, value in pending.pop().ListFields():
+            items = [value] if isinstance(value, str | bytes | Message) else value
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                pending += items
+            elif field.type == FieldDescriptor.TYPE_STRING and any(isinstance(item, bytes) for item in items):
+                raise ValueError(f"a {field.name} is no text")
