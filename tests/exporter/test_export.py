@@ -23,14 +23,24 @@ NODES = {
 RELATIVE_L2_FP16 = 3e-3
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16"])
-def precision(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="module", params=["none-fp32", "fused-fp32", "fused-fp16"])
+def form(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=["none", "fused"])
-def bundle_path(request, golden, golden_name, golden_checkpoint, precision, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("bundle") / f"{precision}-{request.param}"
+@pytest.fixture(scope="module")
+def guidance(form: str) -> str:
+    return form.partition("-")[0]
+
+
+@pytest.fixture(scope="module")
+def precision(form: str) -> str:
+    return form.partition("-")[2]
+
+
+@pytest.fixture(scope="module")
+def bundle_path(guidance, golden, golden_name, golden_checkpoint, precision, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / f"{precision}-{guidance}"
     dexport.build(
         RECIPES[golden_name],
         path,
@@ -38,7 +48,7 @@ def bundle_path(request, golden, golden_name, golden_checkpoint, precision, tmp_
         latent=tuple(golden.inputs["x"].shape[2:]),
         checkpoint=str(golden_checkpoint),
         precision=precision,
-        guidance=request.param,
+        guidance=guidance,
     )
     return path
 

@@ -22,14 +22,15 @@ from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant, resolve
 
 DIT = {"hidden_size": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
+SMALL_IMAGE = {"channels": 32, "channel_mult": [1, 2], "num_blocks": [2, 1], "num_heads": 2, "window": 4}
 FAMILIES = {
     "DiT, fused": ("dit-s-2", {**DIT, "input_size": 4}, None, True),
     "DiCo": ("dico-s", {"hidden_size": 8, "depth": [2, 0, 2, 0, 0], "num_classes": 5}, (4, 8), False),
     "LiT, fused": ("lit-s-2", {**DIT, "num_heads": 3}, (4, 4), True),
     "DiffiT": ("diffit-256", {**DIT, "input_size": 4}, None, False),
-    "DiffiT in image space": ("diffit-image-32", {"channels": 32, "num_blocks": [2, 1, 1]}, (16, 16), False),
+    "DiffiT in image space": ("diffit-image-32", SMALL_IMAGE, (8, 8), False),
     "TerDiT": ("terdit-600m", {"dim": 16, "n_layers": 3, "n_heads": 2, "multiple_of": 8, "input_size": 4}, None, False),
-    "SD VAE": ("sd-vae-decoder", {"block_out_channels": [32, 32, 32, 32]}, (2, 2), False),
+    "SD VAE": ("sd-vae-decoder", {"block_out_channels": [32, 32]}, (2, 2), False),
 }
 
 
