@@ -148,52 +148,54 @@ def test_damaged_graphs_end_in_one_message(foreign: Path, command: str, kept: in
     assert result.stderr.count("error: ") == 1
 
 
-class TestSigned:
-    @pytest.fixture
-    def keys(self, tmp_path: Path) -> tuple[Path, Path]:
-        return write_keys(tmp_path / "keys")
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    return write_keys(tmp_path / "keys")
 
-    @pytest.fixture
-    def signed(self, plain: Path, keys: tuple[Path, Path], tmp_path: Path) -> Path:
-        path = Path(shutil.copytree(plain, tmp_path / "signed"))
-        (path / SIGNATURE).write_bytes(sign((path / MANIFEST).read_bytes(), keys[0]))
-        return path
 
-    def test_what_runs_is_what_was_checked(self, signed: Path, keys: tuple[Path, Path]) -> None:
-        bundle = load_bundle(signed, keys[1])
-        copy = bundle.path
-        assert copy != signed
-        assert bundle.source == signed
-        assert copy.stat().st_mode & 0o077 == 0
-        (signed / MODEL_DATA).write_bytes(b"exchanged after the check")
-        entry = bundle.manifest["files"][MODEL_DATA]
-        assert hashlib.sha256((copy / MODEL_DATA).read_bytes()).hexdigest() == entry["sha256"]
-        part = next(iter(bundle.parts.values()), bundle)
-        del bundle
-        assert part.path.exists()
-        del part
-        assert not copy.exists()
+@pytest.fixture
+def signed(plain: Path, keys: tuple[Path, Path], tmp_path: Path) -> Path:
+    path = Path(shutil.copytree(plain, tmp_path / "signed"))
+    (path / SIGNATURE).write_bytes(sign((path / MANIFEST).read_bytes(), keys[0]))
+    return path
 
-    def test_a_session_outlives_the_copy(self, signed: Path, keys: tuple[Path, Path], plain: Path) -> None:
-        with pytest.warns(BundleWarning):
-            session, other = dexport.load(signed, require_signature=keys[1]), dexport.load(plain)
-        x = trained_inputs()
-        assert (session(**x)["out"] == other(**x)["out"]).all()
 
-    @pytest.mark.parametrize("name", [".manifest.json.partial", ".manifest.json.partial-0a1b2c3d", "extra", "a.onnx"])
-    def test_strangers_beside_a_signed_manifest(self, signed: Path, keys: tuple[Path, Path], name: str) -> None:
-        (signed / name).write_text("x")
-        with pytest.raises(InputError, match="not in the manifest"):
-            load_bundle(signed, keys[1])
+def test_what_runs_is_what_was_checked(signed: Path, keys: tuple[Path, Path]) -> None:
+    bundle = load_bundle(signed, keys[1])
+    copy = bundle.path
+    assert copy != signed
+    assert bundle.source == signed
+    assert copy.stat().st_mode & 0o077 == 0
+    (signed / MODEL_DATA).write_bytes(b"exchanged after the check")
+    entry = bundle.manifest["files"][MODEL_DATA]
+    assert hashlib.sha256((copy / MODEL_DATA).read_bytes()).hexdigest() == entry["sha256"]
+    part = next(iter(bundle.parts.values()), bundle)
+    del bundle
+    assert part.path.exists()
+    del part
+    assert not copy.exists()
 
-    @pytest.mark.parametrize("command", ["validate", "quantize", "diff", "bench"])
-    def test_commands_require_signatures(
-        self, plain: Path, signed: Path, keys: tuple[Path, Path], command: str
-    ) -> None:
-        unsigned = Path(shutil.copytree(plain, signed.parent / "unsigned"))
-        result = on(command, unsigned, "--require-signature", str(keys[1]))
-        assert result.exit_code == 4
-        assert "is not signed" in result.stderr
-        result = on(command, signed, "--require-signature", str(keys[1]))
-        assert result.exit_code in (0, 1), result.output
-        assert "error" not in result.stderr
+
+def test_a_session_outlives_the_copy(signed: Path, keys: tuple[Path, Path], plain: Path) -> None:
+    with pytest.warns(BundleWarning):
+        session, other = dexport.load(signed, require_signature=keys[1]), dexport.load(plain)
+    x = trained_inputs()
+    assert (session(**x)["out"] == other(**x)["out"]).all()
+
+
+@pytest.mark.parametrize("name", [".manifest.json.partial", ".manifest.json.partial-0a1b2c3d", "extra", "a.onnx"])
+def test_strangers_beside_a_signed_manifest(signed: Path, keys: tuple[Path, Path], name: str) -> None:
+    (signed / name).write_text("x")
+    with pytest.raises(InputError, match="not in the manifest"):
+        load_bundle(signed, keys[1])
+
+
+@pytest.mark.parametrize("command", ["validate", "quantize", "diff", "bench"])
+def test_commands_require_signatures(plain: Path, signed: Path, keys: tuple[Path, Path], command: str) -> None:
+    unsigned = Path(shutil.copytree(plain, signed.parent / "unsigned"))
+    result = on(command, unsigned, "--require-signature", str(keys[1]))
+    assert result.exit_code == 4
+    assert "is not signed" in result.stderr
+    result = on(command, signed, "--require-signature", str(keys[1]))
+    assert result.exit_code in (0, 1), result.output
+    assert "error" not in result.stderr
