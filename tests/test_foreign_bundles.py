@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "quantize": ("quantize", "BUNDLE", "-o", "OUT", "--int8", "weight"),
     "diff": ("diff", "BUNDLE"),
     "bench": ("bench", "BUNDLE", "--rounds", "1", "--fail-under", "speedup=0.01"),
-    "sample": ("sample", "BUNDLE", "-o", "OUT.png", "--steps", "1"),
+    "sample": ("sample", "BUNDLE", "-o", "OUT.png", "--steps", "2"),
     "info": ("info", "BUNDLE"),
     "sweep": ("sweep", "BUNDLE", "-o", "OUT.json"),
     "pack": ("pack", "BUNDLE", "-o", "OUT.dexport"),
