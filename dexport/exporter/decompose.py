@@ -34,7 +34,10 @@ def decompose(program: ExportedProgram) -> None:
 
 
 def _stays(operator: Any, table: dict[Any, Any]) -> bool:
-    """Whether the second trace leaves an operator as it is: it has no decomposition, and hides no view or write."""
+    """Whether the second trace leaves an operator as it is: it has no decomposition, and hides no view or write.
+
+    Composite operators that may hide one, such as the batch norm, say so by a tag.
+    """
     if operator is aten.reshape.default or not isinstance(operator, torch._ops.OperatorBase):
         return True
     if not isinstance(operator, torch._ops.OpOverload):
@@ -42,7 +45,8 @@ def _stays(operator: Any, table: dict[Any, Any]) -> bool:
     schema = operator._schema
     composite = operator.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     is_view = any(result.alias_info is not None for result in schema.returns)
-    return operator not in table and not schema.is_mutable and not (composite and is_view)
+    may_hide = is_view or torch.Tag.maybe_aliasing_or_mutating in operator.tags
+    return operator not in table and not schema.is_mutable and not (composite and may_hide)
 
 
 def _reshape(node: fx.Node) -> None:

@@ -56,14 +56,14 @@ def trace(
     network = Fake(variant)
     repeats = None if every_block else Repeats(network.root)
     model = _repeats_once(network, repeats, opset) if repeats else None
-    if model is None:
-        if repeats:
-            network = Fake(variant)  # a forward may have left anything behind
+    if model is None and not every_block:
+        network = Fake(variant) if repeats else network  # a forward may have left anything behind
         with explained(network.owner, network.own):
-            program = _export(network)
-            if not every_block:
-                decompose(program)
-            model = _to_onnx(program, network.signature, opset)
+            model = _decomposed_here(network, opset)
+    if model is None:
+        network = network if every_block else Fake(variant)
+        with explained(network.owner, network.own):
+            model = _to_onnx(_export(network), network.signature, opset)
     _rename_batch(model)
     _record_module_paths(model, network)
     _bind_weights(model, network, weights, variant.outline)
@@ -123,6 +123,17 @@ def _repeats_once(network: Fake, repeats: Repeats, opset: int) -> ir.Model | Non
         logger.info("every block is traced: %s", error)
         return None
     return model
+
+
+def _decomposed_here(network: Fake, opset: int) -> ir.Model | None:
+    """The ONNX graph without torch's second trace; None for a network that needs it after all."""
+    program = _export(network)
+    try:
+        decompose(program)
+        return _to_onnx(program, network.signature, opset)
+    except Exception as error:  # noqa: BLE001 - as above
+        logger.info("torch decomposes the program: %s", error)
+        return None
 
 
 def _export(network: Fake) -> torch.export.ExportedProgram:

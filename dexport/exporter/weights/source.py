@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
@@ -110,10 +111,14 @@ Adapter = Callable[[WeightSource, nn.Module], WeightSource]
 """(file, network on the meta device) -> a view of the file under the network's names, or the file itself."""
 
 
+VARIANCE = re.compile(r"(^|[._])(var|variance|std)s?$")
+"""Names of buffers that norms take the root of or divide by."""
+
+
 class RandomSource(WeightSource):
     """Seeded noise in the shapes of a module, scaled so that activations neither vanish nor explode.
 
-    Tables that the constructor computes (positions, relative indices) keep their values.
+    Tables that the constructor computes (positions, relative indices) keep their values; variances are near one.
     """
 
     def __init__(self, meta_module: nn.Module, seed: int) -> None:
@@ -121,6 +126,7 @@ class RandomSource(WeightSource):
         self.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         self.origin = Origin("random", seed=seed)
         self._tables = {name: tensor for name, tensor in state.items() if tensor.device.type != "meta"}
+        self._variances = {name for name in buffers_of(meta_module) if VARIANCE.search(name)}
 
     def _read(self, name: str) -> Tensor:
         if name in self._tables:
@@ -128,9 +134,9 @@ class RandomSource(WeightSource):
         shape = self.shapes[name]
         rng = np.random.default_rng([self.origin.seed or 0, zlib.crc32(name.encode())])
         noise = torch.from_numpy(rng.random(shape, dtype=np.float32)).sub_(0.5)
-        if len(shape) < 2:
-            gain_at_one = 1.0 if name.endswith("weight") else 0.0
-            return noise.mul_(0.1).add_(gain_at_one)
+        if len(shape) < 2 or name in self._variances:
+            around_one = name.endswith("weight") or name in self._variances
+            return noise.mul_(0.1).add_(1.0 if around_one else 0.0)
         fan_in = math.prod(shape[1:])
         return noise.mul_(math.sqrt(12 / fan_in))
 
