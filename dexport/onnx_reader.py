@@ -111,6 +111,7 @@ class OnnxFile:
         """Whether every int8 weight has a zero point, or is read by nothing but integer products.
 
         Those are, between QuantizeLinear and DequantizeLinear in float32: MatMul, and Conv with a quantised result.
+        A value that two layers quantise, as in a gated MLP, may be left in float: ONNX Runtime shares its codes first.
         """
         types = {tensor.name: tensor.type for tensor in _all(self._model, "Tensor")}
         nodes = list(_all(self._model, "Node"))
@@ -126,7 +127,8 @@ class OnnxFile:
 
         def is_integer(node: Any) -> bool:
             restored = made_by(node.inputs[0], b"DequantizeLinear")
-            if restored is None or made_by(restored.inputs[0], b"QuantizeLinear") is None:
+            rounded = made_by(restored.inputs[0], b"QuantizeLinear") if restored is not None else None
+            if rounded is None or sum(reader.operator == rounded.operator for reader in readers[rounded.inputs[0]]) > 1:
                 return False
             after = [reader.operator for output in node.outputs for reader in readers.get(output, ())]
             return node.operator == b"MatMul" or (node.operator == b"Conv" and after == [b"QuantizeLinear"])

@@ -72,25 +72,27 @@ def test_half_precision_keeps_the_norms_and_both_ends_in_float32(checkpoint: Pat
     assert np.linalg.norm(out - wanted) < 3e-3 * np.linalg.norm(wanted)
 
 
-def test_int8_leaves_both_ends_alone_and_samples(tmp_path: Path) -> None:
+def test_int8_leaves_both_ends_alone_and_samples(decoder: Path, tmp_path: Path) -> None:
     path = build(tmp_path / "out", SMALL, latent=(8, 8), int8="w8a8", calibration_images=4)
     layers = load_bundle(path).manifest["precision"]["layers"]
     quantised = {layer for layer, scheme in layers.items() if scheme == "w8a8"}
     assert {"stages.0.blocks.0.block1.query_key_value", "stages.1.upsample.1.kernel"} <= quantised
     assert not any("_layer" in layer for layer in quantised)
-    pipeline = Pipeline.open(path, decoder=_narrow_decoder(tmp_path / "decoder"))
+    pipeline = Pipeline.open(path, decoder=decoder)
     assert (pipeline.classes, pipeline.facts["null_label"]) == (3, 3)
     latents = pipeline.sample([0, 2], Noise(0, images=[0, 1]), sampler=pipeline.sampler(steps=4))
     assert pipeline.images(latents).shape == (2, 64, 64, 3)
 
 
-def _narrow_decoder(path: Path) -> Path:
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("decoder") / "bundle"
     narrow = {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1}
     dexport.build("sd-vae-decoder", path, settings=narrow, latent=(8, 8), parity=False)
     return path
 
 
-def test_an_unconditional_model_takes_no_labels(tmp_path: Path) -> None:
+def test_an_unconditional_model_takes_no_labels(decoder: Path, tmp_path: Path) -> None:
     settings = {**SMALL, "num_classes": None, "pe_type": "Axial_RoPE", "norm_type": "ADARMSN"}
     path = build(tmp_path / "out", settings, latent=(8, 8), precision="fp16")
     manifest = load_bundle(path).manifest
@@ -98,7 +100,7 @@ def test_an_unconditional_model_takes_no_labels(tmp_path: Path) -> None:
     assert [spec["name"] for spec in manifest["io"]["inputs"]] == ["x", "log_snr"]
     angles = {dtype for name, dtype in manifest["precision"]["nodes"].items() if ".pos_emb/" in name}
     assert angles == {"float32"}
-    pipeline = Pipeline.open(path, decoder=_narrow_decoder(tmp_path / "decoder"))
+    pipeline = Pipeline.open(path, decoder=decoder)
     assert np.isfinite(pipeline.sample([], Noise(0, images=[0]), sampler=pipeline.sampler(steps=3))).all()
 
 

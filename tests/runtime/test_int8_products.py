@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import onnx
@@ -113,6 +114,37 @@ def test_products_are_exact_at_extreme_values(
     for rows in (slice(None), slice(1), slice(4, 5)):
         got = session(x=x[rows].astype(np.float32))["out"]
         np.testing.assert_array_equal(got, expected[rows])
+
+
+@pytest.mark.parametrize("value", CODES.values(), ids=CODES)
+def test_two_layers_that_quantise_the_same_value(value: int | None) -> None:
+    """As q and k, or the halves of a gated MLP."""
+    constants: dict[str, Any] = {"zero": np.int8(0)}
+    nodes, weights = [], [codes((DEPTH, WIDTH), value, seed) for seed in (0, 1)]
+    for name, weight in zip("ab", weights, strict=True):
+        constants |= {
+            f"{name}.one": np.array(1, np.float32),
+            f"{name}.scales": np.ones(WIDTH, np.float32),
+            name: weight,
+        }
+        nodes += [
+            helper.make_node("QuantizeLinear", ["x", f"{name}.one", "zero"], [f"{name}.codes"]),
+            helper.make_node("DequantizeLinear", [f"{name}.codes", f"{name}.one", "zero"], [f"{name}.x"]),
+            helper.make_node("DequantizeLinear", [name, f"{name}.scales"], [f"{name}.w"], axis=1),
+            helper.make_node("MatMul", [f"{name}.x", f"{name}.w"], [f"{name}.out"]),
+        ]
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", DEPTH])],
+        [helper.make_tensor_value_info(f"{name}.out", TensorProto.FLOAT, None) for name in "ab"],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+    x = codes((3, DEPTH), 127)
+    got = OnnxSession(content, threads=1)(x=x.astype(np.float32))
+    for name, weight in zip("ab", weights, strict=True):
+        np.testing.assert_array_equal(got[f"{name}.out"], x.astype(np.int64) @ weight.astype(np.int64))
 
 
 @pytest.mark.parametrize(
