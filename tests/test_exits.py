@@ -48,6 +48,17 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Signals are not ignored, as they are where a job in the background or `nohup` started the tests."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def printing(body: str) -> list[str]:
     """A command that does this, in a process of its own; it imports little."""
     lines = [
