@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir import tensor_adapters
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dexport.collector import collector_paused
 from dexport.errors import InputError
@@ -146,6 +146,7 @@ def _export(network: Fake) -> torch.export.ExportedProgram:
 
 
 def _to_onnx(program: torch.export.ExportedProgram, signature: Signature, opset: int) -> ir.Model:
+    names = _hide_names(program)
     with _quiet():
         onnx_program = torch.onnx.export(
             program,
@@ -159,7 +160,31 @@ def _to_onnx(program: torch.export.ExportedProgram, signature: Signature, opset:
             custom_translation_table={**translation_table(), **translations()},
         )
     assert onnx_program is not None
-    return onnx_program.model
+    model = onnx_program.model
+    values = list(model.graph.initializers.values())
+    model.graph.initializers.clear()
+    for value in values:
+        value.name = names.get(str(value.name), value.name)
+        model.graph.register_initializer(value)
+    return model
+
+
+def _hide_names(program: torch.export.ExportedProgram) -> dict[str, str]:
+    """Number the weights and constants of a program, as torch writes code from their names.
+
+    Returns:
+        Number -> name.
+    """
+    known = {**program.state_dict, **program.constants}
+    numbers: dict[str, str] = {}
+    for spec in (*program.graph_signature.input_specs, *program.graph_signature.output_specs):
+        if spec.target in known:
+            spec.target = numbers.setdefault(spec.target, f"weight_{len(numbers)}")
+    for tensors in (program.state_dict, program.constants):
+        named = {numbers.get(name, name): tensor for name, tensor in tensors.items()}
+        tensors.clear()
+        tensors.update(named)
+    return {number: name for name, number in numbers.items()}
 
 
 @contextlib.contextmanager
@@ -205,7 +230,10 @@ def _inside_network(path: str, network_path: str) -> str:
 
 
 def _bind_weights(model: ir.Model, network: Fake, weights: WeightSource, outline: nn.Module) -> None:
-    """Replace the fake values of all initializers by lazy ones, under their official names and in their order."""
+    """Replace the fake values of all initializers by lazy ones, under their official names and in their order.
+
+    Those that are not fake are constants of the forward.
+    """
     dtypes = {name: tensor.dtype for name, tensor in outline.state_dict().items()}
     tables = {name: buffer for name, buffer in outline.named_buffers() if name not in dtypes}
     named = (*network.root.named_parameters(), *network.root.named_buffers())
@@ -217,8 +245,8 @@ def _bind_weights(model: ir.Model, network: Fake, weights: WeightSource, outline
     taken: set[str] = set()
     others = [out for node in graph.all_nodes() for out in node.outputs]
     for value in values:
-        fake = value.const_value
-        if fake is not None and isinstance(getattr(fake, "raw", None), torch.Tensor):
+        raw = getattr(value.const_value, "raw", None)
+        if isinstance(raw, FakeTensor):
             official = str(value.name).removeprefix(f"{network.path}.")
             value.name = name_of_weight(official, ports)
             value.const_value = _bound(official, value.name, dtypes, tables, weights)

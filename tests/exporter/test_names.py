@@ -41,7 +41,14 @@ NETWORKS = {
     "modules called like ports": ["x.weight", "out.weight", "t.x", "y.out"],
     "of traced values": ["add", "mul", "mul_1", "add_1", "val_0", "val_1", "reshape", "reshape_1", "linear"],
     "of converted nodes": ["Add", "Mul", "Mul_1", "Add_1", "Reshape", "Cast", "m/Mul", "m.Mul", "node_add"],
-    "of constants": ["constant_0", "constant_1", "reshape_to_Bx1", "reshape_to_Bx1_", "_tensor_constant0", "lifted"],
+    "of constants": [
+        "constant_0",
+        "constant_1",
+        "reshape_to_Bx1",
+        "reshape_to_Bx1_",
+        "_tensor_constant0",
+        "lifted_tensor_0",
+    ],
     "with suffixes": ["a", "a/float16", "a/value", "a/T", "a/to_float16", "m.a", "m/a", "/a", "m.b/c"],
     "of symbols": ["B", "s77", "s21", "u0"],
     "hidden": ["_a", "_b.c", "__d"],
@@ -74,7 +81,7 @@ class Network(nn.Module):
         for path in self.paths:
             owner = self.get_submodule(".".join(path[:-1]))
             x = owner.use(x, path[-1]) if isinstance(owner, Branch) else x * getattr(owner, path[-1]) + 0.5
-        return x + t.reshape(-1, 1) + y.reshape(-1, 1)
+        return x + t.reshape(-1, 1) + y.reshape(-1, 1) + torch.tensor([0.5, 1.0, 1.5, 2.0])
 
 
 class Branch(nn.Module):
