@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"signature": with_ports(x=TensorSpec("x", "float32", IMAGE, "stratified", 0.0, 1.0))},
         "stratified",
     ),
-    "an empty range": ({"signature": with_ports(y=TensorSpec("y", "int64", (BATCH,), "integers", 5, 2))}, "port y"),
+    "an empty range": ({"signature": with_ports(y=TensorSpec("y", "int64", (BATCH,), "integers", 5, 2))}, "input y"),
     "another type": ({"signature": with_ports(x=TensorSpec("x", "float16", IMAGE))}, "dtype"),  # type: ignore[arg-type]
     "a list for a shape": ({"signature": with_ports(x=TensorSpec("x", "float32", list(IMAGE)))}, "shape"),  # type: ignore[arg-type]
     "no signature": ({"signature": lambda *_: (PLAIN.inputs, PLAIN.outputs)}, "expected a Signature"),

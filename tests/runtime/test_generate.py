@@ -206,7 +206,7 @@ def test_two_processes_into_one_folder(plain: Path, tmp_path: Path) -> None:
         (["--classes", "x"], "is not a list of numbers"),
         (["--steps", "1001"], "the schedule has 1000"),
         (["--sampler", "edm"], "does not share"),
-        (["--cfg", "nan"], "guidance scale nan"),
+        (["--cfg", "nan"], "--cfg nan is out of range"),
         (["--seed", "-1"], "count from 0"),
         (["--count", "0"], "both start at 1"),
         (["--stitch-fraction", "0.5"], "cannot be stitched"),

@@ -87,8 +87,6 @@ def _problem(port: TensorSpec, is_output: bool) -> str:
         return "its range is not finite"
     if port.values == "stratified" and port.shape != (BATCH,):
         return f'stratified values have the shape ["{BATCH}"]'
-    if port.values == "integers" and port.high < port.low:
-        return f"no integers lie between {port.low:g} and {port.high:g}"
     return ""
 
 
