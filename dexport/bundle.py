@@ -215,9 +215,7 @@ def _private_copy(folder: Path, manifest: bytes, signature: bytes) -> Bundle:
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 (copy / name).symlink_to("link")  # is refused by name with all else that is wrong
                 continue
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            with open_regular(folder / name, follow=False) as source, (copy / name).open("xb") as target:
-                shutil.copyfileobj(source, target, CHUNK)
+            _copy_file(folder / name, copy / name)
         (copy / MANIFEST).write_bytes(manifest)
         (copy / SIGNATURE).write_bytes(signature)
     except OSError as error:
@@ -250,9 +248,13 @@ def copy_bundle(bundle: Bundle, target: Path) -> None:
     with writing_to(target.parent):
         target.mkdir(parents=True)
         for name in names:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            with open_regular(bundle.path / name) as source, (target / name).open("xb") as copy:
-                shutil.copyfileobj(source, copy, CHUNK)
+            _copy_file(bundle.path / name, target / name)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open_regular(source, follow=False) as opened, target.open("xb") as copy:
+        shutil.copyfileobj(opened, copy, CHUNK)
 
 
 def change_manifest(bundle: Bundle, **fields: Any) -> Bundle:

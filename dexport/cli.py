@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from dexport import limits
 from dexport.collector import collector_paused
 from dexport.errors import GateError, MachineError, UsageError
-from dexport.exits import Interrupted, report, running
+from dexport.exits import report, running
 from dexport.files import write_whole
 from dexport.hashing import hash_ahead
 from dexport.places import check_place
@@ -165,7 +165,7 @@ class Group(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
-        except (Exception, KeyboardInterrupt, Interrupted) as error:  # noqa: BLE001 - every command ends with a message
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every command ends with a message
             ctx.exit(report(error))
 
 

@@ -106,7 +106,7 @@ def find_images(folder: Path) -> Found:
             entries = sorted(os.scandir(current), key=lambda entry: entry.name)
         except OSError as error:
             raise InputError(
-                f"{printable(str(current))} cannot be listed: {error.strerror}", hint="check its permissions"
+                f"{printable(current)} cannot be listed: {error.strerror}", hint="check its permissions"
             ) from error
         for entry in entries:
             path, mode = Path(entry.path), _mode(entry.path)
@@ -183,7 +183,7 @@ def text_of_png(path: Path, keyword: str) -> str | None:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
     """The file and its header, which has been checked; nothing is decoded yet."""
-    shown = printable(str(path))
+    shown = printable(path)
     with open_input(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata, and of sizes that are judged here
         size = os.fstat(file.fileno()).st_size
@@ -248,7 +248,7 @@ def _flattened(path: Path, image: Image.Image) -> Image.Image:
     lowest, _ = whole.getchannel("A").getextrema()
     if lowest != 255:
         raise InputError(
-            f"{printable(str(path))} is {image.mode} with transparent pixels, not 8-bit grey or RGB",
+            f"{printable(path)} is {image.mode} with transparent pixels, not 8-bit grey or RGB",
             hint="flatten transparency and convert it first",
         )
     return whole.convert("L" if grey else "RGB")

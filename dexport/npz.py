@@ -79,7 +79,7 @@ class Npz:
                 warnings.simplefilter("ignore")  # of how Python 2 wrote numbers
                 shape, fortran_order, dtype = HEADERS[version](head)
             if dtype.kind not in KINDS or dtype.itemsize == 0 or dtype.subdtype is not None:
-                raise ValueError(f"{name} holds {printable(str(dtype))}, not numbers")
+                raise ValueError(f"{name} holds {printable(dtype)}, not numbers")
             if any(type(side) is not int or side < 0 for side in shape):
                 raise ValueError(f"{name} has the shape {shape}")
             header = Header(shape, dtype, fortran_order, head.tell())
@@ -102,7 +102,7 @@ class Npz:
         header = self.header(name)
         if header.size > largest:
             raise InputError(
-                f"{printable(str(self.path))}: {name} is {header.dtype} {list(header.shape)}, {header.size:,} bytes; "
+                f"{printable(self.path)}: {name} is {header.dtype} {list(header.shape)}, {header.size:,} bytes; "
                 f"{largest:,} are read at most",
                 hint=f"give a file with {self._what} of a usual size",
             )
@@ -170,7 +170,7 @@ def open_npz(path: Path, what: str) -> Iterator[Npz]:
     try:
         file = open_input(path)
     except InputError as error:
-        raise InputError(f"{printable(str(path))} holds no {what}: {error}", hint=error.hint) from error
+        raise InputError(f"{printable(path)} holds no {what}: {error}", hint=error.hint) from error
     with file:
         with _reading(path, what):
             archive = zipfile.ZipFile(file)
@@ -191,5 +191,5 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         # Of damaged archives, zipfile and numpy raise anything at all.
         reason = printable((str(error) or type(error).__name__).splitlines()[0])
         raise InputError(
-            f"{printable(str(path))} holds no {what}: {reason}", hint="copy it again, or make it again"
+            f"{printable(path)} holds no {what}: {reason}", hint="copy it again, or make it again"
         ) from error

@@ -7,13 +7,15 @@ Source of the field numbers: ``onnx.proto3`` of onnx/onnx.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError, Message
+if TYPE_CHECKING:  # every command starts by way of here, and few read a graph
+    from google.protobuf.message import Message
 
+Name = tuple[bytes, bytes]
+"""Domain and name of an operator or a function."""
 EXTERNAL = 1
 """``TensorProto.DataLocation.EXTERNAL``."""
 MOST_NODES = 1_000_000
@@ -91,6 +93,8 @@ class OnnxFile:
     """
 
     def __init__(self, content: bytes) -> None:
+        from google.protobuf.message import DecodeError
+
         try:
             self._model = _model_class().FromString(content)
         except (DecodeError, RecursionError) as error:
@@ -150,27 +154,47 @@ class OnnxFile:
         Raises:
             ValueError: they do.
         """
-        bodies = {(function.domain, function.name): list(_all(function, "Node")) for function in self._model.functions}
-        sizes: dict[tuple[bytes, bytes], int] = {}
-        pending = list(bodies)
-        waiting: set[tuple[bytes, bytes]] = set()
-        while pending:
-            name = pending[-1]
-            calls = [key for node in bodies[name] if (key := (node.domain, node.operator)) in bodies]
-            missing = [key for key in calls if key not in sizes]
-            if name in sizes or not missing:
-                sizes.setdefault(name, len(bodies[name]) + sum(sizes[key] for key in calls))
-                waiting.discard(name)
-                pending.pop()
-                continue
+        sizes = expanded_sizes(
+            {(function.domain, function.name): _operators(function) for function in self._model.functions}
+        )
+        operators = _operators(self._model.graph)
+        total = len(operators) + sum(sizes.get(operator, 0) for operator in operators)
+        if total > MOST_NODES:
+            raise ValueError(f"its functions stand for {total:,} nodes; at most {MOST_NODES:,} are read")
+
+
+def expanded_sizes(bodies: Mapping[Name, Collection[Name]]) -> dict[Name, int]:
+    """How many nodes each function stands for, with those that it calls inlined. Every body is read twice at most.
+
+    Args:
+        bodies: function -> the operators of its nodes.
+
+    Raises:
+        ValueError: functions call each other in a circle.
+    """
+    sizes: dict[Name, int] = {}
+    pending = list(bodies)
+    waiting: set[Name] = set()
+    while pending:
+        name = pending[-1]
+        if name in sizes:
+            pending.pop()
+            continue
+        calls = [operator for operator in bodies[name] if operator in bodies]
+        missing = set(calls).difference(sizes)
+        if missing:
             waiting.add(name)
             if waiting.intersection(missing):
                 raise ValueError("its functions call each other in a circle")
             pending += missing
-        nodes = list(_all(self._model.graph, "Node"))
-        total = len(nodes) + sum(sizes.get((node.domain, node.operator), 0) for node in nodes)
-        if total > MOST_NODES:
-            raise ValueError(f"its functions stand for {total:,} nodes; at most {MOST_NODES:,} are read")
+        else:
+            sizes[name] = len(bodies[name]) + sum(sizes[operator] for operator in calls)
+            waiting.discard(name)
+    return sizes
+
+
+def _operators(message: Any) -> list[Name]:
+    return [(node.domain, node.operator) for node in _all(message, "Node")]
 
 
 def _all(message: Any, kind: str) -> Iterator[Any]:
@@ -196,6 +220,8 @@ def _external(tensor: Any) -> External:
 
 @functools.cache
 def _model_class() -> Any:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
     file = descriptor_pb2.FileDescriptorProto(name=f"{PACKAGE}.proto", package=PACKAGE, syntax="proto2")
     kinds = descriptor_pb2.FieldDescriptorProto
     for message, fields in FIELDS.items():

@@ -32,7 +32,7 @@ def open_input(path: Path) -> BinaryIO:
     Raises:
         InputError: no such file, another kind of file, or one that cannot be read.
     """
-    shown = printable(str(path))
+    shown = printable(path)
     try:
         mode = path.stat().st_mode
         kind = next((name for is_kind, name in KINDS if is_kind(mode)), None)
@@ -49,13 +49,13 @@ def check_place(output: Path) -> None:
     Raises:
         UsageError: it is a folder or a special file, lies in a bundle, below a file, or where nobody may write.
     """
-    shown = printable(str(output))
+    shown = printable(output)
     try:
         refuse_inside_bundle(output)
         check_file(output)
         folder = next(parent for parent in output.absolute().parents if parent.exists())
         if not folder.is_dir():
-            raise UsageError(f"{shown}: {printable(str(folder))} is no folder", hint="choose another output")
+            raise UsageError(f"{shown}: {printable(folder)} is no folder", hint="choose another output")
         draft_of(output).exists()  # whose name is longer
     except (OSError, ValueError) as error:
         raise UsageError(f"{shown} cannot be written: {_reason(error)}", hint="choose another output") from error
@@ -91,4 +91,4 @@ def filling(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or printable(str(error))
+    return getattr(error, "strerror", None) or printable(error)

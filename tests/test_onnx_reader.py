@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from dexport.onnx_reader import External, OnnxFile
+from dexport.onnx_reader import External, OnnxFile, expanded_sizes
 
 
 def outside(name: str, location: str, **numbers: int) -> TensorProto:
@@ -118,6 +119,7 @@ def functions(**calls: list[str]) -> bytes:
 def test_functions_of_a_measure() -> None:
     OnnxFile(functions(f0=["f1", "f1"], f1=["Relu"] * 100)).check_expansion()
     OnnxFile(functions(**{f"f{n}": [f"f{n + 1}"] for n in range(3000)})).check_expansion()
+    OnnxFile(functions(f0=["f1"] * 20, f1=["Relu"] * 20_000)).check_expansion()
 
 
 @pytest.mark.parametrize("width", [2, 10])
@@ -125,6 +127,23 @@ def test_function_bombs_are_refused_at_once(width: int) -> None:
     bomb = functions(**{f"f{n}": [f"f{n + 1}"] * width for n in range(60)}, f60=["Relu"])
     with pytest.raises(ValueError, match="its functions stand for"):
         OnnxFile(bomb).check_expansion()
+
+
+class Body(list[tuple[bytes, bytes]]):
+    """The operators of a function, which counts how often they are read."""
+
+    read = 0
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        self.read += 1
+        return super().__iter__()
+
+
+def test_a_body_is_read_twice_at_most_however_often_it_is_called() -> None:
+    names = [(b"d", f"f{n}".encode()) for n in range(4)]
+    bodies = {name: Body([called] * 1000) for name, called in zip(names, [*names[1:], (b"", b"Relu")], strict=True)}
+    assert expanded_sizes(bodies)[names[3]] == 1000
+    assert max(body.read for body in bodies.values()) <= 2
 
 
 @pytest.mark.parametrize("calls", [{"f0": ["f0"]}, {"f0": ["f1"], "f1": ["f2"], "f2": ["f1"]}])

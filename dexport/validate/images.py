@@ -57,7 +57,7 @@ class Folder(ImageSet):
         if not self.files:
             others = f"; it has {', '.join(map(str, found.skipped))}" if found.skipped else ""
             raise InputError(
-                f"{printable(str(path))} holds no PNG files and no JPEG or WebP files{others}",
+                f"{printable(path)} holds no PNG files and no JPEG or WebP files{others}",
                 hint="give a folder of pictures, or an .npz with arr_0",
             )
         self.count = len(self.files)
@@ -70,7 +70,7 @@ class Folder(ImageSet):
             turned += header.turned
         if turned:
             self.warnings = (
-                f"{printable(str(path))}: {turned} images have an EXIF orientation, which is not applied: "
+                f"{printable(path)}: {turned} images have an EXIF orientation, which is not applied: "
                 "their pixels count as they are stored",
             )
 
@@ -87,7 +87,7 @@ class Folder(ImageSet):
     def _check(self, file: Path, shape: tuple[int, ...]) -> None:
         if shape != self.shape:
             raise InputError(
-                f"{printable(str(file))} is {_size(shape)}, but {printable(str(self.files[0]))} is {_size(self.shape)}",
+                f"{printable(file)} is {_size(shape)}, but {printable(self.files[0])} is {_size(self.shape)}",
                 hint="a set has one size and one number of channels; resize the images first",
             )
 
@@ -117,7 +117,7 @@ class Array(ImageSet):
             if not usual or shape[3] not in CHANNELS or shape[1] * shape[2] > LARGEST_PIXELS:
                 order = " in Fortran order" if header.fortran_order else ""
                 raise InputError(
-                    f"{printable(str(self.path))}: {ARRAY} is {header.dtype} {list(shape)}{order}",
+                    f"{printable(self.path)}: {ARRAY} is {header.dtype} {list(shape)}{order}",
                     hint="give images (N, H, W, 1 or 3) uint8 in C order, of 8192x8192 pixels at most",
                 )
             with archive.stream(ARRAY, header) as values:
@@ -131,7 +131,7 @@ def open_images(path: Path) -> ImageSet:
         InputError: nothing that holds images of one size.
         UsageError: no such path, or another kind of file.
     """
-    shown = printable(str(path))
+    shown = printable(path)
     if path.is_dir():
         return Folder(path)
     if not path.exists():

@@ -22,8 +22,11 @@ def read_graph(path: Path) -> ir.Model:
     try:
         OnnxFile(path.read_bytes()).check_expansion()
         onnx.checker.check_model(str(path))
-        _check_text(onnx.load(path, load_external_data=False))
-        return ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        _check_text(proto)
+        model = ir.serde.deserialize_model(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        return model
     except Exception as error:  # a damaged file makes the parsers raise anything at all
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} cannot be read: {reason}", hint="build or export it again") from error

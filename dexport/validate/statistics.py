@@ -131,15 +131,14 @@ def read_statistics(path: Path, evaluator: Evaluator) -> Summary:
 def _check_maker(path: Path, evaluator: Evaluator, made_by: str, made_with: str) -> None:
     if made_by != evaluator.name:
         raise InputError(
-            f"{printable(str(path))} has statistics of {printable(made_by)}, not of {evaluator.name}",
+            f"{printable(path)} has statistics of {printable(made_by)}, not of {evaluator.name}",
             hint=f"--evaluator {made_by}, or make them again with --save-stats"
             if made_by in EVALUATORS
             else "make them again with --save-stats",
         )
     if made_with != evaluator.sha256:
         raise InputError(
-            f"{printable(str(path))} was made with weights {printable(made_with[:16])}, "
-            f"these are {evaluator.sha256[:16]}",
+            f"{printable(path)} was made with weights {printable(made_with[:16])}, these are {evaluator.sha256[:16]}",
             hint="give the same file with --weights, or make the statistics again with --save-stats",
         )
 
@@ -167,7 +166,7 @@ def write_statistics(path: Path, summary: Summary, images: ImageSet, evaluator: 
 
 def _moments(archive: Npz, mean: str, covariance: str, count: int | None) -> Moments:
     """Moments that features can have: what is no mean and covariance gives distances without any meaning."""
-    path = printable(str(archive.path))
+    path = printable(archive.path)
     headers = [archive.header(name) for name in (mean, covariance)]
     if any(header.dtype.kind not in NUMBERS for header in headers):
         types = " and ".join(str(header.dtype) for header in headers)
@@ -197,7 +196,7 @@ def _count(archive: Npz) -> int:
     whole = value.ndim == 0 and value.dtype.kind in NUMBERS and np.isfinite(value) and value == np.floor(value)
     if not whole or not 2 <= value <= MOST_IMAGES:
         raise InputError(
-            f"{printable(str(archive.path))}: count is no number of images, of which a covariance needs two or more",
+            f"{printable(archive.path)}: count is no number of images, of which a covariance needs two or more",
             hint="make it again",
         )
     return int(value)
@@ -206,8 +205,8 @@ def _count(archive: Npz) -> int:
 def _text(archive: Npz, name: str) -> str:
     value = archive.read(name, LARGEST_SCALAR)
     if value.ndim != 0 or value.dtype.kind != "U":
-        raise InputError(f"{printable(str(archive.path))}: {name} is no text", hint="make it again")
+        raise InputError(f"{printable(archive.path)}: {name} is no text", hint="make it again")
     try:
         return str(value)
     except ValueError as error:  # numbers that are no characters
-        raise InputError(f"{printable(str(archive.path))}: {name} is no text", hint="make it again") from error
+        raise InputError(f"{printable(archive.path)}: {name} is no text", hint="make it again") from error

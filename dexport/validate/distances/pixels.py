@@ -38,7 +38,7 @@ def load_images(path: Path) -> np.ndarray:
         header = archive.header(ARRAY)
         if len(header.shape) != 4 or header.dtype != np.uint8 or 0 in header.shape:
             raise InputError(
-                f"{printable(str(path))}: {ARRAY} is {header.dtype} {list(header.shape)}",
+                f"{printable(path)}: {ARRAY} is {header.dtype} {list(header.shape)}",
                 hint="give (N, H, W, C) uint8",
             )
         return archive.read(ARRAY, LARGEST_SET)
