@@ -15,6 +15,13 @@ from typing import Any
 PASSED, NOT_VERIFIED, LOSSY, FAILED = "passed", "not verified", "lossy", "failed"
 STATUSES = (PASSED, NOT_VERIFIED, LOSSY, FAILED)
 """From best to worst: a loss that is known must not hide behind one that is not."""
+
+
+def relative_l2_of(snr_db: float) -> float:
+    """A signal-to-noise ratio in dB as a relative L2 error: 25 -> 5.6e-2."""
+    return 10 ** (-snr_db / 20)
+
+
 SHIPPABLE_SNR_DB = 25.0
 """Signal-to-noise ratio, of a prediction and of final latents, from which on a network is fit to ship.
 
@@ -22,7 +29,7 @@ Everything that was measured above it (half precision, INT8 weights, W8A8: 26.5 
 where real images are 74 from each other; everything that was measured below 15 dB moves it by 35 and more. In between,
 pictures have not been measured, so nothing is promised. See docs/precision.md.
 """
-SHIPPABLE_L2 = 10 ** (-SHIPPABLE_SNR_DB / 20)
+SHIPPABLE_L2 = relative_l2_of(SHIPPABLE_SNR_DB)
 """The same as a relative L2 error."""
 ACCEPT = "--accept-loss"
 LARGEST = 1e300

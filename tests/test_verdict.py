@@ -16,7 +16,7 @@ from dexport.bundle import Bundle, change_manifest, load_bundle
 from dexport.cli import main
 from dexport.errors import BundleWarning, GateError, InputError
 from dexport.exporter.build import exit_code
-from dexport.exporter.gates import GATES, gates_for, gates_of, relative_l2_of
+from dexport.exporter.gates import GATES, gates_for, gates_of
 from dexport.validate.baseline import update
 from dexport.validate.gates import Gate
 from dexport.verdict import (
@@ -28,6 +28,7 @@ from dexport.verdict import (
     SHIPPABLE_SNR_DB,
     Loss,
     caveats,
+    relative_l2_of,
     status_of,
     worst_status,
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dexport.errors import InputError
+from dexport.verdict import relative_l2_of
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,3 @@ def gates_of(precision: Mapping[str, Any], own: Mapping[str, float]) -> NetworkG
     if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int | float) or not asked > 0):
         raise InputError("the manifest records a budget that is no SNR", hint="build the bundle again")
     return gates_for(precision.get("gate", precision["name"]), own, asked)
-
-
-def relative_l2_of(snr_db: float) -> float:
-    """25 dB -> 5.6e-2."""
-    return 10 ** (-snr_db / 20)

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dexport.printable import printable_values
 from dexport.validate.report import gate_text, word
 from dexport.validate.views import charts, text
+from dexport.verdict import relative_l2_of
 
 TEMPLATE = "report.html"
 ORDER = ("float32", "float16", "bfloat16")
@@ -52,7 +53,7 @@ def _curves(trajectory: Mapping[str, Any] | None) -> Any:
     states = [(index, at["relative_l2"]) for index, at in enumerate(trajectory["states"], start=1)]
     evaluations = [(steps[at["t"]], at["relative_l2"]) for at in trajectory["evaluations"] if at["t"] in steps]
     series = {"state, two free runs": states, "evaluation, at PyTorch's states": evaluations}
-    return charts.curves(series, "step", 10 ** (-trajectory["gate_snr_db"] / 20))
+    return charts.curves(series, "step", relative_l2_of(trajectory["gate_snr_db"]))
 
 
 def _intervals(report: Mapping[str, Any]) -> list[dict[str, Any]]:
