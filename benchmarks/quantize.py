@@ -26,7 +26,7 @@ import onnxruntime as ort
 import dexport
 from dexport.bundle import load_bundle
 from dexport.runtime.int8_products import is_exact, multiply_exactly
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import Denoiser
 from dexport.validate.metrics import compare
@@ -189,7 +189,7 @@ def trajectories(bundles: dict[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 def states(pipeline: Pipeline, denoiser: Denoiser) -> list[np.ndarray]:
-    sampler, noise = pipeline.sampler(steps=STEPS), Noise(7, range(IMAGES))
+    sampler, noise = pipeline.sampler(steps=STEPS), Draws(7, range(IMAGES))
     start = sampler.start(noise, (IMAGES, *pipeline.shape))
     return [step.x for step in sampler.run(denoiser, start, noise)]
 

@@ -3,11 +3,11 @@
     out/
       manifest.json            what this is, how it was made, sha256 and size of every other file
       manifest.json.sig        a signature of the manifest, where it was packed with one
-      model.onnx               the graph, for ONNX Runtime and everything that parses ONNX
-      model.onnx.data          its weights
-      engines/<flavour>-<targets>.plan
+      model.onnx               a graph, for ONNX Runtime and everything that parses ONNX; <graph>.onnx for every other
+      model.onnx.data          the weights of all graphs
+      engines/<graph>-<flavour>-<targets>.plan
       reports/                 parity.json is the truth, parity.md a view of it
-      parts/<name>/            whole bundles inside this one: a decoder, or the denoisers of a stitched bundle
+      networks/<name>/         the same for each network of a bundle that has several; their names are roles
 
 Imports neither torch nor onnx, so that production code can load a bundle with little installed.
 """
@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -27,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dexport.contract import Graph, graphs_from_json
 from dexport.drafts import ALIVE, FolderDraft, clear_remains
 from dexport.errors import InputError, MachineError, UsageError
 from dexport.files import DRAFT_NAME, open_regular, write_whole, writing_to
@@ -36,19 +39,20 @@ from dexport.printable import printable
 from dexport.signature import LARGEST, verify
 from dexport.verdict import FAILED, LOSSY, Loss, caveats
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"
 ENGINES = "engines"
 REPORTS = "reports"
-PARTS = "parts"
-DECODER = "decoder"
+NETWORKS = "networks"
+MAIN_GRAPH = "model"
+NETWORK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}(\.[0-9]{1,3})?")
+"""A role, with a number where several networks play it."""
+GRAPH_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 CHUNK = 1 << 20
 """Bytes that are copied at once."""
-PIXEL_SHUFFLE, TILES = "pixel-shuffle-", "-tiles-"
-STITCH = "stitch"
 
 
 @dataclass(frozen=True)
@@ -70,28 +74,39 @@ class Bundle:
         """The folder that was opened, which is another one than ``path`` where that is a private copy of it."""
         return self.path if self.private is None else self.private.source
 
-    @property
-    def model_path(self) -> Path:
-        return self.path / MODEL
+    @functools.cached_property
+    def networks(self) -> dict[str, Network]:
+        """The networks by name, the first of the first role first.
+
+        Raises:
+            InputError: the manifest says something else.
+        """
+        with reading_manifest(self):
+            entries = self.manifest[NETWORKS]
+            for name, entry in entries.items():
+                if not NETWORK_NAME.fullmatch(name) or not isinstance(entry, Mapping):
+                    raise ValueError(f"network {printable(name)}")
+            if not entries:
+                raise ValueError("it has no networks")
+        return {name: Network(self, name, entry) for name, entry in entries.items()}
 
     @property
-    def parts(self) -> dict[str, Bundle]:
-        """The bundles inside this one, by name; their hashes have been checked with this one's."""
-        with reading_manifest(self):
-            names = [str(name) for name in self.manifest.get("parts", ())]
-            files = self.manifest.get("files")  # a draft has none yet
-            for name in names:
-                if "/" in name or (files is not None and f"{PARTS}/{name}/{MANIFEST}" not in files):
-                    raise ValueError(f"part {printable(name)} is not in it")
-        folders = {name: self.path / PARTS / name for name in names}
-        return {name: Bundle(folder, _read_manifest(folder), self.private) for name, folder in folders.items()}
+    def network(self) -> Network:
+        """The network of a bundle that has one, or the main one of several: the first."""
+        return next(iter(self.networks.values()))
 
     @property
-    def stitch(self) -> list[tuple[Bundle, float]]:
-        """The denoisers of a stitched bundle with their fractions of the trajectory; empty for any other."""
-        parts = self.parts
-        with reading_manifest(self):
-            return [(parts[entry["part"]], float(entry["fraction"])) for entry in self.manifest.get(STITCH, ())]
+    def roles(self) -> dict[str, list[Network]]:
+        """The networks by the role that they play."""
+        found: dict[str, list[Network]] = {}
+        for network in self.networks.values():
+            found.setdefault(network.role, []).append(network)
+        return found
+
+    @property
+    def program(self) -> Mapping[str, Any] | None:
+        """Facts of how its networks are run, as JSON values; None where they are run by themselves only."""
+        return self.manifest.get("program")
 
     @property
     def status(self) -> str:
@@ -115,11 +130,97 @@ class Bundle:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What who runs it has to know, of itself and of its parts, a sentence each; empty of a sound one."""
-        own = list(caveats(self.manifest))
-        for name, part in self.parts.items():
-            own += [f"{name}: {caveat}" for caveat in part.caveats]
-        return tuple(own)
+        """What who runs it has to know, of the whole and of each network, a sentence each; empty of a sound one."""
+        entries = {name: network.manifest for name, network in self.networks.items()}
+        if len(entries) == 1:
+            entry = next(iter(entries.values()))
+            return tuple(caveats({**self.manifest, "weights": entry.get("weights")}))
+        found = list(caveats(self.manifest)) if self.manifest.get("validation") else []
+        for name, entry in entries.items():
+            found += [f"{name}: {caveat}" for caveat in caveats(entry)]
+        return tuple(found or caveats(self.manifest))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of a bundle.
+
+    Attributes:
+        name: the role that it plays, with a number where several play it.
+        manifest: its entry in the bundle's manifest.
+    """
+
+    bundle: Bundle = field(repr=False)
+    name: str
+    manifest: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def role(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def path(self) -> Path:
+        """The folder of its files."""
+        return self.bundle.path / self.folder
+
+    @property
+    def folder(self) -> str:
+        """Relative to the bundle; empty where it is the only network."""
+        return network_folder(self.name, len(self.bundle.manifest[NETWORKS]))
+
+    @functools.cached_property
+    def graphs(self) -> dict[str, Graph]:
+        """Its graphs by name.
+
+        Raises:
+            InputError: the manifest says something else, or lacks a file.
+        """
+        where = f"{self.bundle.path / MANIFEST}: {NETWORKS}.{self.name}.graphs"
+        graphs = graphs_from_json(self.manifest.get("graphs"), where)
+        files = self.bundle.manifest.get("files")  # a draft has none yet
+        for name in graphs:
+            if not GRAPH_NAME.fullmatch(name) or (files is not None and self.file(graph_file(name)) not in files):
+                raise InputError(f"{where}: {printable(name)} is not in the bundle", hint="build the bundle again")
+        if not graphs:
+            raise InputError(f"{where} is empty", hint="build the bundle again")
+        return graphs
+
+    def entry(self, graph: str = "") -> Mapping[str, Any]:
+        """What the manifest says of a graph besides its ports: by default of the main one."""
+        with reading_manifest(self.bundle):
+            return self.manifest["graphs"][graph or self.main_graph]
+
+    @property
+    def main_graph(self) -> str:
+        """``model``, or the first of those that it has."""
+        return MAIN_GRAPH if MAIN_GRAPH in self.graphs else next(iter(self.graphs))
+
+    def model_path(self, graph: str = "") -> Path:
+        """The ONNX file of a graph, by default of the main one."""
+        return self.path / graph_file(graph or self.main_graph)
+
+    def file(self, name: str) -> str:
+        """A file of its folder as the bundle's manifest lists it."""
+        return f"{self.folder}/{name}".lstrip("/")
+
+    @property
+    def status(self) -> str:
+        return self.manifest["status"]
+
+    @property
+    def loss(self) -> Loss:
+        """What was lost against PyTorch when it was built."""
+        return Loss.of_json(self.manifest.get("loss"))
+
+
+def network_folder(name: str, count: int) -> str:
+    """Where the files of a network lie in a bundle of ``count`` networks: at its top where it is the only one."""
+    return "" if count == 1 else f"{NETWORKS}/{name}"
+
+
+def graph_file(graph: str) -> str:
+    """The ONNX file of a graph."""
+    return f"{graph}.onnx"
 
 
 class Draft(FolderDraft):
@@ -151,10 +252,6 @@ class Draft(FolderDraft):
         refuse_inside_bundle(Path(output).absolute())
         super().__init__(output, replaceable or _is_bundle, force=force, bytes_needed=bytes_needed)
 
-    @property
-    def model_path(self) -> Path:
-        return self.path / MODEL
-
     def commit(self, manifest: Mapping[str, Any]) -> Bundle:
         """Hash every file, write the manifest and move the draft to its place.
 
@@ -179,7 +276,7 @@ def load_bundle(path: str | Path, require_signature: str | Path | None = None) -
         require_signature: PEM file of the ed25519 public key that must have signed the manifest.
 
     Raises:
-        InputError: not a bundle, a newer schema, files that are missing, foreign, links or changed, or a graph whose
+        InputError: not a bundle, another schema, files that are missing, foreign, links or changed, or a graph whose
             weights lie elsewhere; each is named. Or it is not signed, signed with another key, or changed after it was
             signed.
         MachineError: a signature is required and the package cryptography is missing, or there is no space for a copy.
@@ -263,7 +360,7 @@ def change_manifest(bundle: Bundle, **fields: Any) -> Bundle:
     The new manifest takes the place of the old one in one step: a killed process leaves the bundle as it was.
 
     Raises:
-        UsageError: a signed bundle, or a part of another one, whose hashes cover this manifest.
+        UsageError: a signed bundle.
         MachineError: the bundle cannot be written.
     """
     check_changeable(bundle)
@@ -275,12 +372,7 @@ def change_manifest(bundle: Bundle, **fields: Any) -> Bundle:
 
 def check_changeable(bundle: Bundle) -> None:
     """Refuse a bundle whose manifest cannot be changed; see :func:`change_manifest`."""
-    folder = bundle.path.resolve()  # a link to a part is that part
-    if folder.parent.name == PARTS and (folder.parent.parent / MANIFEST).is_file():
-        raise UsageError(
-            f"{bundle.path} is a part of {folder.parent.parent}, whose hashes cover its manifest",
-            hint="validate the whole, or leave the manifest as it is with --no-record",
-        )
+    folder = bundle.path
     if (folder / SIGNATURE).exists():
         raise UsageError(
             f"{bundle.path} is signed, and a changed manifest would not be", hint="leave it as it is with --no-record"
@@ -346,35 +438,18 @@ def parse_manifest(content: bytes, name: str | Path) -> dict[str, Any]:
         name: of the bundle, for messages.
 
     Raises:
-        InputError: it is something else, or of a newer schema.
+        InputError: it is something else, or of another schema.
     """
     manifest = _known_manifest(content)
     if manifest is None:
         raise InputError(f"{name}: its {MANIFEST} is not a dexport manifest", hint="build or copy the bundle again")
-    if manifest["schema"] > SCHEMA_VERSION:
+    if manifest["schema"] != SCHEMA_VERSION:
+        newer = manifest["schema"] > SCHEMA_VERSION
         raise InputError(
-            f"{name} has manifest schema {manifest['schema']}; this dexport reads up to {SCHEMA_VERSION}",
-            hint="pip install --upgrade dexport",
+            f"{name} has manifest schema {manifest['schema']}; this dexport reads {SCHEMA_VERSION}",
+            hint="pip install --upgrade dexport" if newer else "build the bundle again",
         )
     return manifest
-
-
-def pixel_shuffle(decoder: str) -> tuple[int, int] | None:
-    """Factor and tiles of ``pixel-shuffle-N`` or ``pixel-shuffle-N-tiles-M``; None for another decoder.
-
-    Raises:
-        ValueError: something else than whole numbers from 1.
-    """
-    if not decoder.startswith(PIXEL_SHUFFLE):
-        return None
-    factor, _, tiles = decoder.removeprefix(PIXEL_SHUFFLE).partition(TILES)
-    if min(int(factor), int(tiles or 1)) < 1:
-        raise ValueError(f"decoder {printable(decoder)}")
-    return int(factor), int(tiles or 1)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    return parse_manifest(_manifest_bytes(folder), folder)
 
 
 def _manifest_bytes(folder: Path) -> bytes:

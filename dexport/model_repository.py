@@ -1,15 +1,16 @@
-"""A bundle as models of NVIDIA's Triton Inference Server: the denoiser as it is, and a pipeline that makes pictures.
+"""A bundle as models of NVIDIA's Triton Inference Server: its graphs as they are, and its program, which makes pictures.
 
     DIR/
-      NAME/                the denoiser: ONNX Runtime, or TensorRT where the bundle has a plan of it
+      NAME/                a graph: ONNX Runtime, or TensorRT where the bundle has a plan of it
         config.pbtxt
         1/model.onnx, model.onnx.data
       NAME_pipeline/       labels and seeds in, pictures out: Python backend, :mod:`dexport.runtime.triton_model`
         config.pbtxt
         1/model.py, bundle/
 
-A stitched bundle has one denoiser per part, ``NAME_PART``. A graph with fused guidance has a scale without dimensions,
-which Triton does not serve: it is in the pipeline only. Each model is written whole or not at all.
+The graphs of the first role are models of their own: ``NAME``, with the number of the network and the name of the graph
+where there are several. A graph with an input without dimensions, which Triton does not serve, is in the pipeline only.
+Each model is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,19 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import (
-    DECODER,
-    MODEL,
-    MODEL_DATA,
-    Bundle,
-    Draft,
-    copy_bundle,
-    load_bundle,
-    pixel_shuffle,
-    reading_manifest,
-)
-from dexport.errors import InputError, UsageError
+from dexport.bundle import MODEL, MODEL_DATA, Draft, Network, copy_bundle, load_bundle, reading_manifest
 from dexport.files import open_regular, writing_to
+from dexport.runtime.engine_checks import read_facts
+from dexport.runtime.opened import OpenProgram
+from dexport.runtime.programs.program import PICTURES
 
 CONFIG = "config.pbtxt"
 MARK = "# Written by `dexport pack --triton`.\n"
@@ -48,6 +41,8 @@ TYPES = {
     "int32": "TYPE_INT32",
     "uint8": "TYPE_UINT8",
 }
+NUMBERS = {int: "int32", float: "float32"}
+"""Types of settings."""
 QUEUE_MICROSECONDS = 1000
 """How long a request waits for others that can join its batch."""
 MODEL_PY = '''\
@@ -65,7 +60,7 @@ class Models:
 
     Attributes:
         folders: of the models, the pipeline last.
-        left_out: names of denoisers that Triton cannot serve on their own, and why.
+        left_out: names of graphs that Triton cannot serve on their own, and why.
     """
 
     folders: list[Path]
@@ -87,14 +82,17 @@ def pack_for_triton(path: str | Path, repository: Path, *, force: bool = False) 
     """
     bundle = load_bundle(path)
     name = re.sub(r"[^A-Za-z0-9_-]", "_", bundle.path.absolute().name)
+    graphs = {
+        model: (network, graph)
+        for network in next(iter(bundle.roles.values()))
+        for graph in network.graphs
+        for model in ["_".join([name, *_suffix(network, graph)])]
+    }
     with reading_manifest(bundle):
-        denoisers = {name: bundle}
-        if bundle.stitch:
-            denoisers = {f"{name}_{part.path.name}": part for part, _ in bundle.stitch}
-        left_out = {model: reason for model, part in denoisers.items() if (reason := _why_not(part))}
-        configs = {model: denoiser_config(model, part) for model, part in denoisers.items() if model not in left_out}
+        left_out = {model: reason for model, each in graphs.items() if (reason := _why_not(*each))}
+        configs = {model: graph_config(model, *each) for model, each in graphs.items() if model not in left_out}
         pipeline = name + PIPELINE
-        configs[pipeline] = pipeline_config(pipeline, bundle)
+        configs[pipeline] = pipeline_config(pipeline, OpenProgram(bundle))
     with contextlib.ExitStack() as stack:
         drafts = {
             model: stack.enter_context(Draft(repository / model, force=force, replaceable=_is_ours))
@@ -109,41 +107,45 @@ def pack_for_triton(path: str | Path, repository: Path, *, force: bool = False) 
                     draft.write_text(f"{VERSION}/model.py", MODEL_PY)
                     copy_bundle(bundle, version / "bundle")
                 else:
-                    _copy_model(denoisers[model], version)
+                    _copy_model(*graphs[model], version)
         for draft in drafts.values():
             draft.publish()
     return Models([draft.output for draft in drafts.values()], left_out)
 
 
-def denoiser_config(name: str, bundle: Bundle) -> str:
-    """The configuration of a network as it is: the names, types and shapes of its manifest."""
-    io, batch = bundle.manifest["io"], bundle.manifest["batch"]
+def graph_config(name: str, network: Network, graph: str) -> str:
+    """The configuration of a graph as it is: the names, types and shapes of its ports."""
+    ports, batch = network.graphs[graph], network.manifest["batch"]
     lines = [
         f'name: "{name}"',
-        'platform: "tensorrt_plan"' if _plan(bundle) else 'platform: "onnxruntime_onnx"',
+        'platform: "tensorrt_plan"' if _plan(network, graph) else 'platform: "onnxruntime_onnx"',
         f"max_batch_size: {batch['max']}",
-        *(_tensor("input", spec["name"], spec["dtype"], spec["shape"]) for spec in io["inputs"]),
-        *(_tensor("output", spec["name"], spec["dtype"], spec["shape"]) for spec in io["outputs"]),
+        *(_tensor("input", port.name, port.dtype, port.shape) for port in ports.inputs),
+        *(_tensor("output", port.name, port.dtype, port.shape) for port in ports.outputs),
         _batching(batch["opt"]),
     ]
     return MARK + "\n".join(lines) + "\n"
 
 
-def pipeline_config(name: str, bundle: Bundle) -> str:
-    """The configuration of the pipeline: one row per picture."""
-    facts = bundle.manifest.get("sampling")
-    if not facts:
-        raise InputError(f"{bundle.path} makes no pictures: it holds no denoiser", hint="build one, such as dit-xl-2")
-    parts = [part for part, _ in bundle.stitch] or [bundle]
-    inputs = ["label"] * (facts["classes"] is not None) + ["seed"]
+def pipeline_config(name: str, program: OpenProgram) -> str:
+    """The configuration of the program: one row per picture, and its settings that are numbers.
+
+    Raises:
+        UsageError: it makes no pictures.
+    """
+    program.check_pictures()
+    first = next(iter(program.roles.values()))
+    inputs = ["label"] * (program.classes is not None) + ["seed"]
     lines = [
         f'name: "{name}"',
         'backend: "python"',
-        f"max_batch_size: {min(part.manifest['batch']['max'] for part in parts)}",
+        f"max_batch_size: {min(network.manifest['batch']['max'] for network in first)}",
         *(_tensor("input", each, "int64", ["B", 1]) for each in inputs),
-        _tensor("input", "cfg_scale", "float32", ["B", 1], optional=True),
-        _tensor("input", "steps", "int32", ["B", 1], optional=True),
-        _tensor("output", "image", "uint8", ["B", *picture_shape(bundle, parts)]),
+        *(
+            _tensor("input", setting, NUMBERS[kind], ["B", 1], optional=True)
+            for setting, kind in program.program.numbers().items()
+        ),
+        _tensor("output", "image", "uint8", ["B", *program.makes[PICTURES]]),
         _batching(),
         "instance_group [ { count: 1, kind: KIND_CPU } ]",
         "# cpu, cuda or tensorrt",
@@ -154,56 +156,39 @@ def pipeline_config(name: str, bundle: Bundle) -> str:
     return MARK + "\n".join(lines) + "\n"
 
 
-def picture_shape(bundle: Bundle, parts: Sequence[Bundle]) -> tuple[int, int, int]:
-    """(H, W, C) of the pictures that a bundle makes.
-
-    Raises:
-        UsageError: it makes latents and brings no decoder.
-    """
-    channels, height, width = parts[0].manifest["io"]["inputs"][0]["shape"][1:]
-    kind = bundle.manifest["sampling"]["decoder"]
-    if kind == "none":
-        return height, width, channels
-    if shuffle := pixel_shuffle(kind):
-        factor, _ = shuffle
-        return height * factor, width * factor, channels // factor**2
-    decoders = [each.parts[DECODER] for each in (bundle, *parts) if DECODER in each.parts]
-    if not decoders:
-        raise UsageError(f"{bundle.path} makes latents and has no decoder", hint="build it again with --with-decoder")
-    io = decoders[0].manifest["io"]
-    factor = io["outputs"][0]["shape"][2] // io["inputs"][0]["shape"][2]
-    return height * factor, width * factor, io["outputs"][0]["shape"][1]
+def _suffix(network: Network, graph: str) -> list[str]:
+    """What tells a graph from the others of its role."""
+    _, _, number = network.name.partition(".")
+    return [part for part in (number, "" if graph == network.main_graph else graph) if part]
 
 
-def _plan(bundle: Bundle) -> Path | None:
+def _plan(network: Network, graph: str) -> Path | None:
     """The plan that Triton can run: it has no backend for TensorRT-RTX."""
-    engine: Mapping[str, Any] | None = bundle.manifest["engine"]
+    engine: Mapping[str, Any] | None = network.entry(graph)["engine"]
     if not engine or engine["flavour"] != "tensorrt":
         return None
-    if engine["file"] not in bundle.manifest["files"]:
-        raise ValueError(f"{engine['file']} is not in it")
-    return bundle.path / engine["file"]
+    return read_facts(network, graph).plan
 
 
-def _copy_model(bundle: Bundle, version: Path) -> None:
-    if plan := _plan(bundle):
+def _copy_model(network: Network, graph: str, version: Path) -> None:
+    if plan := _plan(network, graph):
         shutil.copyfile(plan, version / "model.plan")
         return
-    for name in (MODEL, MODEL_DATA):
-        if name in bundle.manifest["files"]:
-            shutil.copyfile(bundle.path / name, version / name)
+    shutil.copyfile(network.model_path(graph), version / MODEL)
+    if network.file(MODEL_DATA) in network.bundle.manifest["files"]:
+        shutil.copyfile(network.path / MODEL_DATA, version / MODEL_DATA)
 
 
-def _why_not(bundle: Bundle) -> str:
-    inputs = bundle.manifest["io"]["inputs"]
-    scalars = [spec["name"] for spec in inputs if not spec["shape"]]
+def _why_not(network: Network, graph: str) -> str:
+    inputs = network.graphs[graph].inputs
+    scalars = [port.name for port in inputs if not port.shape]
     if scalars:
         return f"Triton serves no input without dimensions, as its {', '.join(scalars)} is"
-    fixed = {size for spec in inputs if isinstance(size := spec["shape"][0], int)}
+    fixed = {size for port in inputs if isinstance(size := port.shape[0], int)}
     if fixed:
         return f"Triton sends batches of any size, and its batch is fixed at {max(fixed)}"
-    least = bundle.manifest["batch"]["min"]
-    if least > 1 and _plan(bundle):
+    least = network.manifest["batch"]["min"]
+    if least > 1 and _plan(network, graph):
         return f"Triton sends batches from 1, and its engine takes {least} or more"
     return ""
 

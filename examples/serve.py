@@ -13,13 +13,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 from dexport.errors import UsageError
 from dexport.runtime.gallery import to_pil
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 
 
 def picture(pipeline: Pipeline, label: int, seed: int) -> bytes:
     """One PNG; the same label and seed give the same one."""
-    latents = pipeline.sample([label], Noise(seed, images=[0]))
+    latents = pipeline.sample([label], Draws(seed, images=[0]))
     file = io.BytesIO()
     to_pil(pipeline.images(latents)[0]).save(file, format="PNG")
     return file.getvalue()

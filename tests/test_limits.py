@@ -22,7 +22,7 @@ from dexport.graphs.rotary import rotary_tables
 from dexport.limits import check_pictures, check_setting, check_whole, shown
 from dexport.profiles import load_profile
 from dexport.runtime.guidance import find_rule
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.samplers import EDM, SAMPLERS, FlowEuler, make_sampler
 
 HUGE = 10**9
@@ -225,7 +225,7 @@ def test_tables_are_refused_before_their_memory_is_taken() -> None:
 @pytest.mark.parametrize("value", [2**63 - 1, 0])
 def test_whole_numbers_within_a_limit(value: int) -> None:
     assert check_whole("--seed", value, limits.LARGEST_SEED) == value
-    assert Noise(value, [0]).normal((1, 2)).shape == (1, 2)
+    assert Draws(value, [0]).normal((1, 2)).shape == (1, 2)
 
 
 @pytest.mark.parametrize("value", [2**63, -1, 1.0, True, "1", None, 2**200])

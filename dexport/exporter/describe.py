@@ -6,9 +6,11 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
+from dexport.contract import to_json
 from dexport.exporter.checkpoint import CONTAINERS, SUFFIXES
-from dexport.exporter.manifest import tensor_specs
+from dexport.exporter.recipes.diffusion import graphs_of
 from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.trajectory import program_of
 from dexport.exporter.variant import Variant, resolve
 
 
@@ -16,8 +18,7 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """Everything a user may want to know before building; parameters are counted, not recorded."""
     variant = resolve(recipe)
     signature = variant.signature
-    guidance = recipe.guidance
-    rule = guidance and {"rule": guidance.rule_for(variant.config), "default_scale": guidance.default_scale}
+    program = program_of(variant)
     return {
         "name": recipe.name,
         "family": recipe.family,
@@ -25,8 +26,9 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "source": recipe.source,
         "parameters": count_parameters(variant),
         "settings": {**_defaults(recipe), **recipe.config},
-        "inputs": tensor_specs(signature.inputs),
-        "outputs": tensor_specs(signature.outputs),
+        "graphs": list(graphs_of(recipe)),
+        "inputs": [to_json(spec.port) for spec in signature.inputs],
+        "outputs": [to_json(spec.port) for spec in signature.outputs],
         "checkpoint": {
             "files": list(recipe.checkpoints),
             "from": recipe.hub,
@@ -37,8 +39,7 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "islands": asdict(recipe.islands),
         "quantize_exclude": list(recipe.quantize_exclude),
         "gates_relative_l2": dict(recipe.gates),
-        "guidance": rule,
-        "sampling": asdict(recipe.sampling) if recipe.sampling else None,
+        "program": program and program.to_json(),
     }
 
 

@@ -1,4 +1,4 @@
-"""One ONNX file from a variant and its weights: trace, passes, precision, streamed save, checks."""
+"""The ONNX files of a network and their weights: trace, passes, precision, streamed save, checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from dexport.bundle import MODEL_DATA
+from dexport.bundle import MODEL_DATA, graph_file
+from dexport.contract import TIME
 from dexport.errors import DexportError, InputError, UsageError
 from dexport.exporter import passes
 from dexport.exporter.checkpoint import WeightSource
@@ -25,6 +26,7 @@ from dexport.exporter.quantize.plan import Plan
 from dexport.exporter.quantize.schemes import quantised_layers
 from dexport.exporter.quantize.ternary import StoreTernary, TernaryStorage
 from dexport.exporter.recipes.recipe import Islands
+from dexport.exporter.shared_weights import SharedWeights
 from dexport.exporter.steps import StepLog
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.torch_threads import torch_threads
@@ -39,13 +41,13 @@ IN_FLIGHT = 32 << 20
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export leaves behind besides the file.
+    """What the export of a graph leaves behind besides the file.
 
     Attributes:
         ops_traced, ops: operator histograms before and after the passes.
         precisions: node name -> float type it computes in.
         custom_ops: ops that the graph keeps as nodes with a function body.
-        onnx_bytes: size of the file with its weights.
+        onnx_bytes: size of the file, without its weights.
         quantised: module path -> what was done to its layer.
         time_tables: where time is folded, :func:`fold_time`'s figures.
     """
@@ -63,7 +65,7 @@ class Exported:
 def export_onnx(
     variant: Variant,
     weights: WeightSource,
-    path: Path,
+    folder: Path,
     *,
     precision: str,
     islands: Islands,
@@ -73,50 +75,65 @@ def export_onnx(
     ternary: TernaryStorage | None = None,
     plan: Plan | None = None,
     without: Collection[str] = (),
-) -> Exported:
-    """Write ``path`` and ``model.onnx.data`` beside it.
+) -> dict[str, Exported]:
+    """Write every graph of a network, and ``model.onnx.data`` for all beside them.
 
     Args:
+        folder: of the files.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         plan: what to quantise, after the conversion to ``precision``.
         plugin_target: GPU whose plugin kernels are to be recorded, when the engine will embed them.
         ternary: how ternary layers are stored; dense without.
         without: passes to leave out.
 
+    Returns:
+        By graph.
+
     Raises:
         InputError: weights that are not finite, or too large for the precision.
         MachineError: the disk is full or cannot be written.
     """
-    with log.step("trace"):
-        model = trace(variant, weights, opset=opset)
-        traced = passes.op_histogram(model)
-    with log.step("passes"), _own_errors():
-        model, time_tables = convert(
-            model,
-            variant,
-            precision=precision,
-            islands=islands,
-            ternary=ternary,
-            without=without,
-            quantised=None if plan is None else quantised_layers(plan.schemes),
+    exported: dict[str, Exported] = {}
+    shared: SharedWeights | None = None
+    for each in variant.each:
+        path = folder / graph_file(each.graph)
+        with log.step("trace"):
+            model = trace(each, weights, opset=opset)
+            traced = passes.op_histogram(model)
+        with log.step("passes"), _own_errors():
+            model, time_tables = convert(
+                model,
+                each,
+                precision=precision,
+                islands=islands,
+                ternary=ternary,
+                without=without,
+                quantised=None if plan is None else quantised_layers(plan.schemes),
+            )
+            quantised = {} if plan is None else plan.apply(model, partial=len(variant.graphs) > 1)
+            ops = custom_ops(model, plugin_target)
+            AttachFunctions()(model)
+            _describe(model, each)
+        with log.step("save"), _own_errors():
+            if shared is None:
+                save(model, path, on_tensor=lambda done, total, name: log.listener.advance(done, total, name))
+            else:
+                with writing_to(folder), torch_threads(1):
+                    shared.save(model, path)
+        if shared is None and len(variant.graphs) > 1:
+            shared = SharedWeights(path, folder / MODEL_DATA)
+        with log.step("check"):
+            check(path)
+        exported[each.graph] = Exported(
+            traced,
+            passes.op_histogram(model),
+            precision_map(model),
+            ops,
+            path.stat().st_size,
+            quantised,
+            time_tables,
         )
-        quantised = {} if plan is None else plan.apply(model)
-        ops = custom_ops(model, plugin_target)
-        AttachFunctions()(model)
-        _describe(model, variant)
-    with log.step("save"), _own_errors():
-        save(model, path, on_tensor=lambda done, total, name: log.listener.advance(done, total, name))
-    with log.step("check"):
-        check(path)
-    return Exported(
-        traced,
-        passes.op_histogram(model),
-        precision_map(model),
-        ops,
-        sum(path.with_name(file).stat().st_size for file in (path.name, MODEL_DATA)),
-        quantised,
-        time_tables,
-    )
+    return exported
 
 
 def convert(
@@ -154,9 +171,11 @@ def fold_time(model: ir.Model, variant: Variant, keep: Collection[str] = ()) -> 
     """
     if variant.table is None:
         return None
-    name, times = variant.time_input(variant.signature, variant.table)
+    spec = variant.signature.input(TIME)
+    if spec is None:
+        return None
     nodes, weights = len(model.graph), _sizes(model)
-    FoldTime(name, np.unique(times), keep)(model)
+    FoldTime(spec.name, np.unique(np.array(variant.table.times, np.float32)), keep)(model)
     left = _sizes(model)
     tables = [size for name, size in left.items() if name.endswith(TABLE)]
     return {
@@ -243,6 +262,6 @@ def _describe(model: ir.Model, variant: Variant) -> None:
             "dexport.recipe": variant.recipe.name,
             "dexport.family": variant.recipe.family,
             "dexport.config": variant.config_json(),
-            "dexport.guidance": variant.guidance_rule,
+            "dexport.graph": variant.graph,
         }
     )

@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from dexport.bundle import Bundle
+from dexport.contract import to_json
 from dexport.exporter.engine import EngineChoice, EngineReport
 from dexport.exporter.export import Exported
 from dexport.exporter.machine import package_versions
 from dexport.exporter.quantize.plan import SMOOTHED
-from dexport.exporter.recipes.recipe import Islands, TensorSpec
+from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import Step
-from dexport.exporter.variant import LABELS, Variant
+from dexport.exporter.variant import Variant
 from dexport.profiles import Profile
+from dexport.runtime.programs.program import Program
 from dexport.verdict import NOT_VERIFIED, Loss, worst_status
 from dexport.version import __version__
-
-LEARNED_VARIANCE = ", learned variance"
 
 
 class Verdict(Protocol):
@@ -45,7 +44,7 @@ class Engine:
     report: EngineReport
 
 
-def compose(
+def network_entry(
     variant: Variant,
     *,
     weights: Mapping[str, Any],
@@ -54,120 +53,100 @@ def compose(
     opset: int,
     no_passes: Sequence[str],
     profile: Profile,
-    exported: Exported,
+    exported: Mapping[str, Exported],
+    data_bytes: int,
     ternary: Mapping[str, Any] | None,
-    engine: Engine | None,
-    verdict: Verdict | None,
+    engines: Mapping[str, Engine],
+    verdicts: Mapping[str, Verdict],
     steps: list[Step],
-    parts: Mapping[str, Bundle],
     quantisation: Mapping[str, Any],
     ranges: Mapping[str, Any] | None = None,
-    accept_loss: bool = False,
 ) -> dict[str, Any]:
-    """The manifest, but for the schema version and the file hashes, which the bundle adds.
+    """What a manifest says of a network.
 
-    ``quantisation`` has the gate of the network, and what :meth:`Quantisation.describe` says where there is any.
+    Args:
+        exported, engines, verdicts: by graph.
+        data_bytes: of the weights file of all graphs.
+        quantisation: the gate of the network, and what :meth:`Quantisation.describe` says where there is any.
     """
-    signature = variant.signature
+    quantised = {path: done for each in exported.values() for path, done in each.quantised.items()}
+    tables = [each.time_tables for each in exported.values() if each.time_tables is not None]
     return {
         "name": variant.recipe.name,
-        **judgement(verdict, NOT_VERIFIED, accept_loss, parts),
-        "dexport": __version__,
+        **judgement([(verdict.status, verdict.loss) for verdict in verdicts.values()]),
         "recipe": {"name": variant.recipe.name, "family": variant.recipe.family, "source": variant.recipe.source},
         "config": dict(variant.config),
         "latent": list(variant.latent),
-        "guidance": variant.guidance_rule,
-        "sampling": sampling(variant),
-        "parts": list(parts),
+        "graphs": {
+            each.graph: {
+                **to_json(each.signature.graph),
+                "nodes": exported[each.graph].precisions,
+                "custom_ops": [asdict(op) for op in exported[each.graph].custom_ops],
+                "ops": {"traced": exported[each.graph].ops_traced, "final": exported[each.graph].ops},
+                "engine": _engine(engines[each.graph]) if each.graph in engines else None,
+                "parity": verdicts[each.graph].summary()
+                if each.graph in verdicts
+                else {"passed": None, "not_run": ["switched off"]},
+            }
+            for each in variant.each
+        },
+        "folded": None if variant.table is None else variant.table.steps,
         "weights": dict(weights),
         "opset": opset,
         "no_passes": list(no_passes),
         "precision": {
             "name": precision,
-            "islands": None if precision == "fp32" and not exported.quantised else asdict(islands),
-            "nodes": exported.precisions,
+            "islands": None if precision == "fp32" and not quantised else asdict(islands),
             "layers": {},
             "carriers": {},
             "calibration": None,
             "budget": None,
-            "smoothed": [path for path, done in exported.quantised.items() if done == SMOOTHED],
+            "smoothed": [path for path, done in quantised.items() if done == SMOOTHED],
             "ranges": ranges and dict(ranges),
             **quantisation,
         },
-        "io": {"inputs": tensor_specs(signature.inputs), "outputs": tensor_specs(signature.outputs)},
         "batch": {"min": profile.batch_min, "opt": profile.batch_opt, "max": profile.batch_max},
         "profile": profile.name,
-        "custom_ops": [asdict(op) for op in exported.custom_ops],
-        "ops": {"traced": exported.ops_traced, "final": exported.ops},
         "ternary": ternary,
         "sizes": {
             "checkpoint": weights["size"],
-            "onnx": exported.onnx_bytes,
-            "plan": engine and engine.report.plan_bytes,
+            "onnx": sum(each.onnx_bytes for each in exported.values()) + data_bytes,
+            "plan": sum(engine.report.plan_bytes for engine in engines.values()) or None,
             "peak_rss": max(step.peak_rss_bytes for step in steps),
-            "time_tables": exported.time_tables,
+            "time_tables": tables[0] if tables else None,
         },
-        "engine": None if engine is None else _engine(engine),
-        "parity": {"passed": None, "not_run": ["switched off"]} if verdict is None else verdict.summary(),
-        "validation": None,  # by `dexport validate`
         "steps": [asdict(step) for step in steps],
+    }
+
+
+def bundle_manifest(
+    name: str, program: Program | None, networks: Mapping[str, Mapping[str, Any]], accepted: bool
+) -> dict[str, Any]:
+    """The manifest, but for the schema version and the file hashes, which the bundle adds.
+
+    Args:
+        networks: entries of :func:`network_entry` by name.
+        accepted: whether ``--accept-loss`` was given.
+    """
+    entries = networks.values()
+    return {
+        "name": name,
+        **judgement([(entry["status"], Loss.of_json(entry["loss"])) for entry in entries]),
+        "accepted_loss": accepted,
+        "dexport": __version__,
+        "program": program and program.to_json(),
+        "networks": dict(networks),
+        "validation": None,  # by `dexport validate`
         "tools": package_versions(),
     }
 
 
-def judgement(verdict: Verdict | None, otherwise: str, accepted: bool, parts: Mapping[str, Bundle]) -> dict[str, Any]:
-    """What a manifest says of quality: the worst of the bundle's own network and of its parts.
-
-    Args:
-        verdict: on the bundle's own network; where there is none, its status is ``otherwise``.
-        accepted: whether ``--accept-loss`` was given.
-    """
-    status, loss = (otherwise, Loss()) if verdict is None else (verdict.status, verdict.loss)
-    worst = loss.worst(part.loss for part in parts.values())
+def judgement(found: Sequence[tuple[str, Loss]]) -> dict[str, Any]:
+    """What a manifest says of quality: the worst status and the worst figures; nothing was verified where there is none."""
     return {
-        "status": worst_status([status, *(part.status for part in parts.values())]),
-        "loss": worst.to_json(),
-        "accepted_loss": accepted,
+        "status": worst_status([status for status, _ in found] or [NOT_VERIFIED]),
+        "loss": Loss().worst(loss for _, loss in found).to_json(),
     }
-
-
-def sampling(variant: Variant) -> dict[str, Any] | None:
-    """What a sampler has to know about a denoiser; None for anything else.
-
-    What the recipe says of its own configuration and another one does not have is left out: names of other classes, and
-    a learned variance.
-    """
-    recipe = variant.recipe
-    if recipe.sampling is None:
-        return None
-    classes = [int(spec.high) + 1 for spec in variant.signature.inputs if spec.name == LABELS]
-    guidance, table, names = recipe.guidance, variant.table, recipe.sampling.class_names
-    state, out = variant.signature.inputs[0], variant.signature.outputs[0]
-    learned = len(state.shape) > 1 and out.shape[1] != state.shape[1]
-    return {
-        **asdict(recipe.sampling),
-        "prediction": recipe.sampling.prediction.removesuffix(LEARNED_VARIANCE) + LEARNED_VARIANCE * learned,
-        "class_names": names if len(names) == (classes[0] if classes else 0) else (),
-        **({} if table is None else {"steps": table.steps}),
-        "folded": table and {"steps": table.steps, "times": list(table.times)},
-        "classes": classes[0] if classes else None,
-        "null_label": variant.null_label,
-        "guidance": guidance and {"rule": guidance.rule_for(variant.config), "default_scale": guidance.default_scale},
-    }
-
-
-def tensor_specs(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-    """Names, dtypes and shapes of inputs or outputs; ``"B"`` is the symbolic batch.
-
-    Inputs by which a graph indexes a table have their values too: ``range``, both ends included, or ``choices``.
-    """
-    return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape), **_values(spec)} for spec in specs]
-
-
-def _values(spec: TensorSpec) -> dict[str, Any]:
-    if spec.accepted is not None:
-        return {"range": list(spec.accepted)}
-    return {"choices": list(spec.choices)} if spec.choices else {}
 
 
 def _engine(engine: Engine) -> dict[str, Any]:

@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dexport.bundle import Network, reading_manifest
+from dexport.contract import TIME
 from dexport.errors import UsageError
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.recipes import registered_recipe
 from dexport.exporter.recipes.recipe import Recipe
-from dexport.exporter.variant import Variant
+from dexport.exporter.variant import TimeTable, Variant
 from dexport.exporter.weights.address import CONTAINER
 from dexport.exporter.weights.containers import address_of
-from dexport.runtime.time_table import TimeTable
 
 
-def variant_of(manifest: Mapping[str, Any], recipe: Recipe | None = None) -> Variant:
+def variant_of(network: Network, recipe: Recipe | None = None, graph: str = "") -> Variant:
     """The variant that a manifest describes.
 
     Args:
-        recipe: for a bundle that was built from a recipe of one's own.
+        recipe: for a network that was built from a recipe of one's own.
+        graph: by name; by default the main one.
 
     Raises:
         UsageError: it is another one than the manifest's, or the manifest's is not in the registry: what a manifest
             names is looked up there and nowhere else.
+        InputError: the manifest is incomplete.
     """
-    height, width = manifest["latent"]
-    name = str(manifest["recipe"]["name"])
+    manifest = network.manifest
+    with reading_manifest(network.bundle):
+        height, width = manifest["latent"]
+        name = str(manifest["recipe"]["name"])
+        config, steps = manifest["config"], manifest["folded"]
     recipe = recipe or _recorded_recipe(name)
     if recipe.name != name:
         raise UsageError(
             f"the bundle was built from the recipe {name!r}, and {recipe.name!r} was given",
             hint=f"give the file of {name!r} with --recipe",
         )
-    table = TimeTable.of(manifest.get("sampling"))
-    return Variant(recipe, manifest["config"], (height, width), manifest["guidance"] != "none", table)
+    variant = Variant(recipe, config, (height, width), tuple(network.graphs), graph or network.main_graph)
+    if steps is None:
+        return variant
+    times = [port.choices for each in network.graphs.values() if (port := each.input(TIME)) is not None]
+    return replace(variant, table=TimeTable(steps, times[0]))
 
 
 def _recorded_recipe(name: str) -> Recipe:

@@ -1,12 +1,11 @@
-"""Whether a recipe's ports are those of its network and of its program, before any work rests on them."""
+"""Whether a recipe's ports are those of its network, before any work rests on them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -14,126 +13,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dexport.bundle import pixel_shuffle
-from dexport.errors import InputError, UsageError
-from dexport.exporter.recipes import all_recipes
-from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec
+from dexport.contract import BATCH, LABEL
+from dexport.errors import InputError
+from dexport.exporter.recipes.diffusion import null_label
+from dexport.exporter.recipes.recipe import Signature, TensorSpec
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.untraceable import explained
-from dexport.runtime.guidance import FEEDS, feed_class_conditional, feed_of, find_rule
-from dexport.runtime.samplers import SAMPLERS, make_sampler
 
 if TYPE_CHECKING:
     from dexport.exporter.variant import Variant
 
-STATE, LABELS, OUT = "x", "y", "out"
 BATCHES = (3, 2)
 """What differs between them is the batch. Sizes of 0 and 1 are special to PyTorch."""
 HINT = "declare in the recipe's signature what the network takes and returns"
 aten = torch.ops.aten
 SAME_LABELS = frozenset({"_to_copy", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "clone", "expand"})
-
-
-def check_names(recipe: Recipe, config: Mapping[str, Any]) -> None:
-    """Refuse a sampler or a guidance rule that there is not.
-
-    Raises:
-        InputError: it names the recipe, what was declared, and what there is.
-    """
-    facts, guidance = recipe.sampling, recipe.guidance
-    if facts is not None:
-        if facts.sampler not in SAMPLERS:
-            raise InputError(
-                f"{recipe.name}: there is no sampler {facts.sampler!r}", hint=f"choose from {', '.join(SAMPLERS)}"
-            )
-        try:
-            make_sampler(facts.sampler, facts.steps)
-        except UsageError as error:
-            raise InputError(f"{recipe.name}: sampling: {error}", hint=error.hint) from error
-    if guidance is not None:
-        rule: object = guidance.rule
-        try:
-            rule = guidance.rule_for(config)
-            find_rule(rule)
-        except Exception as error:  # a rule may be a function of the user's
-            reason = "" if isinstance(error, (UsageError, ValueError)) else f" ({type(error).__name__}: {error})"
-            raise InputError(
-                f"{recipe.name}: there is no guidance rule {rule!r}{reason}",
-                hint=getattr(error, "hint", "") or "see dexport.runtime.guidance.RULES",
-            ) from error
-
-
-def check_program(variant: Variant) -> None:
-    """Refuse a denoiser whose ports are not what samplers feed and read.
-
-    Raises:
-        InputError: it names the recipe, the port, what was declared and what is expected.
-    """
-    recipe, signature = variant.recipe, variant.plain
-    if recipe.sampling is None:
-        return
-    inputs, outputs = ({spec.name: spec for spec in specs} for specs in (signature.inputs, signature.outputs))
-    names = list(inputs)
-    one = np.zeros(1, np.float32)
-    fed = list(feed_of(names)(one, one, one))
-    if names != fed or names[1:2] in ([], [LABELS]):
-        sets = [list(feed(one, one, one)) for feed in (feed_class_conditional, *FEEDS.values())]
-        raise InputError(
-            f"{recipe.name}: inputs {', '.join(names)} are declared; no sampler feeds them",
-            hint=f"in this order: {'; or '.join(', '.join(each) for each in sets)}; labels may be left out",
-        )
-    time = names[1]
-    state = inputs[STATE]
-    _expect(recipe, "input", state, "float32", (BATCH, *state.shape[1:2], *variant.latent))
-    _expect(recipe, "input", inputs[time], "float32", (BATCH,))
-    if LABELS in inputs:
-        _expect(recipe, "input", inputs[LABELS], "int64", (BATCH,))
-    if OUT not in outputs:
-        raise InputError(
-            f"{recipe.name}: outputs {', '.join(outputs)} are declared; samplers read {OUT}", hint=f"call it {OUT}"
-        )
-    _expect(recipe, "output", outputs[OUT], "float32", (BATCH, *outputs[OUT].shape[1:2], *variant.latent))
-    _check_decoder(recipe.name, recipe.sampling.decoder)
-    _check_null_label(variant)
-
-
-def _check_decoder(owner: str, decoder: str) -> None:
-    try:
-        known = decoder == "none" or pixel_shuffle(decoder) is not None or decoder in all_recipes()
-    except (UsageError, ValueError):
-        known = False
-    if not known:
-        raise InputError(
-            f"{owner}: there is no decoder {decoder!r}",
-            hint='give a decoder\'s recipe, "pixel-shuffle-N", or "none" where states are pictures',
-        )
-
-
-def _expect(recipe: Recipe, kind: str, spec: TensorSpec, dtype: str, shape: tuple[int | str, ...]) -> None:
-    if (spec.dtype, spec.shape) != (dtype, shape):
-        raise InputError(
-            f"{recipe.name}: {kind} {spec.name} is declared as {spec.dtype} {list(spec.shape)}; "
-            f"its sampler needs {dtype} {list(shape)}",
-            hint="correct the recipe's signature",
-        )
-
-
-def _check_null_label(variant: Variant) -> None:
-    label, name = variant.null_label, variant.recipe.name
-    if label is None:
-        return
-    labels = [spec for spec in variant.plain.inputs if spec.name == LABELS]
-    if not labels:
-        raise InputError(
-            f"{name}: guidance has the null label {label}, and no input {LABELS} is declared",
-            hint="leave guidance out, or declare the labels",
-        )
-    if label < 0 or labels[0].low <= label <= labels[0].high:
-        raise InputError(
-            f"{name}: guidance: the null label {label} must be none of the classes, which are declared as "
-            f"{labels[0].low:g} to {labels[0].high:g}, and not negative",
-            hint="it is the row of the label table that was trained by dropping labels",
-        )
 
 
 @fresh_torch()
@@ -159,7 +53,7 @@ def check_network(variant: Variant) -> None:
         found = []
         for batch in BATCHES:
             inputs = [torch.zeros(spec.dims(batch), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs]
-            labels = [tensor for name, tensor in zip(names, inputs, strict=True) if name == LABELS]
+            labels = [tensor for spec, tensor in zip(signature.inputs, inputs, strict=True) if spec.meaning == LABEL]
             with explained(owner, network), torch.no_grad(), _Tables(labels) as tables:
                 result = network(*inputs)
             found.append(result if isinstance(result, tuple) else (result,))
@@ -185,12 +79,13 @@ def _symbolic(shapes: Sequence[tuple[Any, ...]]) -> list[Any]:
 
 def _check_rows(variant: Variant, rows: int | None) -> None:
     """Refuse labels that the network's table does not have."""
-    labels = [spec for spec in variant.plain.inputs if spec.name == LABELS]
-    if rows is None or not labels:
+    labels = variant.plain.input(LABEL)
+    if rows is None or labels is None:
         return
-    largest = {"labels are declared up to": int(labels[0].high)}
-    if variant.null_label is not None:
-        largest["guidance has the null label"] = variant.null_label
+    largest = {"labels are declared up to": int(labels.high)}
+    null = null_label(variant.recipe, variant.config)
+    if null is not None:
+        largest["guidance has the null label"] = null
     for what, label in largest.items():
         if label >= rows:
             raise InputError(

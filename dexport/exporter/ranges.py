@@ -21,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dexport.errors import InputError
 from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.module_path import inside
-from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, TimedSession, sample_batches
+from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, sample_batches
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.torch_state import fresh_torch
+from dexport.exporter.trajectory import TorchNetwork, program_of
 from dexport.exporter.variant import Variant
 
 FLOAT16 = torch.finfo(torch.float16)
@@ -138,20 +139,26 @@ def find_ranges(variant: Variant, weights: WeightSource, on_progress: OnProgress
     network = load_into(weights, variant.meta_module()).eval()
     watch = _Watch()
     _observe_weights(network, watch)
-    if variant.recipe.sampling is None:
+    if program_of(variant) is None:
         example = (torch.from_numpy(array) for array in variant.signature.example(ROWS).values())
         with watch.over(network, {}), torch.inference_mode():
             network(*example)
         return Ranges(f"{ROWS} example rows", watch.ranges)
-    session = TimedSession(network, variant)
-
-    def watched(**inputs: np.ndarray) -> Mapping[str, np.ndarray]:
-        with watch.over(network, inputs):
-            return session(**inputs)
-
-    for _ in sample_batches(variant, watched, SETTINGS, 0, on_progress):
+    for _ in sample_batches(variant, _Watched(variant, network, watch), SETTINGS, 0, on_progress):
         pass
     return Ranges(f"{SETTINGS.images} images in {SETTINGS.steps} steps", watch.ranges)
+
+
+class _Watched(TorchNetwork):
+    """A network whose evaluations are watched."""
+
+    def __init__(self, variant: Variant, module: nn.Module, watch: _Watch) -> None:
+        super().__init__(variant, module)
+        self._module, self._watch = module, watch
+
+    def __call__(self, graph: str, /, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        with self._watch.over(self._module, inputs):
+            return super().__call__(graph, **inputs)
 
 
 def _observe_weights(network: nn.Module, watch: _Watch) -> None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import DECODER, PARTS, Bundle
+from dexport.bundle import Bundle
 from dexport.errors import InputError, UsageError
-from dexport.exporter.build import BuildOptions
+from dexport.exporter.options import BuildOptions, Player
 from dexport.exporter.origin import same_weights, variant_of, weights_of
 from dexport.exporter.quantize.ternary import AUTO, ternary_layers
 from dexport.exporter.recipes.recipe import Recipe
@@ -34,13 +34,15 @@ def options_of(
         choices: fields of :class:`BuildOptions` about quantisation, and ``parity`` and ``force``.
 
     Raises:
-        UsageError: a stitched bundle, nothing to do, or a checkpoint, a recipe or a profile that is not there.
+        UsageError: several networks of one role, nothing to do, or a checkpoint, a recipe or a profile that is not there.
         InputError: the checkpoint is not the one that the bundle was built from, or the manifest is incomplete.
     """
-    if bundle.stitch:
+    main = bundle.network
+    if len(bundle.roles[main.role]) > 1:
         raise UsageError(
-            f"{bundle.path} holds {len(bundle.stitch)} denoisers, and each is quantised by itself",
-            hint=f"dexport quantize {bundle.stitch[0][0].path} -o PART ..., then dexport build --stitch PART:SHARE,...",
+            f"{bundle.path} holds {len(bundle.roles[main.role])} networks of the role {main.role}, and each is quantised "
+            "by itself",
+            hint="quantise a bundle of each, then join them with dexport build --stitch PART:SHARE,...",
         )
     if not any(choices.get(name) is not None for name in ("int8", "ternary", "precision_map", "budget")):
         raise UsageError("nothing says how to quantise", hint="give --int8, --ternary, --precision-map or --budget")
@@ -70,8 +72,8 @@ def recorded_options(
 def _recorded(
     bundle: Bundle, output: Path, checkpoint: str | None, recipe: Recipe | None, profile: str | None
 ) -> tuple[Recipe, BuildOptions]:
-    m = bundle.manifest
-    variant = variant_of(m, recipe)
+    m = bundle.network.manifest
+    variant = variant_of(bundle.network, recipe)
     recipe, origin = variant.recipe, m["weights"]
     weights_of(origin, variant, checkpoint)  # the right file, or an error
     path = None if origin["kind"] == "random" else same_weights(origin, checkpoint)
@@ -83,32 +85,35 @@ def _recorded(
         "seed": origin["seed"] or 0,
         "settings": dict(m["config"]),
         "latent": variant.latent,
-        "guidance": "fused" if variant.fused else "none",
+        "graphs": variant.graphs,
         "fold_steps": variant.table and variant.table.steps,
         "precision": m["precision"]["name"],
         "islands": tuple(module for module in islands if module not in recipe.islands.modules),
         "opset": m["opset"],
         "no_passes": tuple(m.get("no_passes", ())),
         "profile": profile or _profile_of(bundle),
-        "accept_loss": m.get("accepted_loss") is True,
-        "decoder_bundle": bundle.path / PARTS / DECODER if DECODER in bundle.parts else None,
+        "accept_loss": bundle.manifest.get("accepted_loss") is True,
+        "players": {
+            role: (Player(str(bundle.path)),) for role in bundle.roles if role != bundle.network.role
+        },
     }
     if m["ternary"] is not None:
         recorded["ternary_carrier"] = m["ternary"]["carrier"]
     elif ternary_layers(variant):
         recorded["ternary"] = False
-    if m["engine"] is not None:
+    graph = bundle.network.entry()
+    if graph["engine"] is not None:
         recorded |= {
             "trt": True,
-            "engine": m["engine"]["flavour"],
-            "targets": tuple(m["engine"]["targets"]),
-            "plugins": "on" if any(op["ptx_sha256"] for op in m["custom_ops"]) else "off",
+            "engine": graph["engine"]["flavour"],
+            "targets": tuple(graph["engine"]["targets"]),
+            "plugins": "on" if any(op["ptx_sha256"] for op in graph["custom_ops"]) else "off",
         }
     return recipe, BuildOptions(output=output, **recorded)
 
 
 def _profile_of(bundle: Bundle) -> str:
-    name = bundle.manifest["profile"]
+    name = bundle.network.manifest["profile"]
     if name not in builtin_profiles():
         raise UsageError(
             f"{bundle.path} was built with the profile {name!r}, which is a file of your own",

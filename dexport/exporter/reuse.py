@@ -12,33 +12,12 @@ from dexport.exporter.checkpoint import Origin
 from dexport.exporter.custom_ops import CustomOp
 from dexport.exporter.engine import EngineReport, TensorInfo
 from dexport.exporter.export import Exported
+from dexport.exporter.options import BuildOptions
 from dexport.exporter.recipes import BUILT_IN
 from dexport.exporter.steps import StepLog
 from dexport.exporter.variant import Variant
 
 T = TypeVar("T")
-NOT_IN_THE_FILE = (
-    "output",
-    "force",
-    "cache",
-    "checkpoint",
-    "init_from",
-    "parity",
-    "trt",
-    "engine",
-    "targets",
-    "profile",
-    "precision_map",
-    "budget",
-    "decoder_bundle",
-    "with_decoder",
-    "decoder_checkpoint",
-    "calibration_images",
-    "calibration_seed",
-    "accept_loss",
-)
-"""Options that do not change the ONNX file, and those of calibrations, after which nothing is reused; checkpoints count
-by their content."""
 
 
 class Reuse:
@@ -99,16 +78,15 @@ class Reuse:
         return result
 
 
-def facts_of(variant: Variant, origin: Origin, options: Any, **others: Any) -> dict[str, Any]:
-    """What decides what the ONNX file is. ``options`` are the build's; those that it knows nothing of are included."""
-    kept = {name: value for name, value in asdict(options).items() if name not in NOT_IN_THE_FILE}
+def facts_of(variant: Variant, origin: Origin, options: BuildOptions, **others: Any) -> dict[str, Any]:
+    """What decides what the ONNX files are."""
     return {
         "recipe": variant.recipe.name,
         "config": variant.config_json(),
         "latent": variant.latent,
-        "fused": variant.fused,
+        "graphs": variant.graphs,
         "weights": {name: value for name, value in asdict(origin).items() if name != "path"},
-        "options": kept,
+        "options": options.decisive,
         **others,
     }
 

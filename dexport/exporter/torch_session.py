@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from dexport.exporter.manifest import tensor_specs
 from dexport.exporter.recipes.recipe import Signature
 from dexport.runtime.inputs import port_of
 
@@ -29,7 +28,7 @@ class TorchSession:
         self._module = module.eval().to(device)
         self._device = device
         self._outputs = [spec.name for spec in signature.outputs]
-        self.inputs = {spec["name"]: port_of(spec) for spec in tensor_specs(signature.inputs)}
+        self.inputs = {spec.name: port_of(spec.port) for spec in signature.inputs}
         self.runner = torch_runner(device)
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:

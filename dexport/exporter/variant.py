@@ -7,44 +7,67 @@ import difflib
 import functools
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from dexport import limits
 from dexport.collector import collector_paused
+from dexport.contract import LABEL, TIME
 from dexport.errors import DexportError, InputError, UsageError
 from dexport.exporter.declared import return_declared
-from dexport.exporter.ports import check_names
 from dexport.exporter.recipes.check import check_recipe, check_signature
-from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec, value_of
+from dexport.exporter.recipes.diffusion import graphs_of, guidance_rule, null_label
+from dexport.exporter.recipes.recipe import MODEL, GraphRecipe, Recipe, Signature, TensorSpec, value_of
 from dexport.exporter.torch_state import fresh_torch
-from dexport.graphs.guidance import Guided
-from dexport.runtime.guidance import feed_of, find_rule
-from dexport.runtime.samplers import make_sampler
-from dexport.runtime.time_table import TimeTable, evaluated_times
 
-CFG_SCALE = "cfg_scale"
-LABELS = "y"
+
+@dataclass(frozen=True)
+class TimeTable:
+    """The times of one run: all that a graph takes whose time-dependent values are tables.
+
+    Attributes:
+        steps: of the program.
+        times: each time at which it evaluates the network, once, in the order of the first evaluations.
+    """
+
+    steps: int
+    times: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What will be built: a recipe with every setting decided.
+    """A network with every setting decided, and one of its graphs.
 
-    ``fused`` says that the graph applies the system's guidance itself. With a ``table`` it takes its times only.
+    Attributes:
+        graphs: all that are exported.
+        graph: the one that is meant where one is.
+        table: the times that the graphs take; None for any.
     """
 
     recipe: Recipe
     config: Mapping[str, Any]
     latent: tuple[int, int]
-    fused: bool = False
+    graphs: tuple[str, ...] = (MODEL,)
+    graph: str = MODEL
     table: TimeTable | None = None
+
+    @property
+    def each(self) -> tuple[Variant, ...]:
+        """Every graph that is exported; those of one network share its :attr:`outline`."""
+        found = tuple(self if graph == self.graph else replace(self, graph=graph) for graph in self.graphs)
+        for variant in found:
+            variant.__dict__.setdefault("outline", self.outline)
+        return found
+
+    @property
+    def signatures(self) -> dict[str, Signature]:
+        """Of every graph that is exported, by name."""
+        return {variant.graph: variant.signature for variant in self.each}
 
     def module(self) -> nn.Module:
         """The bare network in eval mode, on the current default device; it returns what its signature declares."""
@@ -69,25 +92,17 @@ class Variant:
         return return_declared(network.eval(), self.recipe.name, lambda: [spec.name for spec in self.plain.outputs])
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The graph to export: the network itself, or the network inside its guidance."""
-        if not self.fused:
-            return module
-        guidance = self.recipe.guidance
-        if guidance is None:
-            raise UsageError(f"{self.recipe.name} has no guidance rule to fuse", hint="leave out --guidance fused")
-        try:
-            null_label = guidance.null_label(self.config)
-        except ValueError as error:
+        """The module whose forward is the graph: the network itself, or what the recipe puts around it."""
+        return self._graph.wrap(module, self.config)
+
+    @property
+    def _graph(self) -> GraphRecipe:
+        graphs = graphs_of(self.recipe)
+        if self.graph not in graphs:
             raise UsageError(
-                f"{self.recipe.name}: guidance cannot be fused: {error}", hint="leave out --guidance fused"
-            ) from error
-        if len(self.plain.outputs) > 1:
-            raise UsageError(
-                f"{self.recipe.name}: guidance cannot be fused around several outputs",
-                hint="leave out --guidance fused, or ask for one output",
+                f"{self.recipe.name} has no graph {limits.shown(self.graph)}", hint=f"it has {', '.join(graphs)}"
             )
-        rule = find_rule(guidance.rule_for(self.config))
-        return Guided(module, null_label, rule.channels, rule.power, guidance.clock).eval()
+        return graphs[self.graph]
 
     def meta_module(self) -> nn.Module:
         """The network without memory for its weights; only tables made by its constructor have values."""
@@ -107,8 +122,27 @@ class Variant:
             UsageError: it fails for this configuration.
             InputError: it is none.
         """
+        return self._signature(self.recipe.signature)
+
+    @functools.cached_property
+    def signature(self) -> Signature:
+        """The signature of the graph to export.
+
+        Raises:
+            UsageError, InputError: as :attr:`plain`.
+        """
+        signature = self._signature(self._graph.signature)
+        null, changed = null_label(self.recipe, self.config), {}
+        for spec in signature.inputs:
+            if spec.meaning == LABEL and null is not None:
+                changed[spec.name] = replace(spec, largest=null)
+            if spec.meaning == TIME and self.table is not None:
+                changed[spec.name] = replace(spec, choices=self.table.times)
+        return replace(signature, inputs=tuple(changed.get(spec.name, spec) for spec in signature.inputs))
+
+    def _signature(self, function: Callable[[Mapping[str, Any], tuple[int, int]], Signature]) -> Signature:
         try:
-            signature = self.recipe.signature(self.config, self.latent)
+            signature = function(self.config, self.latent)
         except DexportError:
             raise
         except Exception as error:  # a signature is a function of the user's
@@ -119,71 +153,19 @@ class Variant:
         return check_signature(self.recipe.name, signature)
 
     @property
-    def signature(self) -> Signature:
-        """The signature of the graph to export."""
-        plain = self.plain
-        null_label = self.null_label
-        if null_label is not None:
-            labels = (replace(spec, largest=null_label) if spec.name == LABELS else spec for spec in plain.inputs)
-            plain = replace(plain, inputs=tuple(labels))
-        if self.table is not None:
-            name, times = self.time_input(plain, self.table)
-            chosen = tuple(map(float, times))
-            inputs = (replace(spec, choices=chosen) if spec.name == name else spec for spec in plain.inputs)
-            plain = replace(plain, inputs=tuple(inputs))
-        if not self.fused:
-            return plain
-        assert self.recipe.guidance is not None
-        scale = TensorSpec(CFG_SCALE, "float32", (), "constant", high=self.recipe.guidance.default_scale)
-        return Signature((*plain.inputs, scale), plain.outputs)
-
-    @property
-    def null_label(self) -> int | None:
-        """The label of the unconditional prediction; None where the configuration has none.
+    def time_input(self) -> TensorSpec:
+        """The input that takes the time.
 
         Raises:
-            InputError: the recipe's function for it fails, or gives something else.
+            UsageError: there is none.
         """
-        guidance, name = self.recipe.guidance, self.recipe.name
-        if guidance is None:
-            return None
-        try:
-            label = guidance.null_label(self.config)
-        except ValueError:  # how a recipe says that there is none
-            return None
-        except Exception as error:  # a function of the user's
-            raise InputError(
-                f"{name}: guidance: the null label fails: {type(error).__name__}: {error}",
-                hint="raise ValueError where the network has none",
-            ) from error
-        if not isinstance(label, (int, np.integer)) or isinstance(label, bool):
-            raise InputError(
-                f"{name}: guidance: the null label is {label!r}; expected an integer",
-                hint="it is the row of the label table that was trained by dropping labels",
-            )
-        return int(label)
-
-    def time_input(self, signature: Signature, table: TimeTable) -> tuple[str, np.ndarray]:
-        """The name of the graph's time input, and the times of a table (S,) float32 as it takes them.
-
-        Raises:
-            UsageError: there is no such input, or samplers do not know it.
-        """
-        names = [spec.name for spec in signature.inputs]
-        times = [spec.name for spec in signature.inputs if spec.values == "stratified" and spec.shape == (BATCH,)]
-        t = np.array(table.times, dtype=np.float32)
-        feed = feed_of(names)(np.zeros((len(t), 1, 1, 1), np.float32), t, np.zeros(len(t), np.int64))
-        if len(times) != 1 or times[0] not in feed:
+        spec = self.signature.input(TIME)
+        if spec is None:
+            names = ", ".join(spec.name for spec in self.signature.inputs)
             raise UsageError(
-                f"{self.recipe.name} has no time input that samplers feed: its inputs are {', '.join(names)}",
-                hint="leave out --fold-steps",
+                f"{self.recipe.name} has no time input: its inputs are {names}", hint="leave out --fold-steps"
             )
-        return times[0], feed[times[0]]
-
-    @property
-    def guidance_rule(self) -> str:
-        """``none``, or the rule that the graph applies."""
-        return self.recipe.guidance.rule_for(self.config) if self.fused and self.recipe.guidance else "none"
+        return spec
 
     def config_json(self) -> str:
         return json.dumps(dict(self.config), sort_keys=True)
@@ -195,18 +177,17 @@ def resolve(
     recipe: Recipe,
     settings: Mapping[str, Any] | None = None,
     latent: tuple[int, int] | None = None,
-    fused: bool = False,
-    fold_steps: int | None = None,
+    graphs: Sequence[str] = (),
 ) -> Variant:
     """Apply ``--set`` values and the spatial size to a recipe.
 
     Args:
         settings: constructor arguments that override the recipe's.
         latent: (height, width) of the spatial input, or None for the recipe's (or the size argument's).
-        fold_steps: of the recipe's sampler, whose times will be all that the graph takes.
+        graphs: to export, by name; by default those of the recipe.
 
     Raises:
-        UsageError: unknown argument, a size that the network cannot take, or steps that its sampler cannot.
+        UsageError: unknown argument or graph, or a size that the network cannot take.
     """
     check_recipe(recipe)
     settings = dict(settings or {})
@@ -242,7 +223,8 @@ def resolve(
             f"{limits.LARGEST_GRID:,} cells and a side of {limits.LARGEST_SIDE:,} are the most",
             hint=f"for example --latent {recipe.latent[0]}x{recipe.latent[1]}",
         )
-    variant = Variant(recipe, config, latent, fused, _table(recipe, fold_steps))
+    names = tuple(dict.fromkeys(graphs)) or recipe.exported
+    variant = Variant(recipe, config, latent, names, MODEL if MODEL in names else names[0])
     # Refuse a bad configuration here, before any work starts.
     module = variant.outline
     empty = [name for name, tensor in module.state_dict().items() if not tensor.numel()]
@@ -250,9 +232,10 @@ def resolve(
         raise UsageError(
             f"{recipe.name}: this configuration leaves {empty[0]} empty", hint="give sizes above 0 with --set"
         )
-    check_names(recipe, config)
-    variant.wrap(module)
-    for spec in variant.signature.inputs:
+    guidance_rule(recipe, config)
+    for each in variant.each:
+        each.wrap(module)
+    for spec in (spec for signature in variant.signatures.values() for spec in signature.inputs):
         if spec.values == "integers" and spec.low > spec.high:
             raise UsageError(
                 f"{recipe.name}: this configuration leaves no value for the input {spec.name}: "
@@ -260,14 +243,6 @@ def resolve(
                 hint="a network with labels needs one class or more, such as --set num_classes=10",
             )
     return variant
-
-
-def _table(recipe: Recipe, steps: int | None) -> TimeTable | None:
-    if steps is None:
-        return None
-    if recipe.sampling is None:
-        raise UsageError(f"{recipe.name} is no denoiser: it has no steps to fold", hint="leave out --fold-steps")
-    return TimeTable(steps, evaluated_times(make_sampler(recipe.sampling.sampler, steps)))
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:

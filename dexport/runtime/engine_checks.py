@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from dexport.bundle import Bundle, reading_manifest
+from dexport.bundle import MANIFEST, Network, reading_manifest
+from dexport.contract import CustomOp, Engine, from_json
 from dexport.errors import InputError, MachineError, UsageError
 from dexport.optional import EXTRA_OF, optional_import
 from dexport.runtime.batches import BatchRange
 from dexport.runtime.cuda import Gpu
-from dexport.runtime.manifest_checks import check_engine
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """By the engine's flavour."""
@@ -24,7 +24,7 @@ Range = tuple[Sequence[int], Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What a bundle's manifest says of its engine.
+    """What a bundle's manifest says of an engine.
 
     Attributes:
         flavour, version: of the TensorRT that built it.
@@ -57,30 +57,43 @@ class EngineFacts:
         return _rebuild(self.command, *options)
 
 
-def read_facts(bundle: Bundle) -> EngineFacts:
-    """Find the engine of a bundle.
+def read_facts(network: Network, graph: str = "") -> EngineFacts:
+    """Find the engine of a network's graph, by default of the main one.
 
     Raises:
-        UsageError: the bundle has none.
+        UsageError: it has none.
+        InputError: the manifest says something else than dexport writes there.
     """
-    manifest = bundle.manifest
-    if manifest.get("engine") is not None:
-        check_engine(bundle)
+    bundle, entry = network.bundle, network.entry(graph)
     with reading_manifest(bundle):
-        command = f"dexport build {manifest['name']} --trt --{manifest['precision']['name']}"
-        engine = manifest["engine"]
-    if engine is None:
+        command = f"dexport build {network.manifest['name']} --trt --{network.manifest['precision']['name']}"
+        recorded = entry["engine"]
+    if recorded is None:
         raise UsageError(f"{bundle.path} has no TensorRT engine", hint=f"build one: {_rebuild(command)}")
+    where = f"{bundle.path / MANIFEST}: networks.{network.name}.graphs.{graph or network.main_graph}"
+    engine = from_json(Engine, recorded, f"{where}.engine")
+    ops = from_json(tuple[CustomOp, ...], entry.get("custom_ops"), f"{where}.custom_ops")
+    file = network.file(engine.file)
+    for shapes in engine.fingerprint.shapes.values():
+        if not _is_range(shapes):
+            raise InputError(f"{where}.engine.fingerprint is no range of shapes", hint="build the bundle again")
+    if file not in bundle.manifest["files"]:  # then its hash has not been checked
+        raise InputError(f"{where}.engine.file is not in the bundle", hint="build the bundle again")
     return EngineFacts(
-        plan=bundle.path / engine["file"],
-        flavour=engine["flavour"],
-        version=engine["version"],
-        targets=tuple(engine["targets"]),
-        ranges=engine["fingerprint"]["shapes"],
+        plan=bundle.path / file,
+        flavour=engine.flavour,
+        version=engine.version,
+        targets=engine.targets,
+        ranges=engine.fingerprint.shapes,
         # Only kernels that an engine embeds are hashed.
-        plugins=any(op["ptx_sha256"] for op in manifest["custom_ops"]),
+        plugins=any(op.ptx_sha256 for op in ops),
         command=command,
     )
+
+
+def _is_range(shapes: Range) -> bool:
+    low, best, high = shapes
+    return len(low) == len(best) == len(high) and all(a <= b <= c for a, b, c in zip(low, best, high, strict=True))
 
 
 def import_tensorrt(facts: EngineFacts) -> Any:

@@ -3,21 +3,80 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import Bundle
+import numpy as np
+
 from dexport.errors import UsageError, free_name
-from dexport.limits import check_pictures
+from dexport.limits import MOST_BATCH, check_pictures, check_whole
 from dexport.places import check_place
+from dexport.runtime.draws import Draws
 from dexport.runtime.gallery import open_gallery
-from dexport.runtime.noise import Noise
-from dexport.runtime.pipeline import Pipeline
-from dexport.runtime.samplers import Sampler
+from dexport.runtime.opened import OpenProgram
+from dexport.runtime.programs.program import PICTURES, Request, check_condition
 
 DEFAULT_CLASSES = 10
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Pictures to make.
+
+    Attributes:
+        classes: labels; by default the first few. A program without classes takes none.
+        count: pictures of each class.
+        seed: of the whole run: a picture depends on it and on its number only.
+        batch: pictures that are made together.
+        settings: of the program; see :attr:`dexport.runtime.programs.program.Program.settings`.
+    """
+
+    classes: tuple[int, ...] = ()
+    count: int = 1
+    seed: int = 0
+    batch: int = 8
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def labels(self, program: OpenProgram) -> list[int | None]:
+        """One label per picture; None where the program takes none.
+
+        Raises:
+            UsageError: classes that it does not have, or numbers that are out of range.
+        """
+        check_whole("--batch", self.batch, MOST_BATCH, 1)
+        Draws(self.seed, images=[0])
+        if program.classes is None:
+            chosen: Sequence[int | None] = [None]
+            check_condition(program.condition, Request(len(self.classes), self.classes))
+        else:
+            chosen = self.classes or range(min(DEFAULT_CLASSES, program.classes))
+            check_condition(program.condition, Request(len(chosen), tuple(chosen)))  # type: ignore[arg-type]
+        if self.count < 1:
+            raise UsageError(f"--count {self.count} starts at 1", hint="give 1 or more")
+        check_pictures(len(chosen), self.count)
+        return [label for label in chosen for _ in range(self.count)]
+
+
+def run_batches(
+    program: OpenProgram, labels: Sequence[int | None], numbers: Sequence[int], seed: int, batch: int
+) -> Iterator[tuple[Sequence[int], Mapping[str, np.ndarray]]]:
+    """The results of some images, a batch at a time: the only loop over batches that there is.
+
+    Args:
+        labels: of all images.
+        numbers: of the images to make, by which each has its own draws.
+
+    Yields:
+        The numbers of a batch, and its results by name.
+    """
+    batch = min(batch, program.largest_batch() or batch)
+    for first in range(0, len(numbers), batch):
+        some = numbers[first : first + batch]
+        given = tuple(label for label in (labels[number] for number in some) if label is not None)
+        yield some, program.results(Request(len(some), given), Draws(seed, images=some))
 
 
 @dataclass(frozen=True)
@@ -45,142 +104,80 @@ class Generated:
     set_aside: tuple[str, ...] = ()
 
 
-def check_request(
-    bundle: Bundle,
-    output: Path,
-    *,
-    classes: Sequence[int] = (),
-    count: int = 1,
-    sampler: str | None = None,
-    steps: int | None = None,
-    cfg_scale: float | None = None,
-    seed: int = 0,
-    batch: int = 8,
-    fractions: Sequence[float] = (),
-) -> None:
+def check_request(program: OpenProgram, output: Path, request: SampleRequest) -> None:
     """Refuse what :func:`generate` would refuse, before a network is loaded.
 
     Raises:
-        UsageError: anything that the model, the sampler or the guidance does not have; a place that cannot be written.
-        InputError: an incomplete manifest.
+        UsageError: anything that the program does not have; a place that cannot be written.
     """
-    _plan(Pipeline.unopened(bundle), output, classes, count, sampler, steps, cfg_scale, seed, batch, fractions)
-
-
-def _plan(
-    pipeline: Pipeline,
-    output: Path,
-    classes: Sequence[int],
-    count: int,
-    sampler: str | None,
-    steps: int | None,
-    cfg_scale: float | None,
-    seed: int,
-    batch: int,
-    fractions: Sequence[float],
-) -> tuple[list[int | None], Sampler]:
-    """One label per picture, and the sampler; all that can be refused is."""
     if output.suffix.lower() != ".png":
         raise UsageError(
             f"-o {output} is not a PNG file", hint=f"for example -o {free_name(output.with_suffix('.png'))}"
         )
     check_place(output)
-    if count < 1 or batch < 1:
-        raise UsageError(f"--count {count}, --batch {batch}: both start at 1", hint="give 1 or more")
-    chosen = _classes(pipeline, classes)
-    check_pictures(len(chosen), count)
-    labels = [label for label in chosen for _ in range(count)]
-    plan = pipeline.sampler(sampler, steps)
-    pipeline.denoiser([label for label in labels if label is not None], cfg_scale, fractions, plan)
-    Noise(seed, images=[0])
-    return labels, plan
+    request.labels(program)
+    program.with_settings(**request.settings).check_pictures()
 
 
 def generate(
-    pipeline: Pipeline,
+    program: OpenProgram,
     output: Path,
+    request: SampleRequest,
     *,
-    classes: Sequence[int] = (),
-    count: int = 1,
-    sampler: str | None = None,
-    steps: int | None = None,
-    cfg_scale: float | None = None,
-    seed: int = 0,
-    batch: int = 8,
-    fractions: Sequence[float] = (),
     force: bool = False,
-    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
+    on_progress: OnProgress = lambda _done, _total, _detail: None,
 ) -> Generated:
-    """Sample ``count`` pictures of each class and draw the grid.
+    """Make the pictures and draw the grid.
 
-    A run that was interrupted goes on with the pictures that are missing: each has its own noise, so they are the same
+    A run that was interrupted goes on with the pictures that are missing: each has its own draws, so they are the same
     whichever are made together.
 
     Args:
         output: PNG file of the grid; the pictures go to a folder named after it.
-        classes: labels; by default the first few. An unconditional network takes none.
 
     Raises:
-        UsageError: anything that the model, the sampler or the guidance does not have, before any work.
+        UsageError: anything that the program does not have, before any work.
+        GateError: values that are not finite, which would be shown as black pictures.
     """
-    labels, plan = _plan(pipeline, output, classes, count, sampler, steps, cfg_scale, seed, batch, fractions)
+    check_request(program, output, request)
+    labels, chosen = request.labels(program), program.with_settings(**request.settings)
     settings = {
-        "bundle": pipeline.bundle.manifest["name"],
-        "files": {name: entry["sha256"] for name, entry in pipeline.bundle.manifest["files"].items()},
-        "runner": pipeline.runner,
-        "sampler": sampler or pipeline.facts["sampler"],
-        "steps": pipeline.facts["steps"] if steps is None else steps,
-        "cfg": pipeline.default_scale if cfg_scale is None else cfg_scale,
-        "fractions": list(fractions or pipeline.fractions),
-        "seed": seed,
+        "bundle": program.bundle.manifest["name"],
+        "files": {name: entry["sha256"] for name, entry in program.bundle.manifest["files"].items()},
+        "runner": chosen.runner,
+        "program": chosen.program.to_json(),
+        "seed": request.seed,
         "labels": labels,
     }
-    captions = [_caption(pipeline, label) for label in labels]
+    captions = [caption(program, label) for label in labels]
     folder = output.with_name(f"{output.stem}-images")
-    batch = min(batch, pipeline.largest_batch(cfg_scale) or batch)
     with open_gallery(folder, settings, captions, force=force) as gallery:
         missing = gallery.missing()
-        started = time.perf_counter()
-        for first in range(0, len(missing), batch):
-            numbers = missing[first : first + batch]
-            on_progress(first, len(missing), f"{first} of {len(missing)} images")
-            latents = pipeline.sample(
-                [label for label in (labels[number] for number in numbers) if label is not None],
-                Noise(seed, images=numbers),
-                sampler=plan,
-                cfg_scale=cfg_scale,
-                fractions=fractions,
-            )
-            for number, image in zip(numbers, pipeline.images(latents), strict=True):
+        started, done = time.perf_counter(), 0
+        on_progress(0, len(missing), f"0 of {len(missing)} images")
+        for numbers, results in run_batches(chosen, labels, missing, request.seed, request.batch):
+            for number, image in zip(numbers, results[PICTURES], strict=True):
                 gallery.add(number, image)
+            done += len(numbers)
+            on_progress(done, len(missing), f"{done} of {len(missing)} images")
         seconds = time.perf_counter() - started
-        gallery.write_grid(output, columns=count if count > 1 else None)
-    kept = len(labels) - len(missing)
+        gallery.write_grid(output, columns=request.count if request.count > 1 else None)
     return Generated(
         grid=output,
         folder=folder,
         settings=settings,
         made=len(missing),
-        kept=kept,
+        kept=len(labels) - len(missing),
         seconds=round(seconds, 2),
-        runner=pipeline.runner,
-        caveats=pipeline.bundle.caveats,
+        runner=chosen.runner,
+        caveats=program.bundle.caveats,
         set_aside=gallery.set_aside,
     )
 
 
-def _classes(pipeline: Pipeline, classes: Sequence[int]) -> Sequence[int | None]:
-    if pipeline.classes is None:
-        if classes:
-            raise UsageError(
-                f"{pipeline.bundle.manifest['name']} is unconditional and has no classes", hint="leave out --classes"
-            )
-        return [None]
-    return classes or range(min(DEFAULT_CLASSES, pipeline.classes))
-
-
-def _caption(pipeline: Pipeline, label: int | None) -> str:
+def caption(program: OpenProgram, label: int | None) -> str:
+    """The name of a class where there are names."""
     if label is None:
         return ""
-    names = pipeline.facts["class_names"]
+    names = program.condition.names
     return names[label] if names else f"class {label}"

@@ -7,13 +7,14 @@ denoiser ``(x, t) -> out`` that the samplers take.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dexport.contract import LABEL, STATE, TIME, Clock, Graph, GuidanceRule
 from dexport.errors import UsageError
-from dexport.limits import LARGEST_POWER, LARGEST_SCALE, shown
+from dexport.limits import LARGEST_SCALE, shown
 from dexport.runtime.samplers.step import Denoiser
 
 Session = Callable[..., Mapping[str, np.ndarray]]
@@ -40,6 +41,11 @@ class Rule:
     power: float | None = None
     steps: float = 1000.0
 
+    @classmethod
+    def of(cls, guidance: GuidanceRule, clock: Clock | None) -> Rule:
+        """The rule of a program's facts, in the unit of its sampler's time."""
+        return cls(guidance.channels, guidance.power, 1000.0 if clock is None else clock.noisy)
+
     def scale(self, t: np.ndarray, cfg_scale: float) -> np.ndarray:
         """Strength (B, 1, 1, 1) float32 for original timesteps t (B,)."""
         if self.power is None:
@@ -59,45 +65,32 @@ class Rule:
 
 FIRST_THREE = Rule(channels=3)
 """DiT, DiCo, LiT, TerDiT, and DiffiT above 256 px. Source: ``forward_with_cfg`` of facebookresearch/DiT at ed81ce2."""
-FIRST_FOUR = Rule(channels=4)
-"""Our small models on pixel-unshuffled images, where every channel of the prediction is a part of the image."""
-POWER_COSINE = Rule(channels=3, power=4.0)
-"""DiffiT at 256 px: from 1 at the noisiest step to cfg_scale. Source: NVlabs/DiffiT at 9f6f0a5."""
-ALL_CHANNELS = Rule()
-"""DiMR (qihao067/DiMR at fa141ae), whose scale 0.4 on top of the conditional prediction is cfg_scale 1.4 here."""
-
-RULES = {
-    "first three channels": FIRST_THREE,
-    "first four channels": FIRST_FOUR,
-    "first three channels, power-cosine over time": POWER_COSINE,
-    "all channels": ALL_CHANNELS,
+RULES: Mapping[str, GuidanceRule] = {
+    "all channels": GuidanceRule(),
+    "first three channels": GuidanceRule(channels=3),
+    "first four channels": GuidanceRule(channels=4),
 }
-"""By the names that recipes and manifests use."""
-ALL_CHANNELS_POWER = "all channels, power-cosine over time, power "
+"""By the names that recipes may use: plain classifier-free guidance, that of DiT's relatives, and that of our small
+models on pixel-unshuffled images, where every channel of the prediction is a part of the image."""
 
 
-def all_channels(power: float | None = None) -> str:
-    """The name of DiMR's rule: constant, or with its option ``--cfg_scale_pow``."""
-    return "all channels" if power is None else f"{ALL_CHANNELS_POWER}{power:g}"
+def find_rule(rule: str | GuidanceRule) -> GuidanceRule:
+    """The rule of a recipe.
+
+    Raises:
+        UsageError: a name that is not known.
+    """
+    if isinstance(rule, GuidanceRule):
+        return rule
+    if rule not in RULES:
+        raise UsageError(f"no guidance rule {shown(rule)}", hint=f"choose from: {'; '.join(RULES)}")
+    return RULES[rule]
 
 
-def find_rule(name: str) -> Rule:
-    """The rule of a recipe."""
-    if name.startswith(ALL_CHANNELS_POWER):
-        return Rule(power=_power(name.removeprefix(ALL_CHANNELS_POWER)))
-    if name not in RULES:
-        raise UsageError(f"no guidance rule {shown(name)}", hint=f"choose from: {'; '.join(RULES)}")
-    return RULES[name]
-
-
-def _power(text: str) -> float:
-    try:
-        power = float(text)
-    except ValueError:
-        power = 0.0
-    if not 0 < power <= LARGEST_POWER:
-        raise UsageError(f"guidance cannot grow with the power {shown(text)} of time", hint="choose a power above 0")
-    return power
+def describe_rule(rule: GuidanceRule) -> str:
+    """The rule in words, for people."""
+    which = "all channels" if rule.channels is None else f"the first {rule.channels} channels"
+    return which if rule.power is None else f"{which}, power-cosine over time with power {rule.power:g}"
 
 
 def feed_class_conditional(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
@@ -105,28 +98,32 @@ def feed_class_conditional(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[
     return {"x": x, "t": t, "y": y}
 
 
-def feed_log_snr(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """DiMR: its ``log_snr`` is linear in time, t/1000 * 8 - 4."""
-    return {"x": x, "log_snr": t / np.float32(1000) * np.float32(8) - np.float32(4), "y": y}
+def feed_of(graph: Graph, clock: Clock | None = None) -> Feed:
+    """What a graph is fed, by the roles of its inputs. Labels do not go to one that takes none.
+
+    Args:
+        clock: the unit of the sampler's time; a graph with another one gets its own.
+    """
+    state, time, label = (graph.input(role) for role in (STATE, TIME, LABEL))
+    if state is None or time is None:
+        raise UsageError(
+            f"inputs {', '.join(port.name for port in graph.inputs)}: samplers feed a state and a time",
+            hint="declare the role of each input",
+        )
+
+    def feed(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+        fed = {state.name: x, time.name: _in_unit(t, clock, time.clock)}
+        return fed if label is None else {**fed, label.name: y}
+
+    return feed
 
 
-def feed_sigma(x: np.ndarray, t: np.ndarray, _y: np.ndarray) -> dict[str, np.ndarray]:
-    """EDM-preconditioned, unconditional networks: the time is the noise level sigma."""
-    return {"x": x, "sigma": t}
-
-
-FEEDS: Mapping[str, Feed] = {"log_snr": feed_log_snr, "sigma": feed_sigma}
-"""By the input that tells them from the DiT lineage."""
-
-
-def feed_of(inputs: Collection[str]) -> Feed:
-    """The feed of a graph with these inputs. Labels do not go to one that takes none."""
-    feed = next((FEEDS[name] for name in inputs if name in FEEDS), feed_class_conditional)
-
-    def accepted(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: value for name, value in feed(x, t, y).items() if name in inputs}
-
-    return accepted
+def _in_unit(t: np.ndarray, of: Clock | None, to: Clock | None) -> np.ndarray:
+    """Times (B,) float32 of one unit in another; both are linear between their ends."""
+    if of is None or to is None or of == to:
+        return t
+    progress = t if of.clean == 0 else t - np.float32(of.clean)
+    return progress / np.float32(of.noisy - of.clean) * np.float32(to.noisy - to.clean) + np.float32(to.clean)
 
 
 def unguided(session: Session, y: Sequence[int] | np.ndarray = (), feed: Feed = feed_class_conditional) -> Denoiser:
@@ -147,7 +144,7 @@ def guided(
     rule: Rule = FIRST_THREE,
     feed: Feed = feed_class_conditional,
 ) -> Denoiser:
-    """Guidance on the host around a plain graph; ``cfg_scale`` 1 means none and does not double the batch.
+    """GuidanceRule on the host around a plain graph; ``cfg_scale`` 1 means none and does not double the batch.
 
     Args:
         y: labels (B,).

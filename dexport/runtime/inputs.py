@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dexport import contract
 from dexport.errors import UsageError
 
 TYPE_NAMES = {"float32": "float", "float64": "double"}
@@ -78,21 +79,19 @@ class NamedPort:
     accepted: Accepted | None = field(default=None, compare=False)
 
 
-def port_of(spec: Mapping[str, Any]) -> NamedPort:
-    """The port of an entry of a manifest's ``io`` section."""
-    return NamedPort(spec["name"], tuple(spec["shape"]), type_of(spec["dtype"]), accepted_of([spec]).get(spec["name"]))
+def port_of(port: contract.Port) -> NamedPort:
+    """A port of a manifest as a session describes it."""
+    return NamedPort(port.name, port.shape, type_of(port.dtype), accepted_of([port]).get(port.name))
 
 
-def accepted_of(specs: Sequence[Mapping[str, Any]]) -> dict[str, Accepted]:
-    """What a manifest's ``io`` section says of the values of inputs, by name: of those that index a table."""
+def accepted_of(ports: Sequence[contract.Port]) -> dict[str, Accepted]:
+    """What a manifest says of the values of inputs, by name: of those that index a table."""
     found = {}
-    for spec in specs:
-        if "range" in spec:
-            low, high = spec["range"]
-            found[spec["name"]] = Accepted(int(low), int(high))
-        elif "choices" in spec:
-            choices = tuple(float(time) for time in spec["choices"])
-            found[spec["name"]] = Accepted(min(choices), max(choices), choices)
+    for port in ports:
+        if port.range is not None:
+            found[port.name] = Accepted(*port.range)
+        elif port.choices:
+            found[port.name] = Accepted(min(port.choices), max(port.choices), port.choices)
     return found
 
 

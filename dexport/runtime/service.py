@@ -6,16 +6,18 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
 from dexport.errors import DexportError, MachineError, UsageError
 from dexport.limits import MOST_STEPS_SERVED
-from dexport.runtime.noise import Noise
-from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.draws import Draws
+from dexport.runtime.opened import OpenProgram
+from dexport.runtime.programs.program import PICTURES, Request, check_condition
 
 MOST_IN_PROGRESS = 16
 """Batches that take turns; each has its states in memory."""
@@ -27,25 +29,26 @@ class Picture:
 
     Attributes:
         label: its class; None for an unconditional network.
-        seed: the same label, seed, scale and steps give the same picture, the first one of ``dexport sample``.
-        cfg_scale, steps: None for the system's own.
+        seed: the same label, seed and settings give the same picture, the first one of ``dexport sample``.
+        settings: of the program, by name; those that are left out are its own.
     """
 
     label: int | None
     seed: int
-    cfg_scale: float | None = None
-    steps: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 Answer = Callable[[np.ndarray | DexportError], None]
 """Takes pictures (N, H, W, C) uint8, or what is wrong; called once per request."""
-Settings = tuple[float | None, int | None]
+Settings = tuple[tuple[str, Any], ...]
+KNOWN_SETTINGS = 256
+"""Of which the service remembers that they can be had."""
 
 
 class Service:
     """Makes the pictures of many requests, a sampling step of each batch in turn.
 
-    Pictures with the same guidance scale and steps share batches, whichever request they are from; those that come
+    Pictures with the same settings share batches, whichever request they are from; those that come
     while such a batch is in progress wait for it, and make the next one. What has other settings takes its turn after
     the step that is running, so that a small request waits for steps of large ones, not for the whole of them.
 
@@ -54,8 +57,9 @@ class Service:
         most: batches in progress, each of other settings; what comes later waits until one of them is done.
     """
 
-    def __init__(self, pipeline: Pipeline, batch: int, most: int = MOST_IN_PROGRESS) -> None:
-        self._pipeline, self._batch, self._most = pipeline, batch, most
+    def __init__(self, program: OpenProgram, batch: int, most: int = MOST_IN_PROGRESS) -> None:
+        self._program, self._batch, self._most = program, batch, most
+        self._with = lru_cache(KNOWN_SETTINGS)(lambda settings: program.with_settings(**dict(settings)))
         self._waiting: dict[Settings, deque[_Row]] = {}
         self._running: deque[_Batch] = deque()
 
@@ -71,13 +75,13 @@ class Service:
 
     def add(self, pictures: Sequence[Picture], answer: Answer) -> None:
         """Take a request; one that is wrong is answered at once."""
-        refusal = _refusal(self._pipeline, pictures)
+        refusal = self._refusal(pictures)
         if refusal is not None:
             answer(refusal)
             return
         request = _Request(answer, len(pictures))
         for index, picture in enumerate(pictures):
-            settings = picture.cfg_scale, picture.steps
+            settings = _settings(picture)
             self._waiting.setdefault(settings, deque()).append(_Row(request, index, picture))
 
     def turn(self) -> None:
@@ -105,11 +109,32 @@ class Service:
             if len(self._running) >= self._most:
                 return
             rows = [row for row in self._waiting.pop(settings) if not row.request.answered]
-            size = max(1, min(self._batch, self._pipeline.largest_batch(settings[0]) or self._batch))
+            program = self._with(settings)
+            size = max(1, min(self._batch, program.largest_batch() or self._batch))
             if rows[size:]:
                 self._waiting[settings] = deque(rows[size:])
             if chosen := rows[:size]:  # an error of another batch may have ended their requests
-                self._running.append(_Batch(settings, chosen, _sampling(self._pipeline, chosen, *settings)))
+                self._running.append(_Batch(settings, chosen, _running(program, chosen)))
+
+
+    def _refusal(self, pictures: Sequence[Picture]) -> DexportError | None:
+        """What is wrong with a request."""
+        try:
+            if not pictures:
+                raise UsageError("a request for no pictures", hint="ask for one or more")
+            for picture in pictures:
+                if (picture.label is None) != (self._program.classes is None):
+                    raise UsageError("labels go with models that have classes, and only with them")
+                steps = picture.settings.get("steps")
+                if steps is not None and not 1 <= steps <= MOST_STEPS_SERVED:
+                    raise UsageError(f"{steps} steps", hint=f"ask for 1 to {MOST_STEPS_SERVED}")
+                Draws.of_seeds([picture.seed])
+                labels = () if picture.label is None else (picture.label,)
+                check_condition(self._program.condition, Request(1, labels))
+                self._with(_settings(picture))
+        except DexportError as error:
+            return error
+        return None
 
 
 class Worker:
@@ -184,14 +209,14 @@ class _Batch:
 
 
 def make_pictures(
-    pipeline: Pipeline, requests: Sequence[Sequence[Picture]], batch: int
+    program: OpenProgram, requests: Sequence[Sequence[Picture]], batch: int
 ) -> list[np.ndarray | DexportError]:
     """Answer several requests together; see :class:`Service`.
 
     Returns:
         Per request (N, H, W, C) uint8, or what is wrong with it; the others are answered all the same.
     """
-    service, answers = Service(pipeline, batch), dict[int, np.ndarray | DexportError]()
+    service, answers = Service(program, batch), dict[int, np.ndarray | DexportError]()
     for index, pictures in enumerate(requests):
         service.add(pictures, partial(answers.__setitem__, index))
     while service.busy:
@@ -205,35 +230,14 @@ def _unforeseen(error: Exception) -> DexportError:
     return MachineError(f"the pictures could not be made: {type(error).__name__} {reason}", hint="see the server's log")
 
 
-def _sampling(
-    pipeline: Pipeline, rows: Sequence[_Row], cfg_scale: float | None, steps: int | None
-) -> Iterator[np.ndarray | None]:
+def _settings(picture: Picture) -> Settings:
+    return tuple(sorted((name, value) for name, value in picture.settings.items() if value is not None))
+
+
+def _running(program: OpenProgram, rows: Sequence[_Row]) -> Iterator[np.ndarray | None]:
     """None after every step, and then the pictures."""
     pictures = [row.picture for row in rows]
-    labels = [picture.label for picture in pictures if picture.label is not None]
-    noise = Noise.of_seeds([picture.seed for picture in pictures])
-    state = None
-    for step in pipeline.steps(labels, noise, sampler=pipeline.sampler(steps=steps), cfg_scale=cfg_scale):
-        state = step.x
-        yield None
-    assert state is not None, "a sampler has at least one step"
-    yield pipeline.images(state.astype(np.float32))
-
-
-def _refusal(pipeline: Pipeline, pictures: Sequence[Picture]) -> DexportError | None:
-    """What is wrong with a request."""
-    try:
-        if not pictures:
-            raise UsageError("a request for no pictures", hint="ask for one or more")
-        for picture in pictures:
-            if (picture.label is None) != (pipeline.classes is None):
-                raise UsageError("labels go with models that have classes, and only with them")
-            if picture.steps is not None and not 1 <= picture.steps <= MOST_STEPS_SERVED:
-                raise UsageError(f"{picture.steps} steps", hint=f"ask for 1 to {MOST_STEPS_SERVED}")
-            Noise.of_seeds([picture.seed])
-            sampler = pipeline.sampler(steps=picture.steps)
-            labels = [] if picture.label is None else [picture.label]
-            pipeline.denoiser(labels, picture.cfg_scale, sampler=sampler)
-    except DexportError as error:
-        return error
-    return None
+    labels = tuple(picture.label for picture in pictures if picture.label is not None)
+    draws = Draws.of_seeds([picture.seed for picture in pictures])
+    for step in program.run(Request(len(pictures), labels), draws):
+        yield step.results.get(PICTURES)

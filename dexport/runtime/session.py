@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from dexport.bundle import Bundle, load_bundle, reading_manifest
+from dexport.bundle import Bundle, Network, load_bundle
 from dexport.errors import InputError, MachineError, UsageError
+from dexport.limits import shown
 from dexport.runtime.inputs import Accepted, accepted_of, as_arrays, check_inputs
 from dexport.runtime.int8_products import multiply_exactly
 from dexport.runtime.tensorrt_session import TensorRtSession
@@ -104,27 +105,51 @@ class OnnxSession:
 
 
 def open_bundle(
-    path: str | Path, provider: str = "cpu", require_signature: str | Path | None = None
+    path: str | Path, provider: str = "cpu", require_signature: str | Path | None = None, graph: str = ""
 ) -> OnnxSession | TensorRtSession:
-    """Check a bundle's hashes, and its signature where one is required, and open its model."""
-    return open_session(load_bundle(path, require_signature), provider)
+    """Check a bundle's hashes, and its signature where one is required, and open a graph of its only network.
+
+    Args:
+        graph: by name; by default the main one.
+
+    Raises:
+        UsageError: several networks, or no such graph.
+    """
+    bundle = load_bundle(path, require_signature)
+    return open_session(only_network(bundle), provider, graph)
 
 
-def open_session(bundle: Bundle, provider: str = "cpu") -> OnnxSession | TensorRtSession:
-    """Open the model of a bundle whose hashes have been checked.
+def only_network(bundle: Bundle) -> Network:
+    """The network of a bundle that has one.
+
+    Raises:
+        UsageError: it has several.
+    """
+    if len(bundle.networks) > 1:
+        raise UsageError(
+            f"{bundle.path} holds the networks {', '.join(bundle.networks)}, not one model",
+            hint=f"open one of them: dexport.load({str(bundle.path)!r}, network={next(iter(bundle.networks))!r})",
+        )
+    return bundle.network
+
+
+def open_session(network: Network, provider: str = "cpu", graph: str = "") -> OnnxSession | TensorRtSession:
+    """Open a graph of a network in a bundle whose hashes have been checked.
 
     Args:
         provider: ``cpu`` or ``cuda`` for its ONNX file, ``tensorrt`` for its engine of either flavour.
+        graph: by name; by default the main one.
+
+    Raises:
+        UsageError: no such graph.
     """
-    if bundle.stitch:
+    graph = graph or network.main_graph
+    if graph not in network.graphs:
         raise UsageError(
-            f"{bundle.path} holds {len(bundle.stitch)} denoisers, not one model",
-            hint=f"open one of {', '.join(str(part.path) for part, _ in bundle.stitch)}, or use `dexport sample`",
+            f"{network.bundle.path} has no graph {shown(graph)}", hint=f"it has {', '.join(network.graphs)}"
         )
     if provider == TENSORRT:
-        return TensorRtSession(bundle)
+        return TensorRtSession(network, graph)
     if provider not in PROVIDERS:
         raise UsageError(f"no provider {provider!r}", hint=f"choose from {', '.join(PROVIDERS)}, {TENSORRT}")
-    with reading_manifest(bundle):
-        accepted = accepted_of((bundle.manifest.get("io") or {}).get("inputs", ()))
-    return OnnxSession(bundle.model_path, provider, accepted=accepted)
+    return OnnxSession(network.model_path(graph), provider, accepted=accepted_of(network.graphs[graph].inputs))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dexport.bundle import Bundle, reading_manifest
+from dexport.bundle import Network
+from dexport.contract import Port
 from dexport.errors import UsageError
 from dexport.runtime.batches import BatchRange
 from dexport.runtime.cuda import Cuda, find_gpu
@@ -51,8 +52,8 @@ class TensorRtSession:
         InputError: the engine's inputs and outputs are not the manifest's.
     """
 
-    def __init__(self, bundle: Bundle, *, cuda_graph: bool = True) -> None:
-        facts = read_facts(bundle)
+    def __init__(self, network: Network, graph: str = "", *, cuda_graph: bool = True) -> None:
+        facts = read_facts(network, graph)
         trt = import_tensorrt(facts)
         cuda = Cuda(facts.extra)
         gpu = find_gpu(cuda)
@@ -60,15 +61,14 @@ class TensorRtSession:
         if facts.plugins:
             importlib.import_module(PLUGINS)
         graphs = _graphs(trt, cuda_graph)
-        io = bundle.manifest["io"]
-        with reading_manifest(bundle):
-            self._accepted = accepted_of(io["inputs"])
-            self.inputs: Mapping[str, NamedPort] = {spec["name"]: port_of(spec) for spec in io["inputs"]}
-        self.outputs = [spec["name"] for spec in io["outputs"]]
+        ports = network.graphs[graph or network.main_graph]
+        self._accepted = accepted_of(ports.inputs)
+        self.inputs: Mapping[str, NamedPort] = {port.name: port_of(port) for port in ports.inputs}
+        self.outputs = [port.name for port in ports.outputs]
         self.runner = f"{TITLES[facts.flavour]} {facts.version}, {gpu.name} ({gpu.target}), {graphs.value}"
         self.batch_range: BatchRange = batches_of(facts)
         self._facts = facts
-        self._engine = Engine(trt, cuda, gpu, facts.plan, _dtypes(io["inputs"]), _dtypes(io["outputs"]), graphs)
+        self._engine = Engine(trt, cuda, gpu, facts.plan, _dtypes(ports.inputs), _dtypes(ports.outputs), graphs)
         # Also runs when the session is collected, and at the interpreter's end.
         self._finalizer = weakref.finalize(self, self._engine.close)
 
@@ -107,5 +107,5 @@ def _graphs(trt: Any, wanted: bool) -> Graphs:
     return Graphs.OWN if hasattr(trt, "CudaGraphStrategy") else Graphs.CAPTURED
 
 
-def _dtypes(specs: list[Mapping[str, Any]]) -> dict[str, str]:
-    return {spec["name"]: spec["dtype"] for spec in specs}
+def _dtypes(ports: Sequence[Port]) -> dict[str, str]:
+    return {port.name: port.dtype for port in ports}

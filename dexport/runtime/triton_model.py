@@ -16,7 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # only there inside of the server
 
 from dexport.errors import DexportError
-from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.opened import OpenProgram
 from dexport.runtime.service import Picture, Service, Worker
 
 TAKEN = b"used_dltensor"
@@ -31,13 +31,23 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         key = parameters.get("require_signature") or None
-        self.pipeline = Pipeline.open(folder, parameters.get("provider", "cpu"), require_signature=key)
-        self.worker = Worker(Service(self.pipeline, config["max_batch_size"]))
-        pb_utils.Logger.log_info(f"{folder}: {self.pipeline.runner}")
+        self.program = OpenProgram.open(folder, parameters.get("provider", "cpu"), require_signature=key).load()
+        self.program.check_pictures()
+        self.worker = Worker(Service(self.program, config["max_batch_size"]))
+        pb_utils.Logger.log_info(f"{folder}: {self.program.runner}")
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand the requests on; each is answered when it is done: pictures, or an error with the words of dexport."""
-        self.worker.add([(_pictures(request), partial(_send, request.get_response_sender())) for request in requests])
+        self.worker.add([(self._pictures(request), partial(_send, request.get_response_sender())) for request in requests])
+
+    def _pictures(self, request: Any) -> list[Picture]:
+        seeds = _column(request, "seed", 0)
+        labels = _column(request, "label", len(seeds))
+        settings = {name: _column(request, name, len(seeds)) for name in self.program.program.numbers()}
+        return [
+            Picture(label, seed, {name: column[row] for name, column in settings.items()})
+            for row, (label, seed) in enumerate(zip(labels, seeds, strict=True))
+        ]
 
     def finalize(self) -> None:
         """Answer what is in progress, and end."""
@@ -49,14 +59,6 @@ def _send(sender: Any, answer: np.ndarray | DexportError) -> None:
         sender.send(_response(answer), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
     except pb_utils.TritonModelException as error:  # one client is gone; the others wait for the same thread
         pb_utils.Logger.log_warn(f"an answer was not sent: {error}")
-
-
-def _pictures(request: Any) -> list[Picture]:
-    seeds = _column(request, "seed", 0)
-    columns = (_column(request, name, len(seeds)) for name in ("label", "cfg_scale", "steps"))
-    return [
-        Picture(label, seed, *options) for label, seed, *options in zip(next(columns), seeds, *columns, strict=True)
-    ]
 
 
 def _column(request: Any, name: str, rows: int) -> list[Any]:

@@ -14,7 +14,7 @@ from dexport.errors import UsageError
 from dexport.files import replacing
 from dexport.limits import MOST_BATCH, check_pictures, check_whole
 from dexport.optional import optional_import
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import Denoiser
 from dexport.runtime.samplers import sample as run
@@ -110,7 +110,7 @@ def sweep(
                 watch.around(denoiser)
                 for watch, denoiser in zip(watches, pipeline.denoisers(given, cfg_scale), strict=True)
             ]
-            noise = Noise(seed, images=range(start, start + len(some)))
+            noise = Draws(seed, images=range(start, start + len(some)))
             latents = run(plan, Stitch(denoisers, share, plan.remaining), noise, (len(some), *pipeline.shape))
             parts.append(pipeline.images(latents.astype(np.float32)))
         batches = -(-len(labels) // batch)

@@ -15,7 +15,7 @@ import numpy as np
 
 from dexport.errors import UsageError
 from dexport.exporter.gates import GATES
-from dexport.runtime.noise import Noise, Replay
+from dexport.runtime.draws import Draws, Replay
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import Denoiser, Sampler, Step
 from dexport.validate.likeness import LPIPS_SMALLEST, PictureDistance, ssim
@@ -143,7 +143,7 @@ def check_trajectory(
         raise UsageError("a trajectory needs at least one image", hint="give a label")
     plan = pipeline.sampler(sampler, steps)
     given = list(labels) if pipeline.classes is not None else []
-    noise = Noise(seed, images=range(len(labels)), record=True)
+    noise = Draws(seed, images=range(len(labels)), record=True)
     calls: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def recorded(x: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -194,5 +194,5 @@ def captions(pipeline: Pipeline, labels: Sequence[int]) -> list[str]:
     return [names[label] if names else f"class {label}" for label in labels]
 
 
-def _states(sampler: Sampler, denoiser: Denoiser, noise: Noise, images: int, shape: tuple[int, ...]) -> list[Step]:
+def _states(sampler: Sampler, denoiser: Denoiser, noise: Draws, images: int, shape: tuple[int, ...]) -> list[Step]:
     return list(sampler.run(denoiser, sampler.start(noise, (images, *shape)), noise))

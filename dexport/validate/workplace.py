@@ -22,7 +22,7 @@ from dexport.image_files import find_images
 from dexport.npz import open_npz
 from dexport.places import filling
 from dexport.runtime.gallery import open_gallery
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from dexport.validate.features.evaluator import Evaluator, Features
 from dexport.validate.images import ImageSet, open_images
@@ -67,7 +67,7 @@ def sample_set(
             made = len(labels) - len(missing) + first
             on_progress(made, len(labels), f"{side}: {made} of {len(labels)} images")
             some = [labels[number] for number in numbers] if pipeline.classes is not None else []
-            latents = pipeline.sample(some, Noise(seed, images=numbers), sampler=plan, cfg_scale=cfg_scale)
+            latents = pipeline.sample(some, Draws(seed, images=numbers), sampler=plan, cfg_scale=cfg_scale)
             for number, image in zip(numbers, pipeline.images(latents), strict=True):
                 gallery.add(number, image)
     return folder

@@ -14,7 +14,7 @@ from dexport.bundle import load_bundle
 from dexport.errors import UsageError
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from tests.golden import assert_golden, load_golden
 from tests.graphs.test_dimr import CONVNEXT, TRANSFORMER
@@ -80,7 +80,7 @@ def test_int8_leaves_both_ends_alone_and_samples(decoder: Path, tmp_path: Path) 
     assert not any("_layer" in layer for layer in quantised)
     pipeline = Pipeline.open(path, decoder=decoder)
     assert (pipeline.classes, pipeline.facts["null_label"]) == (3, 3)
-    latents = pipeline.sample([0, 2], Noise(0, images=[0, 1]), sampler=pipeline.sampler(steps=4))
+    latents = pipeline.sample([0, 2], Draws(0, images=[0, 1]), sampler=pipeline.sampler(steps=4))
     assert pipeline.images(latents).shape == (2, 64, 64, 3)
 
 
@@ -101,7 +101,7 @@ def test_an_unconditional_model_takes_no_labels(decoder: Path, tmp_path: Path) -
     angles = {dtype for name, dtype in manifest["precision"]["nodes"].items() if ".pos_emb/" in name}
     assert angles == {"float32"}
     pipeline = Pipeline.open(path, decoder=decoder)
-    assert np.isfinite(pipeline.sample([], Noise(0, images=[0]), sampler=pipeline.sampler(steps=3))).all()
+    assert np.isfinite(pipeline.sample([], Draws(0, images=[0]), sampler=pipeline.sampler(steps=3))).all()
 
 
 @pytest.mark.parametrize(

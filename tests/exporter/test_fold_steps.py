@@ -23,7 +23,7 @@ from dexport.exporter.reuse import facts_of
 from dexport.exporter.variant import resolve
 from dexport.runtime.guidance import feed_of
 from dexport.runtime.manifest_checks import check_denoiser
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import DPMSolver, make_sampler
 from dexport.runtime.time_table import evaluated_times
@@ -115,8 +115,8 @@ def test_times_of_a_sampler_are_those_that_it_asks_for(name: str) -> None:
 
 def test_pictures_are_those_of_the_plain_graph(plain: Path, folded: Path) -> None:
     ours, theirs = Pipeline.open(folded), Pipeline.open(plain)
-    latents = ours.sample([1, 2], Noise(0, images=range(2)))
-    expected = theirs.sample([1, 2], Noise(0, images=range(2)), sampler=theirs.sampler(steps=STEPS))
+    latents = ours.sample([1, 2], Draws(0, images=range(2)))
+    expected = theirs.sample([1, 2], Draws(0, images=range(2)), sampler=theirs.sampler(steps=STEPS))
     assert_golden(latents, expected)
 
 
@@ -153,7 +153,7 @@ def test_stitched_denoisers_need_the_same_times(folded: Path, plain: Path, tmp_p
         dexport.build(None, tmp_path / "mixed", stitch=f"{plain}:0.4,{folded}:0.6")
     dexport.build(None, tmp_path / "both", stitch=f"{folded}:0.4,{folded}:0.6")
     pipeline = Pipeline.open(tmp_path / "both")
-    assert np.isfinite(pipeline.sample([1], Noise(0, images=[0]))).all()
+    assert np.isfinite(pipeline.sample([1], Draws(0, images=[0]))).all()
     with pytest.raises(UsageError, match="was built for the times"):
         pipeline.sampler(steps=20)
 

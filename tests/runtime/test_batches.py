@@ -17,7 +17,7 @@ from dexport.runtime.batches import BatchRange, InBatches, batch_range
 from dexport.runtime.decode import VaeDecoder
 from dexport.runtime.engine_checks import check_ranges, read_facts
 from dexport.runtime.generate import generate
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.service import Picture, make_pictures
 from dexport.runtime.session import open_session
@@ -78,7 +78,7 @@ def test_guidance_doubles_the_batch_of_no_engine_beyond_its_range(
     limited._provider = "tensorrt"
     assert limited.largest_batch(scale) == max(1, most // (2 if scale > 1 else 1))
     plan, images = free.sampler(steps=2), range(5)
-    wanted, got = (p.sample(list(images), Noise(0, images), sampler=plan, cfg_scale=scale) for p in (free, limited))
+    wanted, got = (p.sample(list(images), Draws(0, images), sampler=plan, cfg_scale=scale) for p in (free, limited))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 

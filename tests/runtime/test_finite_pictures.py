@@ -14,7 +14,7 @@ from dexport.bundle import load_bundle
 from dexport.errors import DexportError, GateError, InputError
 from dexport.runtime.decode import PixelShuffle, VaeDecoder, clipped, to_uint8
 from dexport.runtime.generate import generate
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.service import Picture, make_pictures
 from dexport.validate.sweep import sweep
@@ -131,4 +131,4 @@ def test_as_many_pictures_as_latents(plain: Path) -> None:
     pipeline = Pipeline(load_bundle(plain), sessions=[Zeros()])
     pipeline.decode = lambda _latents: np.zeros((1, 1, 32, 32), np.float32)
     with pytest.raises(InputError, match="1 pictures of 2 latents"):
-        pipeline.images(pipeline.sample([1, 2], Noise(0, [0, 1]), sampler=pipeline.sampler(steps=2)))
+        pipeline.images(pipeline.sample([1, 2], Draws(0, [0, 1]), sampler=pipeline.sampler(steps=2)))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import dexport
 from dexport.runtime.guidance import fused, guided
-from dexport.runtime.noise import Noise, Replay
+from dexport.runtime.draws import Draws, Replay
 from dexport.runtime.samplers import DDIM, DDPM, Sampler, last, make_sampler, sample
 from dexport.runtime.stitch import Stitch
 from dexport.validate.metrics import compare
@@ -70,12 +70,12 @@ def test_sampling_runs_where_torch_and_onnx_are_absent(bundle: Path) -> None:
         "import sys\n"
         "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript'): sys.modules[name] = None\n"
         "from dexport.runtime.guidance import guided\n"
-        "from dexport.runtime.noise import Noise\n"
+        "from dexport.runtime.draws import Draws\n"
         "from dexport.runtime.samplers import make_sampler, sample\n"
         "from dexport.runtime.session import open_bundle\n"
         "from dexport.runtime.stitch import Stitch\n"
         "denoiser = guided(open_bundle(sys.argv[1]), [1, 2], 1.5, 10)\n"
-        "x = sample(make_sampler('ddim', 4), denoiser, Noise(0, images=[0, 1]), (2, 4, 8, 8))\n"
+        "x = sample(make_sampler('ddim', 4), denoiser, Draws(0, images=[0, 1]), (2, 4, 8, 8))\n"
         "sys.stdout.write(str(x.shape))\n"
     )
     result = subprocess.run([sys.executable, "-c", script, bundle], capture_output=True, text=True, check=False)
@@ -89,7 +89,7 @@ def test_images_of_a_seed_do_not_depend_on_the_batch_beyond_rounding(bundle: Pat
     def images(numbers: list[int]) -> np.ndarray:
         y = [number % NULL for number in numbers]
         denoiser = fused(session, y, CFG) if bundle.name == "fused" else guided(session, y, CFG, NULL)
-        return sample(make_sampler("ddpm", 10), denoiser, Noise(0, images=numbers), (len(numbers), 4, 8, 8))
+        return sample(make_sampler("ddpm", 10), denoiser, Draws(0, images=numbers), (len(numbers), 4, 8, 8))
 
     together, alone = images([0, 1, 2]), images([2])
     assert compare(together[2:], alone).relative_l2 < 1e-4

@@ -12,7 +12,7 @@ import dexport
 from dexport.bundle import MANIFEST, load_bundle
 from dexport.errors import GateError, InputError, UsageError
 from dexport.runtime.guidance import FIRST_FOUR, guided
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import make_sampler, sample
 from dexport.validate.metrics import compare
@@ -24,7 +24,7 @@ STEPS = 4
 
 
 def latents(pipeline: Pipeline, **options: object) -> np.ndarray:
-    return pipeline.sample(LABELS, Noise(0, images=[0, 1]), sampler=pipeline.sampler(steps=STEPS), **options)  # type: ignore[arg-type]
+    return pipeline.sample(LABELS, Draws(0, images=[0, 1]), sampler=pipeline.sampler(steps=STEPS), **options)  # type: ignore[arg-type]
 
 
 def test_the_manifest_says_how_to_sample(plain: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_pipeline_is_the_sampler_around_the_session(plain: Path) -> None:
     by_hand = sample(
         make_sampler("ddpm", STEPS),
         guided(dexport.load(plain), LABELS, 3.0, NULL, FIRST_FOUR),
-        Noise(0, images=[0, 1]),
+        Draws(0, images=[0, 1]),
         (2, 4, 16, 16),
     )
     np.testing.assert_array_equal(latents(Pipeline.open(plain), cfg_scale=3.0), by_hand)
@@ -94,7 +94,7 @@ def test_an_unconditional_network_in_pixel_space(tmp_path: Path) -> None:
     dexport.build("diffit-image-32", tmp_path / "b", settings=settings, parity=False)
     pipeline = Pipeline.open(tmp_path / "b")
     assert pipeline.classes is None
-    x = pipeline.sample([], Noise(0, images=[0]), sampler=pipeline.sampler(steps=2))
+    x = pipeline.sample([], Draws(0, images=[0]), sampler=pipeline.sampler(steps=2))
     assert (x.shape, x.dtype) == ((1, 3, 32, 32), np.float32)
     assert pipeline.images(x).shape == (1, 32, 32, 3)
     with pytest.raises(UsageError, match="null class"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dexport.errors import UsageError
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.service import Picture, Service, Worker, make_pictures
 
@@ -22,7 +22,7 @@ def alone(pipeline: Pipeline, picture: Picture) -> np.ndarray:
     assert picture.label is not None
     latents = pipeline.sample(
         [picture.label],
-        Noise(picture.seed, [0]),
+        Draws(picture.seed, [0]),
         sampler=pipeline.sampler(steps=picture.steps),
         cfg_scale=picture.cfg_scale,
     )
@@ -78,8 +78,8 @@ def test_a_wrong_request_is_told_and_the_others_are_answered(
 
 
 def test_rows_have_seeds_of_their_own() -> None:
-    rows = Noise.of_seeds([5, 5, 6]).normal((3, 4))
-    assert np.array_equal(rows[0], Noise(5, [0]).normal((1, 4))[0])
+    rows = Draws.of_seeds([5, 5, 6]).normal((3, 4))
+    assert np.array_equal(rows[0], Draws(5, [0]).normal((1, 4))[0])
     assert np.array_equal(rows[0], rows[1])
     assert not np.array_equal(rows[0], rows[2])
 

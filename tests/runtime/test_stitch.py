@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dexport.errors import UsageError
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.samplers import DDIM, EDM, SAMPLERS, FlowEuler, Sampler, make_sampler, sample
 from dexport.runtime.stitch import Stitch, choose
 from dexport.runtime.time_table import evaluated_times
@@ -69,7 +69,7 @@ def test_a_sampler_runs_the_chosen_denoisers() -> None:
         return denoiser
 
     stitched = Stitch([counting("small"), counting("large")], [0.4, 0.6])
-    sample(DDIM(schedule()), stitched, Noise(0, images=[0]), (1, 4, 2, 2))
+    sample(DDIM(schedule()), stitched, Draws(0, images=[0]), (1, 4, 2, 2))
     assert called == {"small": 8, "large": 12}
 
 
@@ -107,7 +107,7 @@ def evaluations(sampler: Sampler, fractions: list[float]) -> list[int]:
         return denoiser
 
     stitched = Stitch([*map(counting, range(len(fractions)))], fractions, sampler.remaining)
-    sample(sampler, stitched, Noise(0, images=[0]), (1, 4, 2, 2))
+    sample(sampler, stitched, Draws(0, images=[0]), (1, 4, 2, 2))
     return counts
 
 

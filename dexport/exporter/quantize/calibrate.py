@@ -10,7 +10,7 @@ import contextlib
 import json
 import shlex
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,12 @@ from torch import Tensor, nn
 from dexport.drafts import clear_remains
 from dexport.errors import InputError, UsageError
 from dexport.exporter.checkpoint import WeightSource, load_into
-from dexport.exporter.manifest import sampling
 from dexport.exporter.quantize.layers import stays_convolution
 from dexport.exporter.quantize.observer import METHODS, LayerStatistics, Statistics, TensorStatistics
-from dexport.exporter.torch_session import TorchSession
+from dexport.exporter.trajectory import TorchNetwork, run_steps
 from dexport.exporter.variant import Variant
 from dexport.files import replacing
 from dexport.limits import LARGEST_SEED, MOST_CALIBRATION_IMAGES, check_whole
-from dexport.runtime.guidance import UNGUIDED, Session, feed_of, find_rule, guided
-from dexport.runtime.noise import Noise
-from dexport.runtime.samplers import Denoiser, make_sampler, sample
 from dexport.version import __version__
 
 FEWEST_IMAGES = 4
@@ -97,46 +93,29 @@ def calibrate(
     key = calibration_key(variant, weights, settings, layers)
     clear_remains(partial.parent, partial.name)
     done = _resume(partial, key, statistics)
-    session = TimedSession(module, variant)
-    with watching(observed, lambda path, layer, x, out: _observe(statistics[path], layer, x, out, session.time)):
-        for finished in sample_batches(variant, session, settings, done, on_progress):
+    network = TorchNetwork(variant, module)
+    with watching(observed, lambda path, layer, x, out: _observe(statistics[path], layer, x, out, network.time)):
+        for finished in sample_batches(variant, network, settings, done, on_progress):
             weights.check_unchanged()
             _save(partial, key, finished, statistics)
     return statistics
 
 
 def sample_batches(
-    variant: Variant, session: Session, settings: Calibration, done: int, on_progress: OnProgress
+    variant: Variant, network: TorchNetwork, settings: Calibration, done: int, on_progress: OnProgress
 ) -> Iterator[int]:
-    """Sample the images of a calibration; yields how many batches are finished after each.
+    """Run the program for the images of a calibration; yields how many batches are finished after each.
 
     Args:
         done: batches that an earlier run finished: they are left out.
     """
-    facts = sampling(variant)
-    assert facts is not None, "only denoisers are calibrated"
     batches = [range(n, min(n + settings.batch, settings.images)) for n in range(0, settings.images, settings.batch)]
-    sampler = make_sampler(facts["sampler"], settings.steps)
-    shape = variant.signature.inputs[0].dims(1)[1:]
     for number, images in enumerate(batches[done:], start=done):
         on_progress(number, len(batches), f"images {images.start} to {images.stop - 1}")
-        denoiser = denoiser_of(variant, session, [_label(n, settings.images, facts) for n in images])
-        sample(sampler, denoiser, Noise(settings.seed, images), (len(images), *shape))
+        for _ in run_steps(variant, network, images, settings.images, settings.seed, settings.steps):
+            pass
         yield number + 1
     on_progress(len(batches), len(batches), "")
-
-
-class TimedSession(TorchSession):
-    """A network without its guidance; ``time`` is that of the call in progress."""
-
-    def __init__(self, module: nn.Module, variant: Variant) -> None:
-        super().__init__(module, variant.plain)
-        self.time = 0.0
-        self._time_input = list(self.inputs)[1]
-
-    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        self.time = float(inputs[self._time_input].flat[0])
-        return super().__call__(**inputs)
 
 
 def _weight_absmax(layer: nn.Module) -> np.ndarray:
@@ -181,23 +160,6 @@ def _observe(seen: LayerStatistics, layer: nn.Module, x: Tensor, output: Tensor,
 def channel_axis(layer: nn.Module) -> int:
     """The axis of a layer's input and output that counts channels."""
     return 1 if isinstance(layer, nn.Conv2d) else -1
-
-
-def denoiser_of(variant: Variant, session: Session, labels: Sequence[int]) -> Denoiser:
-    """The plain network inside its system's own guidance."""
-    facts = sampling(variant)
-    assert facts is not None
-    feed = feed_of([spec.name for spec in variant.signature.inputs])
-    if facts["null_label"] is None:
-        return guided(session, labels, UNGUIDED, None, feed=feed)
-    guidance = facts["guidance"]
-    return guided(session, labels, guidance["default_scale"], facts["null_label"], find_rule(guidance["rule"]), feed)
-
-
-def _label(number: int, images: int, facts: dict[str, Any]) -> int:
-    """Classes evenly spread over all that there are."""
-    classes = facts["classes"] or 1
-    return number * classes // images if images < classes else number % classes
 
 
 def calibration_key(variant: Variant, weights: WeightSource, settings: Calibration, layers: Collection[str]) -> str:

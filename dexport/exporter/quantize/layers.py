@@ -96,8 +96,10 @@ def network_layers(variant: Variant, *, ternary: bool = True) -> dict[str, Netwo
         }
         for path, module in layers.items():
             module.register_forward_pre_hook(lambda _module, _inputs, path=path: called.add(path))
-        signature = variant.plain
-        network(*(torch.zeros(s.dims(EXAMPLE_BATCH), dtype=getattr(torch, s.dtype)) for s in signature.inputs))
+        for each in variant.each:
+            inputs = each.signature.inputs
+            graph = each.wrap(network)
+            graph(*(torch.zeros(s.dims(EXAMPLE_BATCH), dtype=getattr(torch, s.dtype)) for s in inputs))
     return {
         path: NetworkLayer(tuple(module.weight.shape), stays_convolution(module))
         for path, module in layers.items()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import onnx_ir as ir
 import torch
@@ -42,16 +42,22 @@ class Plan:
     rounded: RoundedWeights | None = None
     carriers: Mapping[str, str] = field(default_factory=dict)
 
-    def apply(self, model: ir.Model) -> dict[str, str]:
+    def apply(self, model: ir.Model, *, partial: bool = False) -> dict[str, str]:
         """Quantise the graph in place; returns what was done to each layer: its scheme, or ``w8a8 smoothed``.
+
+        Args:
+            partial: the graph may lack layers, as one of several graphs of a network.
 
         Raises:
             InputError: the schemes or the statistics are of other layers than the graph has.
         """
         layers = graph_layers(model)
         wanted = {path: self.schemes[path] for path in quantised_layers(self.schemes)}
-        _check_layers("the precision map", wanted, layers)
-        _check_layers("the calibration", self.statistics, layers)
+        if partial:
+            wanted = {path: scheme for path, scheme in wanted.items() if path in layers}
+        else:
+            _check_layers("the precision map", wanted, layers)
+            _check_layers("the calibration", self.statistics, layers)
         _check_layers("the graph", [path for path in wanted if wanted[path] == W8A8], self.statistics)
         return {path: self._quantise(model.graph, layers[path], scheme) for path, scheme in wanted.items()}
 
@@ -68,7 +74,7 @@ class Plan:
         assert self.rounded is not None and layer.weight.const_value is not None
         shape = static_shape(layer.weight.const_value)
         rows, columns = shape[layer.output_axis], shape[layer.input_axis]
-        weight = LowBits(layer, scheme, rows, columns, partial(self.rounded.load, layer.path, scheme))
+        weight = LowBits(layer, scheme, rows, columns, functools.partial(self.rounded.load, layer.path, scheme))
         store_low_bits(graph, weight, carrier_of(rows, self.carriers[scheme]))
 
     def _quantise_both(self, graph: ir.Graph, layer: Layer) -> str:

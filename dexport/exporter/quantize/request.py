@@ -111,8 +111,8 @@ def check_asked(recipe: Recipe, asked: Asked) -> None:
         _ = asked.calibration
     if asked.budget is not None:
         parse_budget(asked.budget)
-    if asked.int8 == "w8a8" and recipe.sampling is None:
-        raise UsageError(f"{recipe.name} is no denoiser: there is no trajectory to calibrate on", hint="--int8 weight")
+    if asked.int8 == "w8a8" and not recipe.has_program:
+        raise UsageError(f"{recipe.name} has no program: there is no trajectory to calibrate on", hint="--int8 weight")
 
 
 def request_of(
@@ -200,9 +200,9 @@ def _sensitive(
 
 
 def _check_possible(recipe: Recipe, request: Request, opset: int) -> None:
-    if request.has(W8A8, *LOW_BITS) and recipe.sampling is None:
+    if request.has(W8A8, *LOW_BITS) and not recipe.has_program:
         raise UsageError(
-            f"{recipe.name} is no denoiser: there is no trajectory to calibrate on, which W8A8, INT4 and ternary need",
+            f"{recipe.name} has no program: there is no trajectory to calibrate on, which W8A8, INT4 and ternary need",
             hint="--int8 weight",
         )
     if request.has(*LOW_BITS) and opset < FUNCTIONS_OPSET:

@@ -18,7 +18,6 @@ from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.quantize.calibrate import (
     Calibration,
     OnProgress,
-    TimedSession,
     calibration_key,
     channel_axis,
     sample_batches,
@@ -26,6 +25,7 @@ from dexport.exporter.quantize.calibrate import (
 )
 from dexport.exporter.quantize.layers import NetworkLayers
 from dexport.exporter.quantize.rounded import RoundedWeights, load_arrays, save_arrays
+from dexport.exporter.trajectory import TorchNetwork
 from dexport.exporter.variant import Variant
 
 HESSIAN_BYTES = 1 << 30
@@ -107,16 +107,16 @@ def _collect(
         if str(arrays.pop("key")) == key:
             done = int(arrays.pop("done"))
             hessians = {path: torch.from_numpy(array) for path, array in arrays.items()}
-    session = TimedSession(module, variant)
+    network = TorchNetwork(variant, module)
 
     def observe(path: str, layer: nn.Module, x: Tensor, _output: Tensor) -> None:
         rows = x.movedim(channel_axis(layer), -1).flatten(0, -2)
         product = rows.T @ rows
         if not torch.isfinite(product).all():
-            raise InputError(f"inputs that are NaN, infinite or too large at time {session.time:g}")
+            raise InputError(f"inputs that are NaN, infinite or too large at time {network.time:g}")
         hessians[path] = hessians[path].add_(product) if path in hessians else product
 
     with watching(layers, observe):
-        for finished in sample_batches(variant, session, settings, done, on_progress):
+        for finished in sample_batches(variant, network, settings, done, on_progress):
             save_arrays(file, key=np.array(key), done=np.array(finished), **{p: h.numpy() for p, h in hessians.items()})
     return hessians

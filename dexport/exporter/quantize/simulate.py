@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from torch import Tensor, nn
 
+from dexport.contract import PREDICTION, STATE
 from dexport.exporter.checkpoint import WeightSource, load_into
-from dexport.exporter.manifest import sampling
-from dexport.exporter.quantize.calibrate import TimedSession, denoiser_of
 from dexport.exporter.quantize.rounded import RoundedWeights
 from dexport.exporter.quantize.schemes import FLOAT, INT8
 from dexport.exporter.quantize.weights import channel_scale, quantise
+from dexport.exporter.trajectory import TorchNetwork, run_steps
 from dexport.exporter.variant import Variant
-from dexport.runtime.noise import Noise
-from dexport.runtime.samplers import make_sampler, sample
+from dexport.runtime.calls import Call, last_step
+from dexport.runtime.programs.program import Step
 
 STEPS = 20
 SEEDS = (0, 1)
@@ -39,16 +39,10 @@ class Simulation:
     """
 
     def __init__(self, variant: Variant, weights: WeightSource, rounded: RoundedWeights) -> None:
-        facts = sampling(variant)
-        assert facts is not None, "only denoisers are sampled"
         self._variant = variant
         self._module = load_into(weights, variant.meta_module()).eval()
-        self._session = TimedSession(self._module, variant)
+        self._network = TorchNetwork(variant, self._module)
         self._rounded = rounded
-        self._sampler = make_sampler(facts["sampler"], STEPS)
-        self._shape = (IMAGES, *variant.signature.inputs[0].dims(1)[1:])
-        classes = facts["classes"] or 1
-        self._labels = {seed: [(seed * IMAGES + n) % classes for n in range(IMAGES)] for seed in SEEDS}
         self._wanted: dict[int, np.ndarray] = {}
 
     @contextlib.contextmanager
@@ -74,26 +68,28 @@ class Simulation:
         with self.storing(schemes):
             return min(_snr_db(self._wanted[seed], self._latents(seed)) for seed in SEEDS)
 
-    def states(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(x, t) that the network meets on the way."""
-        met: list[tuple[np.ndarray, np.ndarray]] = []
-        denoiser = denoiser_of(self._variant, self._session, self._labels[SEEDS[0]])
+    def states(self) -> list[Call]:
+        """Calls that the program makes on the way."""
+        recorder = _Recording(self._variant, self._module)
+        for _ in self._run(recorder, SEEDS[0]):
+            pass
+        return [recorder.made[index] for index in np.linspace(0, len(recorder.made) - 1, STATES).round().astype(int)]
 
-        def recorded(x: np.ndarray, t: np.ndarray) -> np.ndarray:
-            met.append((x, t))
-            return denoiser(x, t)
+    def predictions(self, states: list[Call]) -> list[np.ndarray]:
+        """What the network predicts at each of these calls, without the variance."""
+        return [self._prediction(call, self._network(call.graph, **call.inputs)) for call in states]
 
-        sample(self._sampler, recorded, Noise(SEEDS[0], range(IMAGES)), self._shape)
-        return [met[index] for index in np.linspace(0, len(met) - 1, STATES).round().astype(int)]
-
-    def predictions(self, states: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        """What the guided network predicts at each state, without the variance."""
-        denoiser = denoiser_of(self._variant, self._session, self._labels[SEEDS[0]])
-        return [denoiser(x, t)[:, : x.shape[1]] for x, t in states]
+    def _prediction(self, call: Call, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        graph = self._network.graphs[call.graph]
+        state, port = graph.input(STATE), graph.output(PREDICTION) or graph.outputs[0]
+        return outputs[port.name] if state is None else outputs[port.name][:, : call.inputs[state.name].shape[1]]
 
     def _latents(self, seed: int) -> np.ndarray:
-        denoiser = denoiser_of(self._variant, self._session, self._labels[seed])
-        return sample(self._sampler, denoiser, Noise(seed, range(IMAGES)), self._shape)
+        return last_step(self._run(self._network, seed)).state
+
+    def _run(self, network: TorchNetwork, seed: int) -> Iterator[Step]:
+        numbers = range(seed * IMAGES, (seed + 1) * IMAGES)
+        return run_steps(self._variant, network, numbers, len(SEEDS) * IMAGES, seed, STEPS)
 
     def _weight(self, path: str) -> nn.Parameter:
         weight = self._module.get_submodule(path).weight
@@ -105,6 +101,19 @@ class Simulation:
             return self._rounded.load(path, scheme).weight().reshape(weight.shape)
         scale = channel_scale(weight, 0).reshape(-1, *(1 for _ in weight.shape[1:]))
         return quantise(weight, scale) * scale
+
+
+class _Recording(TorchNetwork):
+    """Keeps every call."""
+
+    def __init__(self, variant: Variant, module: nn.Module) -> None:
+        super().__init__(variant, module)
+        self.made: list[Call] = []
+
+    def __call__(self, graph: str, /, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        outputs = super().__call__(graph, **inputs)
+        self.made.append(Call("", 0, graph, inputs, outputs))
+        return outputs
 
 
 def relative_error(wanted: np.ndarray, got: np.ndarray) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dexport.contract import GuidanceRule
 from dexport.exporter.recipes.recipe import BATCH, Guidance, Sampling, Signature, TensorSpec
 
 LAST_TIMESTEP = 999.0
@@ -45,4 +46,4 @@ def require_null_label(config: Mapping[str, Any]) -> int:
 
 def first_channels(default_scale: float) -> Guidance:
     """Guidance on the first three channels of the prediction."""
-    return Guidance("first three channels", default_scale, require_null_label)
+    return Guidance(GuidanceRule(channels=3), default_scale, require_null_label)

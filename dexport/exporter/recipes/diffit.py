@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dexport.contract import GuidanceRule
 from dexport.exporter.recipes.denoiser import LINEAR_DDPM, class_conditional, require_null_label
 from dexport.exporter.recipes.recipe import BATCH, Guidance, Islands, Recipe, Sampling, Signature, TensorSpec
 from dexport.graphs.diffit import DiffiT
@@ -12,14 +13,15 @@ from dexport.graphs.diffit_image import DiffiTImage
 
 LARGEST_POWER_COSINE = 32
 """Up to this ``input_size`` the official code ramps the guidance, above it is constant."""
+POWER = 4.0
 RELEASED_DEPTH = 28
 EDM_SIGMAS = (0.002, 80.0)
 
 
-def guidance_rule(config: Mapping[str, Any]) -> str:
+def guidance_rule(config: Mapping[str, Any]) -> GuidanceRule:
     """Guidance on the first three channels: power-cosine up to an input size of 32, constant above."""
     ramped = config.get("input_size", LARGEST_POWER_COSINE) <= LARGEST_POWER_COSINE
-    return "first three channels" + (", power-cosine over time" if ramped else "")
+    return GuidanceRule(channels=3, power=POWER if ramped else None)
 
 
 def latent(image_size: int, default_scale: float) -> Recipe:

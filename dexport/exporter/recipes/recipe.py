@@ -9,11 +9,39 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from dexport.contract import (
+    BATCH,
+    LABEL,
+    LATENT,
+    PICTURE,
+    PREDICTION,
+    SCALE,
+    STATE,
+    TIME,
+    Clock,
+    Decoding,
+    Graph,
+    GuidanceRule,
+    Port,
+)
 from dexport.exporter.checkpoint import Adapter
 from dexport.exporter.gates import GATES
+from dexport.runtime.programs.program import Program
 
-BATCH = "B"
-"""Name of the symbolic batch dimension."""
+ROLES: Mapping[str, str] = {
+    "x": STATE,
+    "t": TIME,
+    "log_snr": TIME,
+    "sigma": TIME,
+    "y": LABEL,
+    "cfg_scale": SCALE,
+    "out": PREDICTION,
+    "z": LATENT,
+    "image": PICTURE,
+}
+"""Of ports with the field's usual names, where a recipe does not say the role."""
+MODEL = "model"
+"""The graph that is the network's ``forward``."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +54,9 @@ class TensorSpec:
 
     ``largest`` is the largest integer that the graph takes, where it is above ``high``: examples of labels stop before
     the null label.
+
+    ``role`` is what a program knows a port by (:mod:`dexport.contract`); by default that of :data:`ROLES`. ``clock`` is
+    the unit of a time, at its clean and at its noisy end, where it is not the sampler's.
     """
 
     name: str
@@ -36,6 +67,20 @@ class TensorSpec:
     high: float = 0.0
     choices: tuple[float, ...] = ()
     largest: int | None = None
+    role: str | None = None
+    clock: tuple[float, float] | None = None
+
+    @property
+    def meaning(self) -> str:
+        """Its role; empty where no program knows it."""
+        return ROLES.get(self.name, "") if self.role is None else self.role
+
+    @property
+    def port(self) -> Port:
+        """What a manifest says of it."""
+        clock = None if self.clock is None else Clock(*map(float, self.clock))
+        choices = tuple(map(float, self.choices))
+        return Port(self.name, self.dtype, self.shape, self.meaning, self.accepted, choices, clock)
 
     @property
     def accepted(self) -> tuple[int, int] | None:
@@ -72,6 +117,15 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def input(self, role: str) -> TensorSpec | None:
+        """The input that has a role; None where there is none."""
+        return next((spec for spec in self.inputs if spec.meaning == role), None)
+
+    @property
+    def graph(self) -> Graph:
+        """What a manifest says of it."""
+        return Graph(tuple(spec.port for spec in self.inputs), tuple(spec.port for spec in self.outputs))
+
     def example(self, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
         """Deterministic example inputs by name, with ``batch`` rows."""
         rng = np.random.default_rng(seed)
@@ -96,33 +150,30 @@ class Guidance:
     """The system's own classifier-free guidance.
 
     Attributes:
-        rule: name in ``dexport.runtime.guidance.RULES``, or what gives it for a configuration.
+        rule: which channels are guided and how strongly, or a name of :data:`dexport.runtime.guidance.RULES`; or what
+            gives one of these for a configuration.
         null_label: the label of the unconditional prediction for a configuration; raises ``ValueError`` when it has
             none.
         clock: the graph's time input at the clean and at the noisy end.
     """
 
-    rule: str | Callable[[Mapping[str, Any]], str]
+    rule: str | GuidanceRule | Callable[[Mapping[str, Any]], str | GuidanceRule]
     default_scale: float
     null_label: Callable[[Mapping[str, Any]], int]
     clock: tuple[float, float] = (0.0, 1000.0)
 
-    def rule_for(self, config: Mapping[str, Any]) -> str:
-        """The name of the rule for a configuration."""
-        return self.rule if isinstance(self.rule, str) else self.rule(config)
-
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the system is sampled; a bundle carries it to the samplers.
+    """How a denoiser is sampled: the facts of its program ``diffusion``.
 
     Attributes:
-        schedule, prediction: in words; denoisers that are stitched together must agree on them.
+        schedule, prediction: in words; denoisers that share a trajectory must agree on them.
         sampler: name in ``dexport.runtime.samplers.SAMPLERS``.
         steps: how many the system takes by default.
         latent_scale: latents are divided by this before they are decoded.
-        decoder: recipe that turns latents into images, ``pixel-shuffle-N`` or ``pixel-shuffle-N-tiles-M``
-            (:class:`dexport.runtime.decode.PixelShuffle`), or ``none`` in pixel space.
+        decoder: how states become pictures; or the name of the recipe that decodes them, ``pixel-shuffle-N`` or
+            ``pixel-shuffle-N-tiles-M`` (:class:`dexport.runtime.decode.PixelShuffle`), or ``none`` in pixel space.
         class_names: for labels on pictures; empty where there are too many.
     """
 
@@ -131,8 +182,22 @@ class Sampling:
     sampler: str
     steps: int
     latent_scale: float
-    decoder: str
+    decoder: str | Decoding
     class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphRecipe:
+    """One more entry point of a network; all share one weights file.
+
+    Attributes:
+        signature: ``(config, (height, width)) -> Signature`` of the graph.
+        wrap: ``(network, config) -> module`` whose forward is the graph, around the network and none of its parts
+            anew; its inputs come by position, in the order of the signature.
+    """
+
+    signature: Callable[[Mapping[str, Any], tuple[int, int]], Signature]
+    wrap: Callable[[nn.Module, Mapping[str, Any]], nn.Module]
 
 
 Setting = int | str | Callable[[Mapping[str, Any]], int]
@@ -160,7 +225,11 @@ class Recipe:
         source: repository and commit that the graph follows.
         constructor: builds the module from ``config``; argument names are the official ones.
         config: constructor arguments of this variant.
-        signature: ``(config, (height, width)) -> Signature`` of the plain graph.
+        signature: ``(config, (height, width)) -> Signature`` of the graph ``model``, which is the network's forward.
+        graphs: other graphs by name.
+        exported: the graphs that a build exports where it is not told which.
+        program: ``(config, signatures of the exported graphs by name) -> Program`` of the system that is this network;
+            with ``sampling``, that is ``diffusion``.
         latent: default (height, width) of the model's spatial input.
         latent_multiple: height and width must be multiples of this.
         size_argument: constructor argument that fixes a square spatial size, if the network has one.
@@ -187,6 +256,9 @@ class Recipe:
     latent: tuple[int, int]
     sampling: Sampling | None = None
     guidance: Guidance | None = None
+    graphs: Mapping[str, GraphRecipe] = field(default_factory=dict)
+    exported: tuple[str, ...] = (MODEL,)
+    program: Callable[[Mapping[str, Any], Mapping[str, Signature]], Program] | None = None
     latent_multiple: Setting = 1
     size_argument: str | None = None
     pixels_per_latent: Setting = 8
@@ -198,3 +270,8 @@ class Recipe:
     islands: Islands = field(default_factory=Islands)
     quantize_exclude: tuple[str, ...] = ()
     gates: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATES))
+
+    @property
+    def has_program(self) -> bool:
+        """Whether the network by itself is a system that runs."""
+        return self.program is not None or self.sampling is not None

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dexport.contract import Clock
 from dexport.errors import UsageError
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.samplers.step import Denoiser, Step, batch_of, epsilon
 from dexport.runtime.schedule import Schedule
 
@@ -31,13 +32,17 @@ class DDIM:
         if not 0.0 <= self.eta <= 1.0:
             raise UsageError(f"eta is {self.eta}", hint="choose 0 (deterministic) to 1 (as noisy as DDPM)")
 
-    def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
+    @property
+    def clock(self) -> Clock:
+        return Clock(0.0, float(self.schedule.trained_steps))
+
+    def start(self, noise: Draws, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape)
 
     def remaining(self, t: float) -> float:
         return t / self.schedule.trained_steps
 
-    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:
+    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Draws) -> Iterator[Step]:
         for index, t in enumerate(reversed(range(self.schedule.steps))):
             original = float(self.schedule.timestep_map[t])
             eps = epsilon(denoiser(x, batch_of(original, x)), x)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dexport.runtime.noise import Noise
+from dexport.contract import Clock
+from dexport.runtime.draws import Draws
 from dexport.runtime.samplers.step import Denoiser, Step, batch_of, epsilon
 from dexport.runtime.schedule import Schedule, extract
 
@@ -51,13 +52,17 @@ class DDPM:
 
     schedule: Schedule
 
-    def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
+    @property
+    def clock(self) -> Clock:
+        return Clock(0.0, float(self.schedule.trained_steps))
+
+    def start(self, noise: Draws, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape)
 
     def remaining(self, t: float) -> float:
         return t / self.schedule.trained_steps
 
-    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:
+    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Draws) -> Iterator[Step]:
         for index, t in enumerate(reversed(range(self.schedule.steps))):
             original = float(self.schedule.timestep_map[t])
             output = denoiser(x, batch_of(original, x))

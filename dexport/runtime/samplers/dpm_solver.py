@@ -13,8 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
+from dexport.contract import Clock
 from dexport.errors import UsageError
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.samplers.step import Denoiser, Step, batch_of, epsilon, steps_left
 from dexport.runtime.schedule import Schedule
 
@@ -88,13 +89,17 @@ class DPMSolver:
         """Uniform grid (steps + 1,) float64; a step of order k spans k of its intervals."""
         return np.linspace(1.0, self.end or 1 / self.schedule.steps, self.steps + 1)
 
-    def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
+    @property
+    def clock(self) -> Clock:
+        return Clock(0.0, float(self.schedule.steps))
+
+    def start(self, noise: Draws, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape)
 
     def remaining(self, t: float) -> float:
         return steps_left(self.times()[:-1] * self.schedule.steps, t)
 
-    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:  # noqa: ARG002 - deterministic
+    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Draws) -> Iterator[Step]:  # noqa: ARG002 - deterministic
         continuous = ContinuousSchedule(self.schedule)
 
         def clean(x: np.ndarray, t: float) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dexport.errors import UsageError
 from dexport.limits import MOST_STEPS, shown
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.samplers.step import Denoiser, Step, batch_of, steps_left
 
 FEWEST_STEPS = 2
@@ -46,13 +46,17 @@ class EDM:
         ends = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         return np.append(np.linspace(*ends, self.steps) ** self.rho, 0.0)
 
-    def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
+    @property
+    def clock(self) -> None:
+        return None
+
+    def start(self, noise: Draws, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape).astype(np.float64) * self.sigma_max
 
     def remaining(self, t: float) -> float:
         return steps_left(self.sigmas()[:-1], t)
 
-    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:  # noqa: ARG002 - deterministic
+    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Draws) -> Iterator[Step]:  # noqa: ARG002 - deterministic
         x = x.astype(np.float64)
         sigmas = self.sigmas().tolist()
         for index, (now, after) in enumerate(pairwise(sigmas)):

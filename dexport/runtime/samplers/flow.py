@@ -11,9 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from dexport.contract import Clock
 from dexport.errors import UsageError
 from dexport.limits import MOST_STEPS, shown
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 from dexport.runtime.samplers.step import Denoiser, Step, batch_of, steps_left
 
 
@@ -44,13 +45,17 @@ class FlowEuler:
         uniform = np.linspace(1.0, 0.0, self.steps + 1)
         return self.shift * uniform / (1 + (self.shift - 1) * uniform)
 
-    def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
+    @property
+    def clock(self) -> Clock:
+        return Clock(0.0, self.time_scale)
+
+    def start(self, noise: Draws, shape: Sequence[int]) -> np.ndarray:
         return noise.normal(shape)
 
     def remaining(self, t: float) -> float:
         return steps_left(self.times()[:-1] * self.time_scale, t)
 
-    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:  # noqa: ARG002 - deterministic
+    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Draws) -> Iterator[Step]:  # noqa: ARG002 - deterministic
         times = self.times().tolist()
         for index, (now, after) in enumerate(pairwise(times)):
             t = now * self.time_scale

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from dexport.contract import Clock
 from dexport.errors import UsageError
-from dexport.runtime.noise import Noise
+from dexport.runtime.draws import Draws
 
 Denoiser = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """``(x (B, C, H, W), t (B,) float32) -> (B, C or 2C, H, W)``, already guided. t is in the sampler's unit."""
@@ -35,11 +36,16 @@ class Step:
 class Sampler(Protocol):
     """A frozen dataclass of settings; the same settings, noise and denoiser give the same states."""
 
-    def start(self, noise: Noise, shape: Sequence[int]) -> np.ndarray:
+    @property
+    def clock(self) -> Clock | None:
+        """The unit of the time that the network receives; None where it is not linear, as a noise level."""
+        ...
+
+    def start(self, noise: Draws, shape: Sequence[int]) -> np.ndarray:
         """The initial state of ``shape`` (B, C, H, W): the first draw."""
         ...
 
-    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Noise) -> Iterator[Step]:
+    def run(self, denoiser: Denoiser, x: np.ndarray, noise: Draws) -> Iterator[Step]:
         """Go from the initial state to images, one step at a time."""
         ...
 
@@ -51,7 +57,7 @@ class Sampler(Protocol):
         ...
 
 
-def sample(sampler: Sampler, denoiser: Denoiser, noise: Noise, shape: Sequence[int]) -> np.ndarray:
+def sample(sampler: Sampler, denoiser: Denoiser, noise: Draws, shape: Sequence[int]) -> np.ndarray:
     """Start from noise, run every step, return the last state (B, C, H, W)."""
     return last(sampler.run(denoiser, sampler.start(noise, shape), noise))
 

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from dexport.errors import UsageError
-from dexport.runtime.noise import Noise, Replay
+from dexport.runtime.draws import Draws, Replay
 from dexport.runtime.samplers import DDIM, DDPM, Sampler, last, sample
 from tests.golden import TOLERANCE_LOOP, assert_golden, relative_error
 from tests.graphs.planted import Plant, other_gelu, other_order_of_chunks
@@ -84,13 +84,13 @@ def test_a_replayed_run_is_bit_exact(sampler: Sampler, draws: int) -> None:
     def denoiser(x: np.ndarray, t: np.ndarray) -> np.ndarray:
         return np.tanh(x) * (1 + t[:, None, None, None] / 1000)
 
-    noise = Noise(3, images=[0, 1], record=True)
+    noise = Draws(3, images=[0, 1], record=True)
     first = sample(sampler, denoiser, noise, (2, 4, 8, 8))
     assert len(noise.draws) == draws
     np.testing.assert_array_equal(sample(sampler, denoiser, Replay(noise.draws), (2, 4, 8, 8)), first)
-    np.testing.assert_array_equal(sample(sampler, denoiser, Noise(3, images=[0, 1]), (2, 4, 8, 8)), first)
-    np.testing.assert_array_equal(sample(sampler, denoiser, Noise(3, images=[1]), (1, 4, 8, 8)), first[1:])
-    assert not np.array_equal(sample(sampler, denoiser, Noise(4, images=[0, 1]), (2, 4, 8, 8)), first)
+    np.testing.assert_array_equal(sample(sampler, denoiser, Draws(3, images=[0, 1]), (2, 4, 8, 8)), first)
+    np.testing.assert_array_equal(sample(sampler, denoiser, Draws(3, images=[1]), (1, 4, 8, 8)), first[1:])
+    assert not np.array_equal(sample(sampler, denoiser, Draws(4, images=[0, 1]), (2, 4, 8, 8)), first)
 
 
 def test_ddim_with_the_true_score_of_gaussian_data_is_exact_for_a_point() -> None:
@@ -102,7 +102,7 @@ def test_ddim_with_the_true_score_of_gaussian_data_is_exact_for_a_point() -> Non
         alpha = alphas[int(t[0])]
         return (x - np.float32(np.sqrt(alpha) * point)) / np.float32(np.sqrt(1 - alpha))
 
-    x = sample(DDIM(respaced), denoiser, Noise(0, images=[0]), (1, 1, 2, 2))
+    x = sample(DDIM(respaced), denoiser, Draws(0, images=[0]), (1, 1, 2, 2))
     np.testing.assert_allclose(x, point, atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_eta_out_of_range_is_refused(eta: float) -> None:
 
 def test_a_denoiser_with_foreign_channels_is_refused() -> None:
     with pytest.raises(UsageError, match="3 channels for a state of 4"):
-        sample(DDIM(schedule()), lambda x, _t: x[:, :3], Noise(0, images=[0]), (1, 4, 2, 2))
+        sample(DDIM(schedule()), lambda x, _t: x[:, :3], Draws(0, images=[0]), (1, 4, 2, 2))
 
 
 def test_no_steps_have_no_last_state() -> None:

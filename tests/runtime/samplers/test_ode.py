@@ -11,7 +11,7 @@ import pytest
 
 from dexport.errors import UsageError
 from dexport.exporter.recipes import all_recipes
-from dexport.runtime.noise import Noise, Replay
+from dexport.runtime.draws import Draws, Replay
 from dexport.runtime.samplers import EDM, SAMPLERS, DPMSolver, FlowEuler, Sampler, last, make_sampler, sample
 from dexport.runtime.samplers.dpm_solver import ContinuousSchedule
 from dexport.runtime.schedule import Schedule, sqrt_linear_betas
@@ -145,9 +145,9 @@ def test_edm_starts_at_sigma_max_and_evaluates_twice_per_step_but_the_last() -> 
         calls.append(float(t[0]))
         return optimal_image(x, 1.0, float(t[0]))
 
-    start = EDM(18).start(Noise(0, images=[0]), (1, 3, 32, 32))
+    start = EDM(18).start(Draws(0, images=[0]), (1, 3, 32, 32))
     assert start.std() == pytest.approx(80, rel=0.05)
-    sample(EDM(18), denoiser, Noise(0, images=[0]), (1, 3, 8, 8))
+    sample(EDM(18), denoiser, Draws(0, images=[0]), (1, 3, 8, 8))
     assert len(calls) == 35
 
 
@@ -164,7 +164,7 @@ def test_flow_receives_scaled_time_and_predicts_the_image() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_named_sampler_keeps_shape_and_yields_its_states(name: str) -> None:
     sampler: Sampler = make_sampler(name, 5)
-    noise = Noise(0, images=[0, 1])
+    noise = Draws(0, images=[0, 1])
     steps = list(sampler.run(lambda x, _t: 0.1 * x, sampler.start(noise, (2, 4, 8, 8)), noise))
     assert [step.index for step in steps] == list(range(len(steps)))
     assert all(step.x.shape == step.pred_xstart.shape == (2, 4, 8, 8) for step in steps)

@@ -1,4 +1,4 @@
-"""Noise: one stream per image, recordings that replay, and what is refused."""
+"""Draws: one stream per image, recordings that replay, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from dexport.errors import InputError, UsageError
-from dexport.runtime.noise import Noise, Replay
+from dexport.runtime.draws import Draws, Replay
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
-    together = Noise(0, images=[0, 1, 2])
-    alone = Noise(0, images=[2])
+    together = Draws(0, images=[0, 1, 2])
+    alone = Draws(0, images=[2])
     for _ in range(3):
         np.testing.assert_array_equal(together.normal((3, 4, 2))[2], alone.normal((1, 4, 2))[0])
 
 
 def test_draws_are_standard_normal_and_differ() -> None:
-    noise = Noise(1, images=[0, 1])
+    noise = Draws(1, images=[0, 1])
     first, second = noise.normal((2, 100, 100)), noise.normal((2, 100, 100))
     assert first.dtype == np.float32
     assert abs(first.mean()) < 0.05
@@ -30,7 +30,7 @@ def test_draws_are_standard_normal_and_differ() -> None:
 
 
 def test_a_recording_survives_the_disk(tmp_path: Path) -> None:
-    noise = Noise(5, images=[3, 4], record=True)
+    noise = Draws(5, images=[3, 4], record=True)
     drawn = [noise.normal((2, 4)), noise.normal((2, 5))]
     noise.save(tmp_path / "noise.rec")
     replay = Replay.load(tmp_path / "noise.rec")
@@ -51,9 +51,9 @@ def test_a_replay_says_what_does_not_fit() -> None:
 
 def test_bad_requests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="seed -1"):
-        Noise(-1, images=[0])
+        Draws(-1, images=[0])
     with pytest.raises(UsageError, match="2 images cannot fill a batch of 3"):
-        Noise(0, images=[0, 1]).normal((3, 4))
+        Draws(0, images=[0, 1]).normal((3, 4))
     with pytest.raises(InputError, match="no recorded noise"):
         Replay.load(tmp_path / "missing.npz")
 

@@ -1,8 +1,8 @@
-"""The only source of randomness while sampling: seeded, recordable, replayable."""
+"""The only source of randomness while a program runs: seeded, recordable, replayable."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from dexport.limits import LARGEST_SEED, check_whole, shown
 from dexport.npz import open_npz
 
 
-class Noise:
-    """Standard normal noise for a batch of images, drawn by the samplers in a fixed order.
+class Draws:
+    """Random numbers for a batch of images, drawn by programs in a fixed order.
 
     Every image has its own stream, given by the seed and the image's number. So image 7 of seed 0 is the same whatever
     the batch size is and whichever images are made beside it: an interrupted run can make the missing ones only.
@@ -41,22 +41,43 @@ class Noise:
         self._streams = [np.random.default_rng([seed, number]) for number in images]
 
     @classmethod
-    def of_seeds(cls, seeds: Sequence[int]) -> Noise:
-        """Noise for a batch whose rows have seeds of their own: each is image 0 of its seed."""
+    def of_seeds(cls, seeds: Sequence[int]) -> Draws:
+        """Draws for a batch whose rows have seeds of their own: each is image 0 of its seed."""
         for seed in seeds:
             cls(seed, [0])
-        noise = cls(0, [0] * len(seeds))
-        noise._streams = [np.random.default_rng([seed, 0]) for seed in seeds]
-        return noise
+        draws = cls(0, [0] * len(seeds))
+        draws._streams = [np.random.default_rng([seed, 0]) for seed in seeds]
+        return draws
 
     def normal(self, shape: Sequence[int]) -> np.ndarray:
-        """The next draw: float32 of ``shape`` (B, ...), one row per image."""
+        """Standard normal numbers: float32 of ``shape`` (B, ...), one row per image."""
+        return self._draw(shape, lambda stream: stream.standard_normal(shape[1:], dtype=np.float32))
+
+    def uniform(self, shape: Sequence[int]) -> np.ndarray:
+        """Uniform numbers in [0, 1): float32 of ``shape`` (B, ...)."""
+        return self._draw(shape, lambda stream: stream.random(shape[1:], dtype=np.float32))
+
+    def gumbel(self, shape: Sequence[int]) -> np.ndarray:
+        """Standard Gumbel numbers: float32 of ``shape`` (B, ...)."""
+        return self._draw(shape, lambda stream: stream.gumbel(size=shape[1:]).astype(np.float32))
+
+    def categorical(self, probabilities: np.ndarray) -> np.ndarray:
+        """One class per row: int64 (B, ...) of probabilities (B, ..., classes), which sum to 1 along the last axis."""
+        thresholds = np.cumsum(probabilities.astype(np.float64), axis=-1)
+        chosen = self.uniform(probabilities.shape[:-1])[..., None] * thresholds[..., -1:]
+        return (chosen >= thresholds[..., :-1]).sum(axis=-1).astype(np.int64)
+
+    def permutation(self, length: int) -> np.ndarray:
+        """An order of ``length`` places per image: int64 (B, length)."""
+        return self._draw((len(self.images), length), lambda stream: stream.permutation(length).astype(np.int64))
+
+    def _draw(self, shape: Sequence[int], draw: Callable[[np.random.Generator], np.ndarray]) -> np.ndarray:
         if shape[0] != len(self.images):
-            raise UsageError(f"noise for {len(self.images)} images cannot fill a batch of {shape[0]}")
-        draw = np.stack([stream.standard_normal(shape[1:], dtype=np.float32) for stream in self._streams])
+            raise UsageError(f"draws for {len(self.images)} images cannot fill a batch of {shape[0]}")
+        drawn = np.stack([draw(stream) for stream in self._streams])
         if self._record:
-            self.draws.append(draw)
-        return draw
+            self.draws.append(drawn)
+        return drawn
 
     def save(self, path: str | Path) -> None:
         """Write the recorded draws as one ``.npz`` file for ``Replay.load``."""
@@ -64,7 +85,7 @@ class Noise:
             np.savez(file, *self.draws)
 
 
-class Replay(Noise):
+class Replay(Draws):
     """Draws that were recorded before, here or by the official code, in the same order.
 
     Raises:
@@ -78,26 +99,25 @@ class Replay(Noise):
 
     @classmethod
     def load(cls, path: str | Path) -> Replay:
-        """Read what ``Noise.save`` wrote.
+        """Read what ``Draws.save`` wrote.
 
         Raises:
             InputError: no such file, or another content.
         """
-        with open_npz(Path(path), "recorded noise") as file:
+        with open_npz(Path(path), "recorded draws") as file:
             return cls([file.read(f"arr_{index}") for index in range(len(file.names))])
 
-    def normal(self, shape: Sequence[int]) -> np.ndarray:
-        """The next recorded draw."""
+    def _draw(self, shape: Sequence[int], draw: Callable[[np.random.Generator], np.ndarray]) -> np.ndarray:  # noqa: ARG002
         if self._next == len(self.draws):
             raise UsageError(
                 f"the recording holds {len(self.draws)} draws; one more is needed",
-                hint="replay with the sampler and the number of steps that it was recorded with",
+                hint="replay with the settings that it was recorded with",
             )
-        draw = self.draws[self._next]
-        if draw.shape != tuple(shape):
+        drawn = self.draws[self._next]
+        if drawn.shape != tuple(shape):
             raise UsageError(
-                f"draw {self._next} was recorded with shape {list(draw.shape)}, but {list(shape)} is needed",
+                f"draw {self._next} was recorded with shape {list(drawn.shape)}, but {list(shape)} is needed",
                 hint="replay with the batch and the size that it was recorded with",
             )
         self._next += 1
-        return draw
+        return drawn

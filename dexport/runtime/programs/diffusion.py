@@ -1,0 +1,328 @@
+"""Diffusion: from noise to pictures by a schedule, a sampler and guidance; several denoisers may share a trajectory.
+
+The role ``denoiser`` takes one network, or several with a share of the trajectory each (T-Stitch, arXiv 2402.14167).
+Its graph ``guided`` has the guidance rule inside; around ``model`` the rule runs here. The role ``decoder`` is optional:
+without it, states that need one are the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from msgspec import Meta
+
+from dexport import limits
+from dexport.contract import (
+    BATCH,
+    LABEL,
+    LATENT,
+    PICTURE,
+    PREDICTION,
+    SCALE,
+    STATE,
+    TIME,
+    Decoding,
+    Graph,
+    GuidanceRule,
+    Port,
+    Route,
+    Scale,
+)
+from dexport.errors import GateError, UsageError
+from dexport.runtime.decode import PICTURE_CHANNELS, Decoder, PixelShuffle, VaeDecoder, clipped, to_uint8
+from dexport.runtime.draws import Draws
+from dexport.runtime.guidance import UNGUIDED, Rule, feed_of, fused, guided
+from dexport.runtime.programs.program import (
+    LATENTS,
+    PICTURES,
+    Calls,
+    Network,
+    Program,
+    Request,
+    Role,
+    Step,
+    check_condition,
+)
+from dexport.runtime.samplers import WITH_VARIANCE, Denoiser, Sampler, make_sampler
+from dexport.runtime.stitch import Stitch, check_fractions
+
+MODEL, GUIDED = "model", "guided"
+SAME_SCHEDULE = ({"ddpm", "ddim"},)
+"""Samplers that may stand in for each other."""
+GRID = 4
+"""Dimensions of a state: (B, C, H, W)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffusion(Program):
+    """Facts of a denoiser's sampling.
+
+    Attributes:
+        schedule, prediction: in words; denoisers that share a trajectory agree on them.
+        sampler: name in :data:`dexport.runtime.samplers.SAMPLERS`.
+        steps: of the sampler.
+        cfg_scale: of the guidance; 1 is none.
+        guidance: the system's rule; None where it has none.
+        decoding: how states become pictures.
+        route: the share of the trajectory of each denoiser, noisiest first; empty for one.
+    """
+
+    kind: ClassVar[str] = "diffusion"
+    roles: ClassVar[Mapping[str, Role]] = {
+        "denoiser": Role(graphs=(frozenset({MODEL}), frozenset({GUIDED})), most=None, agree=(STATE,)),
+        "decoder": Role(least=0),
+    }
+    settings: ClassVar[tuple[str, ...]] = ("sampler", "steps", "cfg_scale", "route")
+
+    schedule: str
+    prediction: str
+    sampler: str
+    steps: Annotated[int, Meta(ge=1, le=limits.MOST_STEPS)]
+    cfg_scale: Scale = UNGUIDED
+    guidance: GuidanceRule | None = None
+    decoding: Decoding = Decoding()
+    route: tuple[Route, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.make_sampler()
+        if self.route:
+            check_fractions(self.shares)
+        if self.condition.null is not None and (
+            self.guidance is None
+            or self.condition.classes is None
+            or self.condition.null < self.condition.classes
+        ):
+            raise UsageError(
+                f"the null label {self.condition.null} is one of {self.condition.classes} classes, or guides nothing",
+                hint="it is a row of the label table behind those of the classes",
+            )
+        if self.condition.names and len(self.condition.names) != self.condition.classes:
+            raise UsageError(
+                f"{len(self.condition.names)} names for {self.condition.classes} classes", hint="give each a name"
+            )
+
+    @property
+    def shares(self) -> list[float]:
+        """Of the trajectory, one per denoiser; empty for one."""
+        return [each.share or 0.0 for each in self.route]
+
+    def make_sampler(self) -> Sampler:
+        """The sampler of these settings."""
+        return make_sampler(self.sampler, self.steps)
+
+    def with_settings(self, **settings: Any) -> Self:
+        name = settings.get("sampler")
+        if name not in (None, self.sampler) and not any({name, self.sampler} <= group for group in SAME_SCHEDULE):
+            make_sampler(name, self.steps)
+            raise UsageError(
+                f"the network was trained for {self.sampler!r}, whose schedule {name!r} does not share",
+                hint="leave out --sampler",
+            )
+        return super().with_settings(**settings)
+
+    def run(self, calls: Calls, request: Request, draws: Draws) -> Iterator[Step]:
+        """States (B, C, H, W); results: ``latents`` float32, and ``pictures`` where they can be decoded."""
+        check_condition(self.condition, request)
+        sampler = self.make_sampler()
+        networks = calls["denoiser"]
+        denoisers = [self._denoiser(network, request.labels, sampler) for network in networks]
+        if self.route and len(self.route) != len(denoisers):
+            raise UsageError(
+                f"{len(denoisers)} denoisers and {len(self.route)} shares", hint="give one share per denoiser"
+            )
+        denoiser = Stitch(denoisers, self.shares, sampler.remaining) if self.route else denoisers[0]
+        decode = self._decoder(calls)
+        state = _port(networks[0].graphs, STATE)
+        shape = (request.count, *(int(size) for size in state.shape[1:]))
+        before = None
+        for step in sampler.run(denoiser, sampler.start(draws, shape), draws):
+            if before is not None:
+                yield before
+            before = Step(step.index, step.t, step.x)
+        assert before is not None, "a sampler has at least one step"
+        yield from _ending(before, decode)
+
+    def players(self) -> Mapping[str, str]:
+        return {"decoder": self.decoding.recipe} if self.decoding.kind == "network" else {}
+
+    def makes(self, networks: Mapping[str, Sequence[Mapping[str, Graph]]]) -> Mapping[str, tuple[int, ...]]:
+        channels, height, width = (int(size) for size in _port(networks["denoiser"][0], STATE).shape[1:])
+        made: dict[str, tuple[int, ...]] = {LATENTS: (channels, height, width)}
+        if self.decoding.kind == "none":
+            made[PICTURES] = (height, width, channels)
+        elif self.decoding.kind == "pixel-shuffle":
+            factor = self.decoding.factor
+            made[PICTURES] = (height * factor, width * factor, channels // factor**2)
+        elif networks.get("decoder"):
+            graph = networks["decoder"][0][MODEL]
+            latent, picture = _input(graph, LATENT), _output(graph, PICTURE)
+            factor = int(picture.shape[2]) // int(latent.shape[2])
+            made[PICTURES] = (height * factor, width * factor, int(picture.shape[1]))
+        return made
+
+    def check(self, networks: Mapping[str, Sequence[Mapping[str, Graph]]]) -> None:
+        super().check(networks)
+        for graphs in networks["denoiser"]:
+            self._check_denoiser(graph_of(graphs))
+        if len(networks["denoiser"]) > 1 and not self.route:
+            raise UsageError("several denoisers, and no shares of the trajectory", hint="build it again")
+        state = _port(networks["denoiser"][0], STATE)
+        for graphs in networks.get("decoder", ()):
+            latent, picture = _input(graphs[MODEL], LATENT), _output(graphs[MODEL], PICTURE)
+            if len(latent.shape) != GRID or len(picture.shape) != GRID or latent.shape[1] != state.shape[1]:
+                raise UsageError(
+                    f"the decoder takes latents {list(latent.shape)} and gives {list(picture.shape)}, and states are "
+                    f"{list(state.shape)}",
+                    hint=f"take a decoder for latents of {state.shape[1]} channels",
+                )
+
+    def _check_denoiser(self, graph: Graph) -> None:
+        state, time, prediction = _input(graph, STATE), _input(graph, TIME), _output(graph, PREDICTION)
+        label, scale = graph.input(LABEL), graph.input(SCALE)
+        _is(state, "float32", GRID)
+        _is(time, "float32", 1)
+        _is(prediction, "float32", GRID)
+        unknown = [port.name for port in graph.inputs if port not in (state, time, label, scale)]
+        if unknown:
+            raise UsageError(f"nothing feeds the input {', '.join(unknown)}", hint="declare its role, or leave it out")
+        if (label is not None) != (self.condition.kind == "class"):
+            raise UsageError(
+                f"the network takes {'labels' if label else 'no labels'}, and its condition is {self.condition.kind}",
+                hint="declare both, or neither",
+            )
+        if label is not None:
+            _is(label, "int64", 1)
+            largest = max((self.condition.classes or 1) - 1, self.condition.null or 0)
+            if label.range is not None and label.range[1] < largest:
+                raise UsageError(f"the network takes labels up to {label.range[1]}, and {largest} is one")
+        channels, height, width = (int(size) for size in state.shape[1:])
+        if min(channels, height, width) < 1 or channels > limits.MOST_CHANNELS:
+            raise UsageError(f"the state is {list(state.shape)}", hint="every size is 1 or more")
+        if height * width > limits.LARGEST_GRID or channels * height * width > limits.LARGEST_STATE:
+            raise UsageError(f"the state is {list(state.shape)}; {limits.LARGEST_GRID:,} cells are the most")
+        predicted = (channels, 2 * channels) if self.sampler in WITH_VARIANCE else (channels,)
+        if prediction.shape[1] not in predicted or prediction.shape[2:] != state.shape[2:]:
+            raise UsageError(
+                f"the state is {list(state.shape)}, and {prediction.name} is {list(prediction.shape)}",
+                hint=f"{self.sampler} takes predictions of {' or '.join(map(str, predicted))} channels",
+            )
+        if self.decoding.kind != "network":
+            self._check_pictures(channels, height, width)
+
+    def _check_pictures(self, channels: int, height: int, width: int) -> None:
+        """Refuse states that are no pictures, and guidance of a part of the channels of one."""
+        factor, tiles = self.decoding.factor, self.decoding.tiles
+        pixels, rest = divmod(channels, factor**2)
+        if rest or pixels not in PICTURE_CHANNELS:
+            possible = " or ".join(str(n * factor**2) for n in PICTURE_CHANNELS)
+            raise UsageError(
+                f"{channels} channels become no grey or RGB picture by a pixel shuffle of {factor}",
+                hint=f"--set the channels to {possible}, or describe another decoder in a recipe file",
+            )
+        if height * factor % tiles or width * factor % tiles:
+            raise UsageError(
+                f"a picture of {height * factor}x{width * factor} is no sheet of {tiles}x{tiles} equal tiles",
+                hint=f"give a --latent of which {factor} times a side is a multiple of {tiles}",
+            )
+        guided = None if self.guidance is None else self.guidance.channels
+        if factor > 1 and guided is not None and guided < channels:
+            raise UsageError(
+                f"guidance is of {guided} of {channels} channels, each a part of the picture",
+                hint=f"--set the channels to {guided}, or describe the guidance in a recipe file",
+            )
+
+    def _denoiser(self, network: Network, labels: Sequence[int], sampler: Sampler) -> Denoiser:
+        name = GUIDED if GUIDED in network.graphs else MODEL
+        graph = network.graphs[name]
+        output = _output(graph, PREDICTION).name
+
+        def session(**inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+            return {"out": network(name, **inputs)[output]}
+
+        feed = feed_of(graph, sampler.clock)
+        if graph.input(SCALE) is not None:
+            return fused(session, labels, self.cfg_scale, feed)
+        rule = Rule.of(self.guidance or GuidanceRule(), sampler.clock)
+        return guided(session, labels, self.cfg_scale, self.condition.null, rule, feed)
+
+    def _decoder(self, calls: Calls) -> Decoder | None:
+        match self.decoding.kind:
+            case "none":
+                return clipped
+            case "pixel-shuffle":
+                return PixelShuffle(self.decoding.factor, self.decoding.tiles)
+        if not calls.get("decoder"):
+            return None
+        return VaeDecoder(_DecoderSession(calls["decoder"][0]), self.decoding.scale)
+
+
+class _DecoderSession:
+    """A network of the role ``decoder`` as decoders call it."""
+
+    def __init__(self, network: Network) -> None:
+        self._network, graph = network, network.graphs[MODEL]
+        self._latent, self._picture = _input(graph, LATENT), _output(graph, PICTURE)
+        self.inputs = {"z": self._latent}
+
+    def __call__(self, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        return {"image": self._network(MODEL, **{self._latent.name: inputs["z"]})[self._picture.name]}
+
+
+def graph_of(graphs: Mapping[str, Graph]) -> Graph:
+    """The graph of a denoiser that is evaluated."""
+    return graphs[GUIDED] if GUIDED in graphs else graphs[MODEL]
+
+
+def _ending(last: Step, decode: Decoder | None) -> Iterator[Step]:
+    """The last step with its results; values that are not finite would be shown as black pictures."""
+    latents = last.state.astype(np.float32)  # as decoders take them: float64 holds what is infinite there
+    if not np.isfinite(latents).all():
+        yield last
+        raise GateError(
+            "it made values that are not finite",
+            hint="if its precision overflows, build it with --bf16, --fp32, or more --island",
+        )
+    if decode is None:
+        yield Step(last.index, last.time, last.state, {LATENTS: latents})
+        return
+    try:
+        pictures = to_uint8(decode(latents))
+    except GateError:
+        yield Step(last.index, last.time, last.state, {LATENTS: latents})
+        raise
+    if len(pictures) != len(latents):
+        raise UsageError(
+            f"the decoder made {len(pictures)} pictures of {len(latents)} latents", hint="build the decoder again"
+        )
+    yield Step(last.index, last.time, last.state, {LATENTS: latents, PICTURES: pictures})
+
+
+def _port(graphs: Mapping[str, Graph], role: str) -> Port:
+    return _input(graph_of(graphs), role)
+
+
+def _input(graph: Graph, role: str) -> Port:
+    port = graph.input(role)
+    if port is None:
+        names = ", ".join(port.name for port in graph.inputs)
+        raise UsageError(f"none of the inputs {names} is a {role}", hint="declare the role of each input")
+    return port
+
+
+def _output(graph: Graph, role: str) -> Port:
+    port = graph.output(role)
+    if port is None:
+        names = ", ".join(port.name for port in graph.outputs)
+        raise UsageError(f"none of the outputs {names} is a {role}", hint="declare the role of each output")
+    return port
+
+
+def _is(port: Port, dtype: str, rank: int) -> None:
+    if port.dtype != dtype or len(port.shape) != rank or port.shape[0] != BATCH:
+        raise UsageError(
+            f"{port.name} is {port.dtype} {list(port.shape)}",
+            hint=f"a {port.role} is {dtype} of {rank} dimensions, the first of which is {BATCH}",
+        )
