@@ -30,13 +30,13 @@ if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.runtime.generate import Generated
     from dexport.validate.bench import BenchReport
     from dexport.validate.diff import Diff, Finding
-    from dexport.validate.distribution import DistributionReport
     from dexport.validate.fid import FidReport, SetFacts
     from dexport.validate.gates import Gate
-    from dexport.validate.ops import OpReport
-    from dexport.validate.parity import ParityReport
+    from dexport.validate.levels.distribution import DistributionReport
+    from dexport.validate.levels.forward import ParityReport
+    from dexport.validate.levels.ops import OpReport
+    from dexport.validate.levels.trajectory import TrajectoryReport
     from dexport.validate.sweep import Sweep
-    from dexport.validate.trajectory import TrajectoryReport
     from dexport.validate.validate import Validation
 
 WIDE = 150

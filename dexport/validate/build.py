@@ -14,7 +14,7 @@ from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import Listener
 from dexport.exporter.stitch import build_stitched, parse_stitch
 from dexport.exporter.torch_state import fresh_torch
-from dexport.validate.parity import ParityReport, check_parity
+from dexport.validate.levels.forward import ParityReport, check_parity
 from dexport.validate.report import markdown
 
 

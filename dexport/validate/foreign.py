@@ -17,8 +17,7 @@ from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant, resolve
 from dexport.runtime.inputs import NamedPort, port_of
 from dexport.runtime.session import LONGEST, OnnxSession
-from dexport.validate.metrics import compare
-from dexport.validate.parity import (
+from dexport.validate.levels.forward import (
     MAX_DISTINCT_ROWS,
     Check,
     ParityReport,
@@ -27,6 +26,7 @@ from dexport.validate.parity import (
     row_order,
     take_rows,
 )
+from dexport.validate.metrics import compare
 from dexport.validate.ports import as_seen, as_taken, match_ports
 from dexport.validate.read_graph import read_graph
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dexport.printable import markdown_text
-from dexport.validate.parity import Check, ParityReport
+from dexport.validate.levels.forward import Check, ParityReport
 from dexport.verdict import FAILED, LOSSY, PASSED, lossy_text
 
 COLUMNS = ("check", "batch", "output", "max abs", "relative L2", "cosine", "SNR dB", "gate", "result")

@@ -21,8 +21,8 @@ from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import resolve
 from dexport.validate.blocks import relative_l2
+from dexport.validate.levels.forward import ParityReport, reference_outputs
 from dexport.validate.metrics import compare
-from dexport.validate.parity import ParityReport, reference_outputs
 from tests.exporter.masked_networks import LOWEST, VALUES, Masked, masked
 from tests.exporter.passes.model import Weight, initializer, model, node, run, value
 

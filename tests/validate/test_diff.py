@@ -29,7 +29,7 @@ from dexport.validate.blocks import block_paths
 from dexport.validate.diff import ALTERED, EXPORT, INEXACT, PRECISION, Diff, diff
 from dexport.validate.fix import fixing_islands
 from dexport.validate.gates import FAIL, PASS, Limits
-from dexport.validate.parity import check_parity
+from dexport.validate.levels.forward import check_parity
 from dexport.validate.reference import variant_of, weights_of
 from dexport.validate.validate import validate
 from tests.validate.planted import Edit, attribute, loud_checkpoint, one_element, plant, swapped_outputs, weight

@@ -17,7 +17,7 @@ from dexport.cli import main
 from dexport.errors import GateError, InputError, UsageError
 from dexport.exporter.recipes import find_recipe
 from dexport.validate.foreign import NOT_RUN, validate_foreign
-from dexport.validate.parity import ParityReport
+from dexport.validate.levels.forward import ParityReport
 
 CHECKPOINT = str(Path(__file__).parents[2] / "checkpoints" / "dit-fashion-s.safetensors")
 

@@ -68,7 +68,7 @@ class Simulation:
 
     def snr_db(self, schemes: Mapping[str, str]) -> float:
         """SNR of the final latents against those of the weights as they are, from the same noise: the lower of two
-        seeds'. As :mod:`dexport.validate.trajectory` defines it."""
+        seeds'. As :mod:`dexport.validate.levels.trajectory` defines it."""
         if not self._wanted:
             self._wanted = {seed: self._latents(seed) for seed in SEEDS}
         with self.storing(schemes):

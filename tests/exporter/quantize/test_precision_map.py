@@ -19,7 +19,7 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import DEFAULT_GATES
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import resolve
-from dexport.validate.trajectory import DEFAULT_SNR
+from dexport.validate.levels.trajectory import DEFAULT_SNR
 from tests.bundles import NARROW
 
 LAYERS = {

@@ -11,7 +11,7 @@ import pytest
 
 from dexport.bundle import load_bundle
 from dexport.validate.validate import Distribution, validate
-from tests.validate.test_distribution import noise
+from tests.validate.levels.test_distribution import noise
 
 Report = dict[str, Any]
 

@@ -17,8 +17,8 @@ from dexport.exporter.module_path import module_path
 from dexport.plugins.op import DOMAIN, Op
 from dexport.plugins.registry import find_op
 from dexport.runtime.session import OnnxSession
+from dexport.validate.levels.forward import finite_or_null
 from dexport.validate.metrics import Metrics, compare
-from dexport.validate.parity import finite_or_null
 from dexport.validate.read_graph import read_graph
 
 OF_OPS = {"float32": GATES["fp32"].op_l2, "float16": GATES["fp16"].op_l2}

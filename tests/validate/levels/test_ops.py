@@ -9,7 +9,7 @@ import pytest
 
 import dexport
 from dexport.bundle import load_bundle
-from dexport.validate.ops import check_ops
+from dexport.validate.levels.ops import check_ops
 from dexport.validate.validate import validate
 from tests.bundles import NARROW, build_narrow
 from tests.validate.faults import rehash

@@ -20,9 +20,9 @@ from dexport.validate.distances import PairedDelta, RunningMoments, frechet_to, 
 from dexport.validate.features.evaluator import Evaluator
 from dexport.validate.fid import Floor, floor_of
 from dexport.validate.images import open_images
+from dexport.validate.levels.trajectory import captions
 from dexport.validate.pictures import Histogram, Likeness, Pair, compare_pictures
 from dexport.validate.statistics import Summary, holds_images, holds_statistics, read_statistics
-from dexport.validate.trajectory import captions
 from dexport.validate.workplace import cached_features, fingerprint, sample_set
 
 BOOTSTRAP = 200

@@ -14,9 +14,9 @@ from dexport.bundle import load_bundle
 from dexport.errors import InputError, UsageError
 from dexport.exporter.torch_session import TorchSession
 from dexport.runtime.pipeline import Pipeline
+from dexport.validate.levels.trajectory import TrajectoryReport, check_trajectory
 from dexport.validate.likeness import psnr, ssim
 from dexport.validate.reference import reference_of, variant_of, weights_of
-from dexport.validate.trajectory import TrajectoryReport, check_trajectory
 from tests.bundles import build_narrow
 
 STEPS = 6
