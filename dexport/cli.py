@@ -673,8 +673,8 @@ def diff_command(
     from dexport.console import Progress, print_diff, print_result
     from dexport.exporter.rebuild import recorded_options
     from dexport.exporter.recipes import find_recipe
-    from dexport.validate.diff import diff, refuse_stitched
-    from dexport.validate.fix import fixing_islands, rebuild
+    from dexport.validate.compare.diff import diff, refuse_stitched
+    from dexport.validate.compare.fix import fixing_islands, rebuild
 
     if output is not None and not fix:
         raise UsageError("-o needs --fix: nothing else is written", hint="add --fix")

@@ -21,8 +21,8 @@ from dexport.places import check_place
 from dexport.runtime.pipeline import Pipeline, lacks_decoder
 from dexport.validate.against import session_against
 from dexport.validate.baseline import Baseline, Change, changes, check_comparable
-from dexport.validate.blocks import BlockError
-from dexport.validate.comparison import block_errors
+from dexport.validate.compare.block_errors import BlockError
+from dexport.validate.compare.graph_pair import block_errors
 from dexport.validate.document import Run, document
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
 from dexport.validate.features.lpips import open_lpips

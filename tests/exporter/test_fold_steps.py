@@ -27,7 +27,7 @@ from dexport.runtime.noise import Noise
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import DPMSolver, make_sampler
 from dexport.runtime.time_table import evaluated_times
-from dexport.validate.diff import TRAJECTORY, diff
+from dexport.validate.compare.diff import TRAJECTORY, diff
 from dexport.validate.metrics import compare
 from dexport.validate.reference import reference_of
 from dexport.validate.validate import validate

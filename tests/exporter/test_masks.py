@@ -20,7 +20,7 @@ from dexport.exporter.passes.precision import ToLowPrecision
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import resolve
-from dexport.validate.blocks import relative_l2
+from dexport.validate.compare.block_errors import relative_l2
 from dexport.validate.levels.forward import ParityReport, reference_outputs
 from dexport.validate.metrics import compare
 from tests.exporter.masked_networks import LOWEST, VALUES, Masked, masked

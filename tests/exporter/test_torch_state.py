@@ -21,7 +21,7 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.torch_state import FLOAT32, fresh_torch
 from dexport.validate.bench import PYTORCH, bench
 from dexport.validate.build import quantise_and_validate
-from dexport.validate.diff import diff
+from dexport.validate.compare.diff import diff
 from dexport.validate.levels.forward import ParityReport
 from dexport.validate.validate import validate
 from tests.bundles import NARROW

@@ -10,7 +10,7 @@ from dexport.exporter.build import BuildOptions, BuildResult, build
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import Listener
 from dexport.validate.build import forward_parity
-from dexport.validate.diff import EXPORT, PRECISION, Diff
+from dexport.validate.compare.diff import EXPORT, PRECISION, Diff
 
 INSTEAD = {
     EXPORT: "the export itself is at fault: report it with the recipe and its settings",

@@ -23,9 +23,9 @@ from torch import nn
 
 from dexport.errors import InputError
 from dexport.exporter.module_path import module_path
-from dexport.validate.differences import Difference
+from dexport.validate.compare.graph_diff import Difference
+from dexport.validate.compare.subgraph import CutGraph, Part
 from dexport.validate.metrics import plain
-from dexport.validate.subgraph import CutGraph, Part
 
 CHUNK_BYTES = 400_000_000
 """Weights that are in memory at one time, as the reference stores them: a few blocks of the largest network."""

@@ -24,7 +24,7 @@ from dexport.exporter.recipes.recipe import BATCH, Islands
 from dexport.exporter.steps import StepLog
 from dexport.exporter.variant import Variant
 from dexport.runtime.time_table import TimeTable
-from dexport.validate.blocks import (
+from dexport.validate.compare.block_errors import (
     BlockError,
     Deviation,
     Layout,
@@ -34,9 +34,9 @@ from dexport.validate.blocks import (
     lay_out,
     sweep,
 )
-from dexport.validate.differences import Difference, differences
+from dexport.validate.compare.graph_diff import Difference, differences
+from dexport.validate.compare.subgraph import CutGraph
 from dexport.validate.read_graph import read_graph
-from dexport.validate.subgraph import CutGraph
 
 ROWS = 4
 """Rows of example input of a denoiser: times over the whole schedule."""

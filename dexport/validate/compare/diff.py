@@ -16,8 +16,9 @@ from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
-from dexport.validate.blocks import Arrays, BlockError, OnProgress, block_paths, relative_l2
-from dexport.validate.comparison import (
+from dexport.validate.compare.block_errors import Arrays, BlockError, OnProgress, block_paths, relative_l2
+from dexport.validate.compare.graph_diff import Difference
+from dexport.validate.compare.graph_pair import (
     Comparison,
     beside_bundle,
     beside_export,
@@ -25,10 +26,9 @@ from dexport.validate.comparison import (
     islands_of,
     trajectory_inputs,
 )
-from dexport.validate.differences import Difference
+from dexport.validate.compare.localize import Mend, OpError, Outcome, Search
 from dexport.validate.metrics import plain
 from dexport.validate.reference import tapped_outputs, variant_of, weights_of
-from dexport.validate.search import Mend, OpError, Outcome, Search
 from dexport.verdict import Loss, status_of
 
 EXAMPLE, TRAJECTORY = "example", "trajectory"

@@ -24,10 +24,10 @@ from dexport.exporter.passes.fold_constants import FoldConstants
 from dexport.exporter.recipes import all_recipes, find_recipe
 from dexport.exporter.recipes.recipe import DEFAULT_GATES, Islands
 from dexport.exporter.variant import resolve
-from dexport.validate import comparison
-from dexport.validate.blocks import block_paths
-from dexport.validate.diff import ALTERED, EXPORT, INEXACT, PRECISION, Diff, diff
-from dexport.validate.fix import fixing_islands
+from dexport.validate.compare import graph_pair as comparison
+from dexport.validate.compare.block_errors import block_paths
+from dexport.validate.compare.diff import ALTERED, EXPORT, INEXACT, PRECISION, Diff, diff
+from dexport.validate.compare.fix import fixing_islands
 from dexport.validate.gates import FAIL, PASS, Limits
 from dexport.validate.levels.forward import check_parity
 from dexport.validate.reference import variant_of, weights_of

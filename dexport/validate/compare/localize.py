@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.recipes.recipe import Islands
-from dexport.validate.blocks import (
+from dexport.validate.compare.block_errors import (
     Arrays,
     BlockError,
     Deviation,
@@ -21,8 +21,8 @@ from dexport.validate.blocks import (
     relative_l2,
     sweep,
 )
-from dexport.validate.comparison import Comparison
-from dexport.validate.subgraph import CutGraph
+from dexport.validate.compare.graph_pair import Comparison
+from dexport.validate.compare.subgraph import CutGraph
 
 ROUNDS = 4
 """How often islands are widened before the search gives up."""
