@@ -26,15 +26,15 @@ from dexport.validate.compare.graph_pair import block_errors
 from dexport.validate.document import Run, document
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
 from dexport.validate.features.lpips import open_lpips
+from dexport.validate.features.statistics import check_images, holds_statistics, read_statistics
 from dexport.validate.gates import LOSSY, METRICS, Gate, Limits, check_limits, delta_metrics, verdict_of
+from dexport.validate.images.picture_metrics import PictureDistance
+from dexport.validate.images.sampled_sets import fingerprint
 from dexport.validate.levels.distribution import DistributionReport, check_distribution
 from dexport.validate.levels.forward import Check, ParityReport, check_parity, open_graph
 from dexport.validate.levels.ops import NO_OPS, OpReport, check_ops
 from dexport.validate.levels.trajectory import TrajectoryReport, check_trajectory
-from dexport.validate.likeness import PictureDistance
 from dexport.validate.reference import torch_session
-from dexport.validate.statistics import check_images, holds_statistics, read_statistics
-from dexport.validate.workplace import fingerprint
 from dexport.verdict import Loss
 from dexport.version import __version__
 

@@ -18,12 +18,13 @@ from dexport.errors import InputError, UsageError
 from dexport.runtime.pipeline import Pipeline
 from dexport.validate.distances import PairedDelta, RunningMoments, frechet_to, kernel_to, paired_delta
 from dexport.validate.features.evaluator import Evaluator
+from dexport.validate.features.feature_cache import cached_features
+from dexport.validate.features.statistics import Summary, holds_images, holds_statistics, read_statistics
 from dexport.validate.fid import Floor, floor_of
-from dexport.validate.images import open_images
+from dexport.validate.images.image_sets import open_images
+from dexport.validate.images.picture_pairs import Histogram, Likeness, Pair, compare_pictures
+from dexport.validate.images.sampled_sets import fingerprint, sample_set
 from dexport.validate.levels.trajectory import captions
-from dexport.validate.pictures import Histogram, Likeness, Pair, compare_pictures
-from dexport.validate.statistics import Summary, holds_images, holds_statistics, read_statistics
-from dexport.validate.workplace import cached_features, fingerprint, sample_set
 
 BOOTSTRAP = 200
 PICTURES = 64

@@ -18,10 +18,10 @@ from dexport.exporter.gates import GATES
 from dexport.runtime.noise import Noise, Replay
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import Denoiser, Sampler, Step
+from dexport.validate.images.picture_metrics import LPIPS_SMALLEST, PictureDistance, ssim
+from dexport.validate.images.picture_pairs import Histogram, Pair, compare_pictures, error_histogram
 from dexport.validate.levels.forward import finite_or_null
-from dexport.validate.likeness import LPIPS_SMALLEST, PictureDistance, ssim
 from dexport.validate.metrics import Metrics, compare
-from dexport.validate.pictures import Histogram, Pair, compare_pictures, error_histogram
 from dexport.verdict import PASSED, SHIPPABLE_L2, Loss, status_of
 
 DEFAULT_SNR: dict[str, float] = {name: limits.snr_db for name, limits in GATES.items()}

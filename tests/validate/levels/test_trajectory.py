@@ -14,8 +14,8 @@ from dexport.bundle import load_bundle
 from dexport.errors import InputError, UsageError
 from dexport.exporter.torch_session import TorchSession
 from dexport.runtime.pipeline import Pipeline
+from dexport.validate.images.picture_metrics import psnr, ssim
 from dexport.validate.levels.trajectory import TrajectoryReport, check_trajectory
-from dexport.validate.likeness import psnr, ssim
 from dexport.validate.reference import reference_of, variant_of, weights_of
 from tests.bundles import build_narrow
 

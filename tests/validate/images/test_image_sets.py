@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from dexport.errors import DexportError, InputError
-from dexport.validate.images import open_images
-from dexport.validate.workplace import fingerprint
+from dexport.validate.images.image_sets import open_images
+from dexport.validate.images.sampled_sets import fingerprint
 from tests.validate.mutations import read_mutated_npz, read_mutated_picture
 
 RNG = np.random.default_rng(0)
@@ -135,7 +135,7 @@ def test_turned_pictures_are_told(tmp_path: Path) -> None:
 
 
 def test_large_images_come_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dexport.validate.images.LARGEST_BATCH", 250)
+    monkeypatch.setattr("dexport.validate.images.image_sets.LARGEST_BATCH", 250)
     images = RNG.integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images)
     for path in (write_folder(tmp_path / "set", images), tmp_path / "a.npz"):

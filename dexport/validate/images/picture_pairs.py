@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dexport.runtime.gallery import to_pil
-from dexport.validate.likeness import PictureDistance, psnr, ssim
+from dexport.validate.images.picture_metrics import PictureDistance, psnr, ssim
 
 WORST = 4
 """Pairs that a report shows."""

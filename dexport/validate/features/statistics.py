@@ -17,7 +17,7 @@ from dexport.printable import printable
 from dexport.validate.distances import Moments, RunningMoments
 from dexport.validate.distances.pixels import ARRAY
 from dexport.validate.features.evaluator import EVALUATORS, Evaluator
-from dexport.validate.images import ImageSet, open_images
+from dexport.validate.images.image_sets import ImageSet, open_images
 
 OnProgress = Callable[[int, int, str], None]
 PROVENANCE = ("evaluator", "weights_sha256", "count")
@@ -101,7 +101,7 @@ def check_images(path: Path) -> None:
     """Refuse real images that cannot be read, as far as that can be told without reading all of them.
 
     Raises:
-        InputError, UsageError: as :func:`~dexport.validate.images.open_images`.
+        InputError, UsageError: as :func:`~dexport.validate.images.image_sets.open_images`.
     """
     if not holds_statistics(path) or holds_images(path):
         open_images(path)
