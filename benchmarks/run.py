@@ -43,8 +43,8 @@ from dexport.exporter.steps import StepLog
 from dexport.exporter.trace import DEFAULT_OPSET
 from dexport.exporter.variant import Variant, resolve
 from dexport.runtime.session import OnnxSession
-from dexport.validate.eager import Eager
-from dexport.validate.timing import take_turns
+from dexport.validate.bench.timing import take_turns
+from dexport.validate.bench.torch_baseline import Eager
 
 MODELS = ("dit-s-2", "dit-b-2", "dico-s", "dico-b")
 PEAK_SIDE = 1024

@@ -623,7 +623,7 @@ def bench_command(
     BUNDLE may also be an ONNX file that something else made; then --recipe NAME says what it computes.
     """
     from dexport.console import Progress, print_bench
-    from dexport.validate.bench import bench
+    from dexport.validate.bench.bench import bench
     from dexport.validate.gates import OF_BENCH, parse_limits
 
     limits = parse_limits(fail_under, fail_over, OF_BENCH)

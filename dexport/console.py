@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.exporter.steps import Step
     from dexport.model_repository import Models
     from dexport.runtime.generate import Generated
-    from dexport.validate.bench import BenchReport
+    from dexport.validate.bench.bench import BenchReport
     from dexport.validate.compare.diff import Diff, Finding
     from dexport.validate.fid import FidReport, SetFacts
     from dexport.validate.gates import Gate

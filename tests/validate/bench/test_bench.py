@@ -20,11 +20,11 @@ from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.runtime.session import OnnxSession
-from dexport.validate import bench as module
-from dexport.validate import eager
-from dexport.validate.bench import bench, example
+from dexport.validate.bench import bench as module
+from dexport.validate.bench import torch_baseline as eager
+from dexport.validate.bench.bench import bench, example
+from dexport.validate.bench.timing import Estimate, estimate, take_turns
 from dexport.validate.gates import OF_BENCH, parse_limits
-from dexport.validate.timing import Estimate, estimate, take_turns
 from tests.bundles import NARROW
 
 SIDES = [("model", "ONNX file"), ("PyTorch", "cpu")]
@@ -161,8 +161,8 @@ def test_a_network_that_is_not_known_here_is_not_run(plain: Path, tmp_path: Path
 
 
 def test_without_torch_the_model_is_timed_alone(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "dexport.validate.eager")
-    monkeypatch.delattr("dexport.validate.eager")
+    monkeypatch.delitem(sys.modules, "dexport.validate.bench.torch_baseline")
+    monkeypatch.delattr("dexport.validate.bench.torch_baseline")
     monkeypatch.setitem(sys.modules, "torch", None)
     report = bench(plain, threads=1, rounds=1)
     assert report.not_run == ("PyTorch: torch is not installed",)
@@ -178,7 +178,7 @@ def test_an_engine_that_cannot_run_is_told(plain: Path, tmp_path: Path, monkeypa
     def no_gpu(_bundle: object) -> None:
         raise MachineError("there is no GPU")
 
-    monkeypatch.setattr("dexport.validate.timed_models.TensorRtSession", no_gpu)
+    monkeypatch.setattr("dexport.validate.bench.contestants.TensorRtSession", no_gpu)
     report = bench(tmp_path / "b", threads=1, rounds=1)
     assert report.not_run == ("model, engine: there is no GPU",)
 
@@ -188,7 +188,7 @@ def test_an_engine_is_compared_with_pytorch_on_the_gpu(
 ) -> None:
     shutil.copytree(plain, tmp_path / "b")
     change_manifest(load_bundle(tmp_path / "b"), engine={})
-    monkeypatch.setattr("dexport.validate.timed_models.TensorRtSession", lambda b: OnnxSession(b.model_path))
+    monkeypatch.setattr("dexport.validate.bench.contestants.TensorRtSession", lambda b: OnnxSession(b.model_path))
     monkeypatch.setattr(eager.Eager, "session", lambda *_: OnnxSession(plain / "model.onnx"))
     # The matrix product, the file, the engine, PyTorch on the CPU and on the GPU.
     report = bench(tmp_path / "b", threads=1, rounds=1, wall=ticking(1, 4, 1, 6, 3), limits=limits(speedup=2))

@@ -20,12 +20,12 @@ import numpy as np
 from dexport.bundle import load_bundle
 from dexport.errors import DexportError, MachineError, UsageError
 from dexport.runtime.inputs import NamedPort
+from dexport.validate.bench.contestants import Model, Opener, Run, Side
+from dexport.validate.bench.timing import Clock, Estimate, Times, estimate, take_turns
 from dexport.validate.gates import FAIL, INCONCLUSIVE, METRICS, PASS, UNDER, Gate, Limits
-from dexport.validate.timed_models import Model, Opener, Run, Side
-from dexport.validate.timing import Clock, Estimate, Times, estimate, take_turns
 
 if TYPE_CHECKING:  # timing a bundle needs no torch
-    from dexport.validate.eager import Eager
+    from dexport.validate.bench.torch_baseline import Eager
 
 MODEL, OTHER, PYTORCH, PRODUCT = "model", "other", "PyTorch", "matrix product"
 CPU = "cpu"
@@ -226,7 +226,7 @@ def _open(opener: Opener, path: Path, recipe: str | None, checkpoint: str | None
 
     def of_bundle() -> Eager:
         try:
-            from dexport.validate.eager import Eager
+            from dexport.validate.bench.torch_baseline import Eager
         except ModuleNotFoundError as error:
             raise MachineError(f"{error.name} is not installed", hint="pip install dexport") from error
         return Eager.of_bundle(bundle, recipe, checkpoint)
@@ -243,7 +243,7 @@ def _eager_sides(eager: Eager, devices: Iterable[str]) -> Iterable[Side]:
 def _product(stack: ExitStack, threads: int) -> Run:
     from dexport.exporter.torch_state import fresh_torch
     from dexport.exporter.torch_threads import torch_threads
-    from dexport.validate.eager import matrix_product
+    from dexport.validate.bench.torch_baseline import matrix_product
 
     stack.enter_context(fresh_torch())
     stack.enter_context(torch_threads(threads))
@@ -254,7 +254,7 @@ def _product(stack: ExitStack, threads: int) -> Run:
 def _result(batch: int, load: float, sides: Sequence[Side], times: Mapping[str, Times], eager: Eager | None) -> Result:
     flops = peak = None
     if eager is not None and PRODUCT in times:
-        from dexport.validate.eager import PRODUCT_FLOPS
+        from dexport.validate.bench.torch_baseline import PRODUCT_FLOPS
 
         flops, peak = eager.flops(batch), PRODUCT_FLOPS / times[PRODUCT].fastest
     references = {side.device: times[side.name].median for side in sides if side.owner == PYTORCH}

@@ -17,7 +17,7 @@ from dexport.runtime.tensorrt_session import TensorRtSession
 from dexport.validate.ports import Matched, as_taken, match_ports
 
 if TYPE_CHECKING:  # timing a bundle needs no torch
-    from dexport.validate.eager import Eager
+    from dexport.validate.bench.torch_baseline import Eager
 
 ONNX_FILE, ENGINE = "ONNX file", "engine"
 CUDA = "cuda"
@@ -112,7 +112,7 @@ class Opener:
             InputError: not a model, or one with other inputs and outputs than the recipe has.
         """
         from dexport.exporter.recipes import find_recipe
-        from dexport.validate.eager import Eager
+        from dexport.validate.bench.torch_baseline import Eager
         from dexport.validate.foreign import ports_of, variant_for
 
         session = self._session(path)
