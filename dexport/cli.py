@@ -546,11 +546,11 @@ def validate_command(
     from dexport.bundle import change_manifest, check_changeable, load_bundle
     from dexport.console import Progress, print_validation
     from dexport.exporter.recipes import find_recipe
-    from dexport.validate.baseline import read_baseline
-    from dexport.validate.document import summary
     from dexport.validate.gates import parse_limits
+    from dexport.validate.report.baseline import read_baseline
+    from dexport.validate.report.document import summary
+    from dexport.validate.report.views import write_views
     from dexport.validate.validate import Distribution, validate
-    from dexport.validate.views import write_views
 
     unused = [given[name] for name in OF_DISTRIBUTION if name in given]
     if unused and "distribution" not in levels:
@@ -719,9 +719,9 @@ def report_command(
 
     Without an option, Markdown is printed.
     """
-    from dexport.validate import views
-    from dexport.validate.baseline import check_same, read_baseline
-    from dexport.validate.document import acceptable, judged, read_report
+    from dexport.validate.report import views
+    from dexport.validate.report.baseline import check_same, judged, read_baseline
+    from dexport.validate.report.document import acceptable, read_report
 
     content = read_report(report)
     if baseline is not None:
@@ -744,7 +744,7 @@ def baseline_group() -> None:
 @click.option("-o", "--output", type=OutputPath(), required=True, help="The baseline's file, to commit.")
 def baseline_update_command(source: Path, output: Path) -> None:
     """Write the baseline of a validation: SOURCE is a stored report, or a bundle whose manifest records one."""
-    from dexport.validate.baseline import update
+    from dexport.validate.report.baseline import update
 
     written = update(source, output)
     click.echo(f"{output}: {len(written.content['metrics'])} metrics of {written.content['date']}")

@@ -15,7 +15,7 @@ from dexport.exporter.steps import Listener
 from dexport.exporter.stitch import build_stitched, parse_stitch
 from dexport.exporter.torch_state import fresh_torch
 from dexport.validate.levels.forward import ParityReport, check_parity
-from dexport.validate.report import markdown
+from dexport.validate.report.parity_table import markdown
 
 
 @fresh_torch()

@@ -20,10 +20,8 @@ from dexport.limits import check_pictures
 from dexport.places import check_place
 from dexport.runtime.pipeline import Pipeline, lacks_decoder
 from dexport.validate.against import session_against
-from dexport.validate.baseline import Baseline, Change, changes, check_comparable
 from dexport.validate.compare.block_errors import BlockError
 from dexport.validate.compare.graph_pair import block_errors
-from dexport.validate.document import Run, document
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
 from dexport.validate.features.lpips import open_lpips
 from dexport.validate.features.statistics import check_images, holds_statistics, read_statistics
@@ -35,6 +33,8 @@ from dexport.validate.levels.forward import Check, ParityReport, check_parity, o
 from dexport.validate.levels.ops import NO_OPS, OpReport, check_ops
 from dexport.validate.levels.trajectory import TrajectoryReport, check_trajectory
 from dexport.validate.reference import torch_session
+from dexport.validate.report.baseline import Baseline, Change, changes, check_comparable, judged
+from dexport.validate.report.document import Run, document
 from dexport.verdict import Loss
 from dexport.version import __version__
 
@@ -115,8 +115,8 @@ class Validation:
         return self.passed or (self.verdict == LOSSY and self.run.accepted)
 
     def to_json(self) -> dict[str, Any]:
-        """The report; see :mod:`dexport.validate.document`."""
-        return document(
+        """The report; see :mod:`dexport.validate.report.document`."""
+        report = document(
             self.run,
             ops=None if self.ops is None else self.ops.to_json(),
             forward={name: report.to_json() for name, report in self.forward.items()} or None,
@@ -130,8 +130,8 @@ class Validation:
             or None,
             gates=[gate.to_json() for gate in self.gates],
             not_run=list(self.not_run),
-            baseline=self.baseline,
         )
+        return report if self.baseline is None else judged(report, self.baseline)
 
 
 @fresh_torch()

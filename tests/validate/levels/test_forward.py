@@ -20,7 +20,7 @@ from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import Variant, resolve
 from dexport.validate.levels.forward import batch_sizes, check_parity, row_order
-from dexport.validate.report import COLUMNS, markdown, rows
+from dexport.validate.report.parity_table import COLUMNS, markdown, rows
 
 SETTINGS = {"hidden_size": 24, "depth": 2, "num_heads": 2, "num_classes": 5, "input_size": 8}
 MAX_BATCH = 6

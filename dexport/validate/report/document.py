@@ -6,10 +6,10 @@ import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dexport.bundle import Bundle
 from dexport.errors import InputError, UsageError
@@ -17,12 +17,9 @@ from dexport.exporter.machine import package_versions
 from dexport.exporter.quantize.schemes import FLOAT
 from dexport.limits import shown
 from dexport.validate.gates import LOSSY, verdict_of
-from dexport.validate.report_schema import Report, check_document, read_json
+from dexport.validate.report.schema import Report, check_document, read_json
 from dexport.verdict import Loss
 from dexport.version import __version__
-
-if TYPE_CHECKING:
-    from dexport.validate.baseline import Baseline
 
 SCHEMA = 1
 KIND = "dexport validation"
@@ -110,17 +107,20 @@ def document(
     blocks: Sequence[Mapping[str, Any]] | None,
     gates: Sequence[Mapping[str, Any]],
     not_run: Sequence[str],
-    baseline: Baseline | None,
 ) -> dict[str, Any]:
-    """The whole report. A level that was not asked for is null; a figure that is not finite is null."""
+    """The whole report, with the verdict of its gates; :func:`~dexport.validate.report.baseline.judged` adds what a baseline says.
+
+    A level that was not asked for is null; a figure that is not finite is null.
+    """
     manifest = run.bundle.manifest
+    verdict = verdict_of([gate["verdict"] for gate in gates])
     report: dict[str, Any] = {
         "kind": KIND,
         "schema": SCHEMA,
         "dexport": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "verdict": "",
-        "passed": False,
+        "verdict": verdict,
+        "passed": verdict == "passed",
         "loss": {"accepted": run.accepted},
         "bundle": {
             "name": manifest["name"],
@@ -153,7 +153,7 @@ def document(
     }
     report["metrics"] = metrics(report)
     report["loss"] |= loss_of(report).to_json()
-    return judged(report, baseline)
+    return report
 
 
 def loss_of(report: Mapping[str, Any]) -> Loss:
@@ -172,16 +172,6 @@ def loss_of(report: Mapping[str, Any]) -> Loss:
 def acceptable(report: Mapping[str, Any]) -> bool:
     """Whether it passed, or lost what was accepted."""
     return report["passed"] or (report["verdict"] == LOSSY and report["loss"]["accepted"] is True)
-
-
-def judged(report: Mapping[str, Any], baseline: Baseline | None) -> dict[str, Any]:
-    """The report with the comparison to a baseline, if there is one, and with its verdict."""
-    from dexport.validate.baseline import changes
-
-    found = [] if baseline is None else [asdict(change) for change in changes(baseline, report)]
-    section = None if baseline is None else {**baseline.describe(report), "changes": found}
-    verdict = verdict_of([gate["verdict"] for gate in report["gates"]], [change["verdict"] for change in found])
-    return {**report, "baseline": section, "verdict": verdict, "passed": verdict == "passed"}
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dexport.validate.views import html
+from dexport.validate.report.views import html
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FRAME = """<!doctype html><html style="color-scheme: light dark"><body style="margin: 0">

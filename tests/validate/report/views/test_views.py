@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dexport.cli import main
-from dexport.validate.views import html, junit, markdown
+from dexport.validate.report.views import html, junit, markdown
 
 Report = dict[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from dexport.printable import printable_values
-from dexport.validate.report import gate_text, word
-from dexport.validate.views import text
+from dexport.validate.report.parity_table import gate_text, word
+from dexport.validate.report.views import text
 from dexport.verdict import LOSSY
 
 LEVELS = ("op", "forward", "trajectory", "distribution")

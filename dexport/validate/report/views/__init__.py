@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dexport.files import write_whole
-from dexport.validate.views.html import html
-from dexport.validate.views.junit import junit
-from dexport.validate.views.markdown import markdown
+from dexport.validate.report.views.html import html
+from dexport.validate.report.views.junit import junit
+from dexport.validate.report.views.markdown import markdown
 
 __all__ = ["html", "junit", "markdown", "write_views"]
 VIEWS = {"junit": junit, "markdown": markdown, "html": html}

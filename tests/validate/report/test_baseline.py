@@ -15,7 +15,7 @@ from dexport import bundle as bundles
 from dexport.bundle import load_bundle
 from dexport.cli import main
 from dexport.errors import InputError, UsageError
-from dexport.validate.baseline import Baseline, changes, read_baseline, update
+from dexport.validate.report.baseline import Baseline, changes, read_baseline, update
 from tests.validate.faults import planted
 
 

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from dexport.bundle import MANIFEST
 from dexport.cli import main
 from dexport.errors import InputError
-from dexport.validate import report_schema
-from dexport.validate.baseline import TOLERANCES, read_baseline
-from dexport.validate.document import read_report, summary
 from dexport.validate.gates import METRICS
+from dexport.validate.report import schema as report_schema
+from dexport.validate.report.baseline import TOLERANCES, read_baseline
+from dexport.validate.report.document import read_report, summary
 from dexport.verdict import Loss
 from tools.fuzz_documents import REPORT
 

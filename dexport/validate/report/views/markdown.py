@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dexport.printable import markdown_text, printable_values
-from dexport.validate.report import gate_text, word
-from dexport.validate.views import text
+from dexport.validate.report.parity_table import gate_text, word
+from dexport.validate.report.views import text
 from dexport.verdict import LOSSY
 
 ICONS = {"passed": "✅", "failed": "❌", "lossy": "⚠️", "inconclusive": "⚠️", "not run": "⚠️"}

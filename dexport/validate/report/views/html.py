@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dexport.printable import printable_values
-from dexport.validate.report import gate_text, word
-from dexport.validate.views import charts, text
+from dexport.validate.report.parity_table import gate_text, word
+from dexport.validate.report.views import charts, text
 from dexport.verdict import relative_l2_of
 
 TEMPLATE = "report.html"

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ from dexport.bundle import MANIFEST, load_bundle
 from dexport.errors import InputError, UsageError, free_name
 from dexport.files import write_whole
 from dexport.limits import shown
-from dexport.validate import report_schema
-from dexport.validate.document import Run, read_report, summary
-from dexport.validate.gates import LOSSY, PASS, WORSE
-from dexport.validate.report_schema import check_document, read_json
+from dexport.validate.gates import LOSSY, PASS, WORSE, verdict_of
+from dexport.validate.report import schema as report_schema
+from dexport.validate.report.document import Run, read_report, summary
+from dexport.validate.report.schema import check_document, read_json
 from dexport.verdict import ACCEPT, Loss, lossy_text
 
 if TYPE_CHECKING:
@@ -169,6 +169,14 @@ def changes(baseline: Baseline, report: Mapping[str, Any]) -> tuple[Change, ...]
     """Every metric of the baseline or of the report, in the order of the report."""
     before, now = baseline.content["metrics"], report["metrics"]
     return tuple(_change(name, before.get(name), now.get(name)) for name in dict.fromkeys((*now, *before)))
+
+
+def judged(report: Mapping[str, Any], baseline: Baseline) -> dict[str, Any]:
+    """The report with its comparison to a baseline, and with the verdict of its gates and of that comparison."""
+    found = [asdict(change) for change in changes(baseline, report)]
+    verdict = verdict_of([gate["verdict"] for gate in report["gates"]], [change["verdict"] for change in found])
+    section = {**baseline.describe(report), "changes": found}
+    return {**report, "baseline": section, "verdict": verdict, "passed": verdict == "passed"}
 
 
 def update(source: Path, output: Path) -> Baseline:
