@@ -858,7 +858,7 @@ def sweep_command(
     from dexport.optional import optional_import
     from dexport.runtime.pipeline import Pipeline
     from dexport.validate.distances import load_images
-    from dexport.validate.sweep import plot, sweep
+    from dexport.validate.stitch_sweep import plot, sweep
 
     optional_import("matplotlib")  # the plot comes last
     with Progress() as progress:
@@ -1111,7 +1111,7 @@ def _validate_foreign(
         )
     from dexport.console import Progress, print_parity
     from dexport.exporter.recipes import find_recipe
-    from dexport.validate.foreign import validate_foreign
+    from dexport.validate.onnx_file.foreign import validate_foreign
 
     with Progress() as progress:
         progress.start("validate")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.validate.levels.forward import ParityReport
     from dexport.validate.levels.ops import OpReport
     from dexport.validate.levels.trajectory import TrajectoryReport
-    from dexport.validate.sweep import Sweep
+    from dexport.validate.stitch_sweep import Sweep
     from dexport.validate.validate import Validation
 
 WIDE = 150

@@ -19,7 +19,6 @@ from dexport.hashing import sha256_of
 from dexport.limits import check_pictures
 from dexport.places import check_place
 from dexport.runtime.pipeline import Pipeline, lacks_decoder
-from dexport.validate.against import session_against
 from dexport.validate.compare.block_errors import BlockError
 from dexport.validate.compare.graph_pair import block_errors
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
@@ -32,7 +31,8 @@ from dexport.validate.levels.distribution import DistributionReport, check_distr
 from dexport.validate.levels.forward import Check, ParityReport, check_parity, open_graph
 from dexport.validate.levels.ops import NO_OPS, OpReport, check_ops
 from dexport.validate.levels.trajectory import TrajectoryReport, check_trajectory
-from dexport.validate.reference import torch_session
+from dexport.validate.references.recipe_network import torch_session
+from dexport.validate.references.user_module import session_against
 from dexport.validate.report.baseline import Baseline, Change, changes, check_comparable, judged
 from dexport.validate.report.document import Run, document
 from dexport.verdict import Loss

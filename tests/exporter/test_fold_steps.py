@@ -29,7 +29,7 @@ from dexport.runtime.samplers import DPMSolver, make_sampler
 from dexport.runtime.time_table import evaluated_times
 from dexport.validate.compare.diff import TRAJECTORY, diff
 from dexport.validate.metrics import compare
-from dexport.validate.reference import reference_of
+from dexport.validate.references.recipe_network import reference_of
 from dexport.validate.validate import validate
 from tests.bundles import NARROW, build_narrow
 from tests.golden import assert_golden, load_golden

@@ -19,7 +19,7 @@ from dexport.exporter.ports import check_network
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.validate.levels.forward import ParityReport
-from dexport.validate.reference import torch_session
+from dexport.validate.references.recipe_network import torch_session
 from tests.exporter import networks
 from tests.exporter.networks import CHANNELS, HOSTILE, RETURNS, SIDE, ModelOutput, Network, UNet, network, recipe
 

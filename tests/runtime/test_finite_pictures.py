@@ -19,7 +19,7 @@ from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.service import Picture, make_pictures
 from dexport.validate.images.sampled_sets import sample_set
 from dexport.validate.levels.trajectory import check_trajectory
-from dexport.validate.sweep import sweep
+from dexport.validate.stitch_sweep import sweep
 
 BAD = [np.nan, np.inf, -np.inf]
 

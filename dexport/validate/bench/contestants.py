@@ -14,7 +14,7 @@ from dexport.errors import InputError, MachineError, UsageError
 from dexport.runtime.inputs import NamedPort, port_of
 from dexport.runtime.session import OnnxSession
 from dexport.runtime.tensorrt_session import TensorRtSession
-from dexport.validate.ports import Matched, as_taken, match_ports
+from dexport.validate.onnx_file.match_ports import Matched, as_taken, match_ports
 
 if TYPE_CHECKING:  # timing a bundle needs no torch
     from dexport.validate.bench.torch_baseline import Eager
@@ -113,7 +113,7 @@ class Opener:
         """
         from dexport.exporter.recipes import find_recipe
         from dexport.validate.bench.torch_baseline import Eager
-        from dexport.validate.foreign import ports_of, variant_for
+        from dexport.validate.onnx_file.foreign import ports_of, variant_for
 
         session = self._session(path)
         variant = variant_for(find_recipe(recipe), session)

@@ -28,7 +28,7 @@ from dexport.validate.compare.graph_pair import (
 )
 from dexport.validate.compare.localize import Mend, OpError, Outcome, Search
 from dexport.validate.metrics import plain
-from dexport.validate.reference import tapped_outputs, variant_of, weights_of
+from dexport.validate.references.recipe_network import tapped_outputs, variant_of, weights_of
 from dexport.verdict import Loss, status_of
 
 EXAMPLE, TRAJECTORY = "example", "trajectory"

@@ -28,7 +28,7 @@ from dexport.runtime.int8_products import caveat
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.read_graph import read_graph
-from dexport.validate.reference import torch_session
+from dexport.validate.references.recipe_network import torch_session
 from dexport.verdict import PASSED, Loss, status_of
 
 MAX_DISTINCT_ROWS = 4

@@ -30,7 +30,7 @@ from dexport.validate.compare.diff import ALTERED, EXPORT, INEXACT, PRECISION, D
 from dexport.validate.compare.fix import fixing_islands
 from dexport.validate.gates import FAIL, PASS, Limits
 from dexport.validate.levels.forward import check_parity
-from dexport.validate.reference import variant_of, weights_of
+from dexport.validate.references.recipe_network import variant_of, weights_of
 from dexport.validate.validate import validate
 from tests.validate.planted import Edit, attribute, loud_checkpoint, one_element, plant, swapped_outputs, weight
 

@@ -16,7 +16,7 @@ from dexport.exporter.torch_session import TorchSession
 from dexport.runtime.pipeline import Pipeline
 from dexport.validate.images.picture_metrics import psnr, ssim
 from dexport.validate.levels.trajectory import TrajectoryReport, check_trajectory
-from dexport.validate.reference import reference_of, variant_of, weights_of
+from dexport.validate.references.recipe_network import reference_of, variant_of, weights_of
 from tests.bundles import build_narrow
 
 STEPS = 6

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from dexport.cli import main
 from dexport.errors import GateError, InputError, UsageError
 from dexport.exporter.recipes import find_recipe
-from dexport.validate.foreign import NOT_RUN, validate_foreign
 from dexport.validate.levels.forward import ParityReport
+from dexport.validate.onnx_file.foreign import NOT_RUN, validate_foreign
 
-CHECKPOINT = str(Path(__file__).parents[2] / "checkpoints" / "dit-fashion-s.safetensors")
+CHECKPOINT = str(Path(__file__).parents[3] / "checkpoints" / "dit-fashion-s.safetensors")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from dexport.validate.levels.forward import (
     take_rows,
 )
 from dexport.validate.metrics import compare
-from dexport.validate.ports import as_seen, as_taken, match_ports
+from dexport.validate.onnx_file.match_ports import as_seen, as_taken, match_ports
 from dexport.validate.read_graph import read_graph
 
 MAX_BATCH = 4
@@ -46,7 +46,7 @@ def validate_foreign(
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
 ) -> ParityReport:
-    """Compare single evaluations; see :func:`~dexport.validate.ports.match_ports` for which input is which.
+    """Compare single evaluations; see :func:`~dexport.validate.onnx_file.match_ports.match_ports` for which input is which.
 
     The gate is the recipe's for float32, or for half precision where the file stores its weights, inputs or outputs so.
     Where inputs are rounded to the file's types, PyTorch gets them rounded too.

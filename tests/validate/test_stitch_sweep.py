@@ -16,7 +16,7 @@ import dexport
 from dexport.cli import main
 from dexport.errors import MachineError, UsageError
 from dexport.runtime.pipeline import Pipeline
-from dexport.validate.sweep import sweep
+from dexport.validate.stitch_sweep import sweep
 
 
 def test_evaluations_move_from_the_second_to_the_first(stitched: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from dexport.errors import InputError, UsageError
 from dexport.runtime.inputs import NamedPort
-from dexport.validate.ports import Matched, as_seen, as_taken, match_ports
+from dexport.validate.onnx_file.match_ports import Matched, as_seen, as_taken, match_ports
 
 F32, F16, F64 = "tensor(float)", "tensor(float16)", "tensor(double)"
 I64, I32 = "tensor(int64)", "tensor(int32)"
