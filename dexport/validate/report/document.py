@@ -108,7 +108,9 @@ def document(
     gates: Sequence[Mapping[str, Any]],
     not_run: Sequence[str],
 ) -> dict[str, Any]:
-    """The whole report, with the verdict of its gates; :func:`~dexport.validate.report.baseline.judged` adds what a baseline says.
+    """The whole report, with the verdict of its gates alone.
+
+    What a baseline says of it, :func:`~dexport.validate.report.baseline.judged` adds.
 
     A level that was not asked for is null; a figure that is not finite is null.
     """
