@@ -46,7 +46,7 @@ def validate_foreign(
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
 ) -> ParityReport:
-    """Compare single evaluations; which input is which, :func:`~dexport.validate.onnx_file.match_ports.match_ports` finds.
+    """Compare single evaluations; :mod:`~dexport.validate.onnx_file.match_ports` says which input is which.
 
     The gate is the recipe's for float32, or for half precision where the file stores its weights, inputs or outputs so.
     Where inputs are rounded to the file's types, PyTorch gets them rounded too.
