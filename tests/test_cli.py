@@ -783,7 +783,7 @@ def test_killed_engine_builder_leaves_its_log_only(folder: Path) -> None:
         while not done.wait(0.005):
             for child in psutil.Process().children():
                 with contextlib.suppress(psutil.Error):
-                    if "dexport.exporter.engine_worker" in child.cmdline():
+                    if "dexport.exporter.engine.worker" in child.cmdline():
                         child.kill()
                         killed.append(child.pid)
                         return

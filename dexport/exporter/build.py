@@ -31,7 +31,8 @@ from dexport.exporter.cache import open_cache
 from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
 from dexport.exporter.describe import count_parameters
-from dexport.exporter.engine import EngineChoice, EngineReport, EngineRequest, build_engine, choose_engine
+from dexport.exporter.engine.choice import EngineChoice, choose_engine
+from dexport.exporter.engine.process import EngineReport, EngineRequest, build_engine
 from dexport.exporter.export import Exported, convert, export_onnx
 from dexport.exporter.gates import NetworkGates, gates_for
 from dexport.exporter.inherit import inherit_weights

@@ -17,7 +17,7 @@ from dexport.exporter import custom_ops as module
 from dexport.exporter import passes
 from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.custom_ops import custom_ops, wants_plugins
-from dexport.exporter.engine import EngineChoice
+from dexport.exporter.engine.choice import EngineChoice
 from dexport.exporter.passes.precision import ToLowPrecision
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.trace import trace

@@ -20,7 +20,7 @@ from benchmarks.ternary import DENSE, RESULTS, layer_model
 from dexport.errors import InputError, UsageError
 from dexport.exporter import passes
 from dexport.exporter.checkpoint import open_weights
-from dexport.exporter.engine import EngineChoice
+from dexport.exporter.engine.choice import EngineChoice
 from dexport.exporter.export import check, save
 from dexport.exporter.layout import View
 from dexport.exporter.passes.attach_functions import AttachFunctions

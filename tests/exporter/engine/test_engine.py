@@ -22,16 +22,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dexport.errors import GateError, InputError, MachineError, UsageError
-from dexport.exporter import engine, machine
+from dexport.exporter import machine
 from dexport.exporter.build import _beside
-from dexport.exporter.engine import (
-    EngineChoice,
-    EngineRequest,
-    build_engine,
-    choose_engine,
-    parse_targets,
-)
-from dexport.exporter.engine_worker import Layer, PlanFile, dtype_problems, node_names
+from dexport.exporter.engine import process
+from dexport.exporter.engine.choice import DEFAULT_RTX_TARGETS, EngineChoice, choose_engine, parse_targets
+from dexport.exporter.engine.process import EngineRequest, build_engine
+from dexport.exporter.engine.worker import Layer, PlanFile, dtype_problems, node_names
 from dexport.exporter.machine import Gpu
 
 ADA = Gpu("NVIDIA RTX 4090", "sm89", 24 << 30, "580.65.06")
@@ -267,7 +263,7 @@ def test_failed_build_keeps_the_plan_of_before(make_request: Callable[..., Engin
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Run this Python code in place of the worker; its first argument is the spec."""
-    monkeypatch.setattr(engine, "_worker_command", lambda spec: [sys.executable, "-c", code, str(spec)])
+    monkeypatch.setattr(process, "_worker_command", lambda spec: [sys.executable, "-c", code, str(spec)])
 
 
 @pytest.mark.parametrize(
@@ -332,7 +328,7 @@ def test_exception_in_the_parent_kills_the_child(
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux")
 def test_child_dies_with_a_killed_parent() -> None:
     child_code = (
-        "import os, time; from dexport.exporter.engine_worker import die_with_parent;"
+        "import os, time; from dexport.exporter.engine.worker import die_with_parent;"
         "die_with_parent(os.getppid()); print(os.getpid(), flush=True); time.sleep(60)"
     )
     parent_code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child_code!r}])"
@@ -429,7 +425,7 @@ def test_a_grandchild_that_holds_the_pipe_is_not_waited_for(
 def test_time_limits_that_are_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEXPORT_ENGINE_TIMEOUT", text)
     with pytest.raises(UsageError, match=f"DEXPORT_ENGINE_TIMEOUT={text} is not a positive number"):
-        engine.time_limit()
+        process.time_limit()
 
 
 def test_a_failed_build_keeps_a_copy_of_its_log(
@@ -520,7 +516,7 @@ def test_auto_without_gpu_is_rtx(world: Any) -> None:
     choice = choose_engine(default_targets=("sm89",))
     assert (choice.flavour, choice.targets) == ("tensorrt-rtx", ("sm89",))
     assert choice.reason == "no GPU on this machine, so tensorrt-rtx, which builds without one"
-    assert choose_engine().targets == engine.DEFAULT_RTX_TARGETS
+    assert choose_engine().targets == DEFAULT_RTX_TARGETS
     assert choose_engine(targets=["8.6", "SM_120", "86"]).targets == ("sm86", "sm120")
 
 
@@ -603,7 +599,7 @@ def test_missing_package_names_its_extra(
 
 def test_parent_never_imports_tensorrt() -> None:
     code = (
-        "import sys; from dexport.exporter.engine import choose_engine\n"
+        "import sys; import dexport.exporter.engine.process; from dexport.exporter.engine.choice import choose_engine\n"
         "try: choose_engine('tensorrt-rtx', ['sm89'])\n"
         "except Exception as error: print(error)\n"
         "sys.exit(any(name in sys.modules for name in ('tensorrt', 'tensorrt_rtx', 'polygraphy', 'torch')))"
@@ -612,7 +608,7 @@ def test_parent_never_imports_tensorrt() -> None:
 
 
 def test_signal_names() -> None:
-    assert engine._describe_status(-signal.SIGSEGV) == "killed by SIGSEGV"
-    assert engine._describe_status(-40) == "killed by signal 40"
-    assert engine._describe_status(3) == "exit status 3"
+    assert process._describe_status(-signal.SIGSEGV) == "killed by SIGSEGV"
+    assert process._describe_status(-40) == "killed by signal 40"
+    assert process._describe_status(3) == "exit status 3"
     assert os.name == "posix"

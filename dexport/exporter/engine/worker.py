@@ -1,4 +1,4 @@
-"""TensorRT engines, the child's side: ``python -m dexport.exporter.engine_worker SPEC.json``.
+"""TensorRT engines, the child's side: ``python -m dexport.exporter.engine.worker SPEC.json``.
 
 Parses an ONNX file, asserts the dtypes of the network, builds it and streams the plan to a ``.part`` file. It
 reports over the pipe ``event_fd`` of its spec, one JSON object per line: ``progress`` events, then either
@@ -33,7 +33,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from dexport.errors import DexportError, GateError, InputError, MachineError, UsageError
-from dexport.exporter.mapped_weights import MappedWeights
+from dexport.exporter.engine.mapped_weights import MappedWeights
 from dexport.exporter.steps import peak_rss_bytes
 from dexport.optional import optional_import
 

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dexport.errors import InputError
-from dexport.exporter.mapped_weights import MappedWeights
+from dexport.exporter.engine.mapped_weights import MappedWeights
 
 LARGE = 16 << 20
 
