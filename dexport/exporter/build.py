@@ -28,14 +28,12 @@ from dexport.bundle import (
 from dexport.drafts import output_folder
 from dexport.errors import GateError, UsageError
 from dexport.exporter.cache import open_cache
-from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
 from dexport.exporter.describe import count_parameters
 from dexport.exporter.engine.choice import EngineChoice, choose_engine
 from dexport.exporter.engine.process import EngineReport, EngineRequest, build_engine
 from dexport.exporter.export import Exported, convert, export_onnx
 from dexport.exporter.gates import NetworkGates, gates_for
-from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.latents import check_latents
 from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes import check_switchable
@@ -59,6 +57,9 @@ from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.trace import DEFAULT_OPSET, trace
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.inherit import inherit_weights
+from dexport.exporter.weights.loading import open_weights
+from dexport.exporter.weights.source import WeightSource
 from dexport.files import outside_drafts
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 from dexport.profiles import Profile, load_profile
@@ -438,7 +439,7 @@ def open_sources(variant: Variant, decoder: Variant | None, options: BuildOption
     """Open the weights of a network and of its decoder, so that bad ones of either are found before both are built.
 
     Raises:
-        InputError, UsageError, MachineError: as :func:`~dexport.exporter.checkpoint.open_weights`.
+        InputError, UsageError, MachineError: as :func:`~dexport.exporter.weights.loading.open_weights`.
     """
     network = _open_weights(variant, options)
     if decoder is None:

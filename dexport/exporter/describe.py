@@ -6,10 +6,11 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
-from dexport.exporter.checkpoint import CONTAINERS, SUFFIXES
 from dexport.exporter.manifest import tensor_specs
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.address import SUFFIXES
+from dexport.exporter.weights.containers import CONTAINERS
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:

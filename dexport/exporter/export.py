@@ -15,7 +15,6 @@ import onnx_ir as ir
 from dexport.bundle import MODEL_DATA
 from dexport.errors import DexportError, InputError, UsageError
 from dexport.exporter import passes
-from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.custom_ops import CustomOp, custom_ops
 from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
@@ -30,6 +29,7 @@ from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.torch_threads import torch_threads
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.source import WeightSource
 from dexport.files import writing_to
 from dexport.version import __version__
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dexport.errors import UsageError
-from dexport.exporter.checkpoint import WeightSource, open_weights
-from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.recipes import registered_recipe
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.address import CONTAINER
 from dexport.exporter.weights.containers import address_of
+from dexport.exporter.weights.inherit import inherit_weights
+from dexport.exporter.weights.loading import open_weights
+from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.time_table import TimeTable
 
 

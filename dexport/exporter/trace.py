@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dexport.collector import collector_paused
 from dexport.errors import InputError
-from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.decompose import decompose
 from dexport.exporter.module_path import GUIDANCE, path_of_producer, set_module_path
 from dexport.exporter.ports import check_graph
@@ -30,6 +29,7 @@ from dexport.exporter.repeats import Repeats, expand, translations
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.untraceable import explained
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.source import WeightSource
 from dexport.plugins.translation import translation_table
 
 DEFAULT_OPSET = 23

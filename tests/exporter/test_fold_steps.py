@@ -16,11 +16,11 @@ from dexport.cli import main
 from dexport.errors import InputError, UsageError
 from dexport.exporter.build import BuildOptions, decoder_options, resolve_options
 from dexport.exporter.cache import key_of
-from dexport.exporter.checkpoint import Origin
 from dexport.exporter.rebuild import options_of
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.reuse import facts_of
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.source import Origin
 from dexport.runtime.guidance import feed_of
 from dexport.runtime.manifest_checks import check_denoiser
 from dexport.runtime.noise import Noise

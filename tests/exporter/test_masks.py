@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 import dexport
 from dexport.errors import InputError
-from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
 from dexport.exporter.passes.precision import ToLowPrecision
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.loading import open_weights
 from dexport.validate.compare.block_errors import relative_l2
 from dexport.validate.levels.forward import ParityReport, reference_outputs
 from dexport.validate.metrics import compare

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dexport.errors import InputError
 from dexport.exporter import passes
-from dexport.exporter.checkpoint import load_into, open_weights
 from dexport.exporter.export import check, save
 from dexport.exporter.module_path import module_path
 from dexport.exporter.passes.precision import ToLowPrecision
@@ -22,6 +21,7 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import BATCH, Islands, Signature, TensorSpec
 from dexport.exporter.trace import name_of_weight, trace
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import load_into, open_weights
 from tests.golden import load_golden
 
 NETWORKS = {

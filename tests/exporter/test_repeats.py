@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from dexport.exporter import passes
 from dexport.exporter import trace as tracing
-from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.passes.precision import ToLowPrecision
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import BATCH, Signature, TensorSpec
 from dexport.exporter.repeats import repeated_blocks
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import open_weights
 
 DIT = {"hidden_size": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
 SMALL_IMAGE = {"channels": 32, "channel_mult": [1, 2], "num_blocks": [2, 1], "num_heads": 2, "window": 4}

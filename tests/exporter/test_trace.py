@@ -12,13 +12,13 @@ import torch
 
 from dexport.errors import InputError
 from dexport.exporter import passes
-from dexport.exporter.checkpoint import load_into, open_weights
 from dexport.exporter.export import save
 from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import load_into, open_weights
 from tests.golden import assert_golden
 
 DIT = {"hidden_size": 24, "depth": 2, "num_heads": 2, "num_classes": 5}

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from dexport.drafts import clear_remains
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.manifest import sampling
 from dexport.exporter.quantize.layers import stays_convolution
 from dexport.exporter.quantize.observer import METHODS, LayerStatistics, Statistics, TensorStatistics
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.loading import load_into
+from dexport.exporter.weights.source import WeightSource
 from dexport.files import replacing
 from dexport.limits import LARGEST_SEED, MOST_CALIBRATION_IMAGES, check_whole
 from dexport.runtime.guidance import UNGUIDED, Session, feed_of, find_rule, guided

@@ -12,7 +12,6 @@ from typing import Any
 import onnx_ir as ir
 
 from dexport.errors import UsageError
-from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.engine.choice import EngineChoice
 from dexport.exporter.module_path import inside
 from dexport.exporter.quantize.assign import Option
@@ -32,6 +31,7 @@ from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_carri
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import StepLog
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.source import WeightSource
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 
 SMALLEST_TERNARY = "packed"

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from torch import Tensor, nn
 
-from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.manifest import sampling
 from dexport.exporter.quantize.calibrate import TimedSession, denoiser_of
 from dexport.exporter.quantize.rounded import RoundedWeights
 from dexport.exporter.quantize.schemes import FLOAT, INT8
 from dexport.exporter.quantize.weights import channel_scale, quantise
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.loading import load_into
+from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.noise import Noise
 from dexport.runtime.samplers import make_sampler, sample
 

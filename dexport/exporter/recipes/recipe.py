@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from dexport.exporter.checkpoint import Adapter
 from dexport.exporter.gates import GATES
+from dexport.exporter.weights.source import Adapter
 
 BATCH = "B"
 """Name of the symbolic batch dimension."""

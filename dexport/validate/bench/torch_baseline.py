@@ -12,12 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dexport.bundle import Bundle, reading_manifest
 from dexport.errors import DexportError, MachineError
-from dexport.exporter.checkpoint import WeightSource, load_into, open_weights
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.loading import load_into, open_weights
+from dexport.exporter.weights.source import WeightSource
 
 PRODUCT_SIDE = 2048
 PRODUCT_FLOPS = 2 * PRODUCT_SIDE**3

@@ -15,7 +15,6 @@ import onnx_ir as ir
 from dexport.bundle import MODEL, Bundle
 from dexport.errors import UsageError
 from dexport.exporter import passes
-from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.export import export_onnx
 from dexport.exporter.passes.precision import ToLowPrecision
 from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, STEPS, Calibration, TimedSession, sample_batches
@@ -23,6 +22,8 @@ from dexport.exporter.quantize.ternary import choose_storage
 from dexport.exporter.recipes.recipe import BATCH, Islands
 from dexport.exporter.steps import StepLog
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.loading import load_into
+from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.time_table import TimeTable
 from dexport.validate.compare.block_errors import (
     BlockError,

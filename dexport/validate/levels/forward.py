@@ -18,12 +18,12 @@ import numpy as np
 import onnx_ir as ir
 
 from dexport.errors import InputError
-from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
 from dexport.exporter.recipes.recipe import BATCH, DEFAULT_GATES, Signature
 from dexport.exporter.torch_session import TorchSession, torch_runner
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.int8_products import caveat
 from dexport.runtime.session import OnnxSession
 from dexport.validate.metrics import Metrics, compare

@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.gates import gates_for
 from dexport.exporter.manifest import tensor_specs
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import open_weights
 from dexport.runtime.inputs import NamedPort, port_of
 from dexport.runtime.session import LONGEST, OnnxSession
 from dexport.validate.levels.forward import (

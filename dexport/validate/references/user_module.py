@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import WeightSource, check_names
 from dexport.exporter.declared import as_declared, return_declared
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.loading import check_names
+from dexport.exporter.weights.source import WeightSource
 
 FORM = "give path/to/file.py:Class"
 ROWS = 2

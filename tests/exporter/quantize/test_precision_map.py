@@ -10,7 +10,6 @@ import pytest
 import dexport
 from dexport.errors import InputError, UsageError
 from dexport.exporter import passes
-from dexport.exporter.checkpoint import RandomSource
 from dexport.exporter.passes.pointwise_conv import PointwiseConvToMatMul
 from dexport.exporter.quantize.layers import NetworkLayer, graph_layers, network_layers
 from dexport.exporter.quantize.precision_map import read_map, resolve_map
@@ -19,6 +18,7 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import DEFAULT_GATES
 from dexport.exporter.trace import trace
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.source import RandomSource
 from dexport.validate.levels.trajectory import DEFAULT_SNR
 from tests.bundles import NARROW
 

@@ -16,9 +16,10 @@ from onnx import numpy_helper
 import dexport
 from dexport.bundle import load_bundle
 from dexport.cli import main
-from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import open_weights
+from dexport.exporter.weights.source import WeightSource
 from dexport.validate.levels.forward import batch_sizes, check_parity, row_order
 from dexport.validate.report.parity_table import COLUMNS, markdown, rows
 

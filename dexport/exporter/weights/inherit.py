@@ -8,9 +8,11 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import RandomSource, WeightSource, buffers_of, fitting_source, shorten
 from dexport.exporter.module_path import inside
+from dexport.exporter.weights.address import shorten
 from dexport.exporter.weights.choice import MisfitError
+from dexport.exporter.weights.loading import fitting_source
+from dexport.exporter.weights.source import RandomSource, WeightSource, buffers_of
 
 
 class InheritingSource(WeightSource):

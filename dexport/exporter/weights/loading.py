@@ -1,7 +1,4 @@
-"""Weights by name, read one at a time: safetensors, PyTorch files, Hub addresses, or seeded noise.
-
-Nothing here holds more than the tensor that was asked for. The files are read in :mod:`dexport.exporter.weights`.
-"""
+"""Weights for a network: found, checked against the module that will take them, and given to it."""
 
 from __future__ import annotations
 
@@ -13,31 +10,11 @@ import torch
 from torch import nn
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.weights.address import SUFFIXES, TORCH_SUFFIXES, locate, shorten, split_container
+from dexport.exporter.weights.address import locate, shorten, split_container
 from dexport.exporter.weights.choice import MisfitError, choose
-from dexport.exporter.weights.containers import CONTAINERS, ROOT, Fixed, Form
+from dexport.exporter.weights.containers import ROOT, Fixed, Form
 from dexport.exporter.weights.opened import Checkpoint
-from dexport.exporter.weights.source import Adapter, Origin, RandomSource, WeightSource, buffers_of, is_finite
-
-__all__ = [
-    "CONTAINERS",
-    "SUFFIXES",
-    "TORCH_SUFFIXES",
-    "Adapter",
-    "Origin",
-    "RandomSource",
-    "WeightSource",
-    "buffers_of",
-    "check_index_tables",
-    "check_names",
-    "fitting_source",
-    "is_finite",
-    "load_into",
-    "locate",
-    "open_file",
-    "open_weights",
-    "shorten",
-]
+from dexport.exporter.weights.source import Adapter, RandomSource, WeightSource, buffers_of
 
 
 def open_weights(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from dexport.exporter.checkpoint import WeightSource
+from dexport.exporter.weights.source import WeightSource
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import WeightSource, open_weights
-from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.origin import same_weights
+from dexport.exporter.weights.inherit import inherit_weights
+from dexport.exporter.weights.loading import open_weights
+from dexport.exporter.weights.source import WeightSource
 
 State = dict[str, Any]
 

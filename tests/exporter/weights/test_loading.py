@@ -26,20 +26,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dexport.errors import DexportError, InputError, MachineError, UsageError
-from dexport.exporter import checkpoint
-from dexport.exporter.checkpoint import (
-    CONTAINERS,
-    RandomSource,
-    check_names,
-    is_finite,
-    load_into,
-    locate,
-    open_file,
-    open_weights,
-)
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.steps import peak_rss_bytes, reset_peak_rss
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.address import SUFFIXES, TORCH_SUFFIXES, locate
+from dexport.exporter.weights.containers import CONTAINERS
+from dexport.exporter.weights.loading import check_names, load_into, open_file, open_weights
+from dexport.exporter.weights.source import RandomSource, is_finite
 from tests.golden import load_golden
 
 MB = 1 << 20
@@ -103,7 +96,7 @@ def test_safetensors(tmp_path: Path, state: dict[str, Tensor]) -> None:
 
 
 @both_formats
-@pytest.mark.parametrize("suffix", checkpoint.TORCH_SUFFIXES)
+@pytest.mark.parametrize("suffix", TORCH_SUFFIXES)
 def test_bare_pytorch_file(tmp_path: Path, state: dict[str, Tensor], suffix: str, legacy: bool) -> None:
     path = save_torch(state, tmp_path / f"w{suffix}", legacy=legacy)
     assert_same(read_all(path), state)
@@ -382,7 +375,7 @@ def test_damaged_pytorch_file_is_read_or_refused(tmp_path: Path, legacy: bool) -
     assert 30 < refused < 300
 
 
-@pytest.mark.parametrize("suffix", checkpoint.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_random_bytes_are_refused(tmp_path: Path, suffix: str) -> None:
     rng = random.Random(0)
     for start in (b"", b"\x80\x02", b"PK\x03\x04", b"(lp0\n"):
@@ -709,7 +702,7 @@ def test_sharded_weights_come_from_the_hub(hub: Hub, tmp_path: Path, state: dict
 
 
 def test_hub_endpoint_of_the_environment_is_used(hub: Hub, tmp_path: Path) -> None:
-    code = "import sys; from dexport.exporter.checkpoint import locate; print(locate(sys.argv[1]))"
+    code = "import sys; from dexport.exporter.weights.address import locate; print(locate(sys.argv[1]))"
     home = tmp_path / "home"
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment = {key: value for key, value in environment.items() if key not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")}

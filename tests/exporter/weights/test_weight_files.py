@@ -19,9 +19,11 @@ import dexport
 from dexport import hashing
 from dexport.errors import InputError, UsageError
 from dexport.exporter import build as build_module
-from dexport.exporter.checkpoint import RandomSource, load_into, locate, open_file, open_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.address import locate
+from dexport.exporter.weights.loading import load_into, open_file, open_weights
+from dexport.exporter.weights.source import RandomSource
 from dexport.hashing import hash_ahead, sha256_of
 from dexport.validate.features.weights import open_weights_file
 

@@ -13,10 +13,10 @@ import dexport
 from dexport.bundle import load_bundle
 from dexport.cli import main
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import RandomSource
-from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.inherit import inherit_weights
+from dexport.exporter.weights.source import RandomSource
 
 SETTINGS = {"hidden_size": 24, "depth": 2, "num_heads": 2, "num_classes": 3, "input_size": 4}
 

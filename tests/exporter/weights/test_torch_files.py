@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dexport.errors import InputError
-from dexport.exporter.checkpoint import open_file
 from dexport.exporter.steps import peak_rss_bytes, reset_peak_rss
 from dexport.exporter.weights import unpickle
+from dexport.exporter.weights.loading import open_file
 
 BASE = torch.arange(24, dtype=torch.float32) + 0.1
 FLAT = torch.randn(3000, generator=torch.Generator().manual_seed(0))

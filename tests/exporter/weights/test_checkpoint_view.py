@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dexport.exporter.checkpoint import Origin, WeightSource
-from dexport.exporter.layout import Entry, View, renamed, stored
+from dexport.exporter.weights.checkpoint_view import Entry, View, renamed, stored
+from dexport.exporter.weights.source import Origin, WeightSource
 
 
 class Counting(WeightSource):
