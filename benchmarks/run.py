@@ -39,7 +39,7 @@ from dexport.exporter.quantize.request import Asked, request_of
 from dexport.exporter.quantize.schemes import quantised_layers
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.steps import StepLog
-from dexport.exporter.trace import DEFAULT_OPSET
+from dexport.exporter.tracing.trace import DEFAULT_OPSET
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import load_into, open_weights
 from dexport.exporter.weights.source import WeightSource

@@ -55,7 +55,7 @@ from dexport.exporter.reuse import (
 )
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.torch_state import fresh_torch
-from dexport.exporter.trace import DEFAULT_OPSET, trace
+from dexport.exporter.tracing.trace import DEFAULT_OPSET, trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.inherit import inherit_weights
 from dexport.exporter.weights.loading import open_weights

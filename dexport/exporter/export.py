@@ -27,7 +27,7 @@ from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.steps import StepLog
 from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.torch_threads import torch_threads
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.source import WeightSource
 from dexport.files import writing_to

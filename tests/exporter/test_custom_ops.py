@@ -19,7 +19,7 @@ from dexport.exporter.custom_ops import custom_ops, wants_plugins
 from dexport.exporter.engine.choice import EngineChoice
 from dexport.exporter.passes.precision import ToLowPrecision
 from dexport.exporter.recipes import find_recipe
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.loading import open_weights
 

@@ -21,7 +21,7 @@ from dexport.exporter.module_path import module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.precision import ToLowPrecision
 from dexport.exporter.recipes import find_recipe
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import open_weights
 from dexport.exporter.weights.source import WeightSource

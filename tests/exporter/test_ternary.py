@@ -35,7 +35,7 @@ from dexport.exporter.quantize.ternary import (
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import DEFAULT_GATES
 from dexport.exporter.recipes.terdit import RECIPES, adapt
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.checkpoint_view import View
 from dexport.exporter.weights.loading import open_weights

@@ -12,7 +12,7 @@ from dexport.exporter.passes import SWITCHABLE, check_switchable, op_histogram
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import Islands
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import open_weights
 from tests.exporter.passes.model import run

@@ -16,7 +16,7 @@ from dexport.exporter.quantize.precision_map import read_map, resolve_map
 from dexport.exporter.quantize.schemes import SCHEMES, gate_of
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import DEFAULT_GATES
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.source import RandomSource
 from dexport.validate.levels.trajectory import DEFAULT_SNR

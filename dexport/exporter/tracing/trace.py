@@ -21,12 +21,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dexport.collector import collector_paused
 from dexport.errors import InputError
-from dexport.exporter.decompose import decompose
 from dexport.exporter.module_path import GUIDANCE, path_of_producer, set_module_path
 from dexport.exporter.ports import check_graph
 from dexport.exporter.recipes.recipe import BATCH, Signature
-from dexport.exporter.repeats import Repeats, expand, translations
 from dexport.exporter.torch_state import fresh_torch
+from dexport.exporter.tracing.decompose import decompose
+from dexport.exporter.tracing.repeats import Repeats, expand, translations
 from dexport.exporter.untraceable import explained
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.source import WeightSource

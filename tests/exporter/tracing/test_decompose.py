@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import BATCH, Signature, TensorSpec
 from dexport.exporter.variant import Variant, resolve
-from tests.exporter.test_repeats import both_ways
+from tests.exporter.tracing.test_repeats import both_ways
 
 NETWORKS = {
     # what a network does -> whether torch traces it again

@@ -6,7 +6,7 @@ between the marks, with the weights of the block that was called. Because every 
 happens, it does not matter how blocks are connected.
 
 That a block is equal is not assumed: each one runs where it is called, on stand-ins for tensors, and has to do what the
-first one did (:mod:`dexport.exporter.observe`).
+first one did (:mod:`dexport.exporter.tracing.observe`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from dexport.exporter.observe import PLAIN, Irregular, Recording, Rehearsal
+from dexport.exporter.tracing.observe import PLAIN, Irregular, Recording, Rehearsal
 
 DOMAIN = "dexport.trace"
 ENTER, LEAVE, CALL = "Enter", "Leave", "Call"

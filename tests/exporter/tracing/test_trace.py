@@ -16,7 +16,7 @@ from dexport.exporter.export import save
 from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.recipes import find_recipe
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import load_into, open_weights
 from tests.golden import assert_golden

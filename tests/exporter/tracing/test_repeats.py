@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dexport.exporter import passes
-from dexport.exporter import trace as tracing
 from dexport.exporter.passes.precision import ToLowPrecision
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import BATCH, Signature, TensorSpec
-from dexport.exporter.repeats import repeated_blocks
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing import trace as tracing
+from dexport.exporter.tracing.repeats import repeated_blocks
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import open_weights
 

@@ -19,7 +19,7 @@ from dexport.exporter.module_path import module_path
 from dexport.exporter.passes.precision import ToLowPrecision
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import BATCH, Islands, Signature, TensorSpec
-from dexport.exporter.trace import name_of_weight, trace
+from dexport.exporter.tracing.trace import name_of_weight, trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import load_into, open_weights
 from tests.golden import load_golden

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dexport.exporter.repeats import Body
-from tests.exporter.test_repeats import both_ways, count_full_traces, variant_of
+from dexport.exporter.tracing.repeats import Body
+from tests.exporter.tracing.test_repeats import both_ways, count_full_traces, variant_of
 
 SETTINGS: dict[str, float] = {}
 """A global that networks set and blocks read."""

@@ -19,11 +19,11 @@ from dexport.exporter import passes
 from dexport.exporter.export import save
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import BATCH, Signature, TensorSpec
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import load_into, open_weights
 from dexport.exporter.weights.source import RandomSource
-from tests.exporter.test_repeats import described
+from tests.exporter.tracing.test_repeats import described
 
 Function = Callable[[Tensor], Any]
 
