@@ -39,6 +39,7 @@ from dexport.exporter.manifest import Engine, Verdict, compose
 from dexport.exporter.passes import check_switchable
 from dexport.exporter.passes.precision import DATA_MOVEMENT
 from dexport.exporter.ports import check_network, check_program
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES
 from dexport.exporter.quantize.request import Asked, Workplace, check_asked, prepare, request_of
 from dexport.exporter.quantize.schemes import gate_of, quantised_layers
@@ -54,7 +55,6 @@ from dexport.exporter.reuse import (
     is_built_in,
 )
 from dexport.exporter.steps import Listener, Silent, StepLog
-from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.tracing.trace import DEFAULT_OPSET, trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.inherit import inherit_weights

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dexport.bundle import pixel_shuffle
 from dexport.errors import InputError, UsageError
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes import all_recipes
 from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec
-from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.untraceable import explained
 from dexport.runtime.guidance import FEEDS, feed_class_conditional, feed_of, find_rule
 from dexport.runtime.samplers import SAMPLERS, make_sampler

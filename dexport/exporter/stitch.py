@@ -21,8 +21,8 @@ from dexport.exporter.build import (
 )
 from dexport.exporter.machine import package_versions
 from dexport.exporter.manifest import Verdict, judgement, sampling
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.steps import Listener
-from dexport.exporter.torch_state import fresh_torch
 from dexport.runtime.stitch import check_fractions
 from dexport.runtime.time_table import TimeTable
 from dexport.verdict import PASSED

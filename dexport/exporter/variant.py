@@ -19,11 +19,11 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from dexport import limits
 from dexport.collector import collector_paused
 from dexport.errors import DexportError, InputError, UsageError
-from dexport.exporter.declared import return_declared
 from dexport.exporter.ports import check_names
+from dexport.exporter.pytorch.declared import return_declared
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.check import check_recipe, check_signature
 from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec, value_of
-from dexport.exporter.torch_state import fresh_torch
 from dexport.graphs.guidance import Guided
 from dexport.runtime.guidance import feed_of, find_rule
 from dexport.runtime.samplers import make_sampler

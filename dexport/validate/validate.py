@@ -12,9 +12,9 @@ from dexport.bundle import DECODER, Bundle
 from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter.gates import NetworkGates, gates_of
 from dexport.exporter.origin import variant_of, weights_of
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_session import TorchSession
-from dexport.exporter.torch_state import fresh_torch
 from dexport.hashing import sha256_of
 from dexport.limits import check_pictures
 from dexport.places import check_place

@@ -17,9 +17,9 @@ import dexport
 from dexport.bundle import load_bundle
 from dexport.exporter import passes
 from dexport.exporter.export import save
-from dexport.exporter.module_path import module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.precision import ToLowPrecision
+from dexport.exporter.pytorch.module_path import module_path
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 import dexport
 from dexport.cli import main
 from dexport.errors import InputError, UsageError
-from dexport.exporter.declared import as_declared
 from dexport.exporter.ports import check_network
+from dexport.exporter.pytorch.declared import as_declared
 from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import open_weights

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dexport.errors import InputError
-from dexport.exporter.module_path import GUIDANCE, TIME_TABLE, inside, module_path, set_module_path
 from dexport.exporter.passes.lazy import add_initializer, as_torch, lazily, static_shape
+from dexport.exporter.pytorch.module_path import GUIDANCE, TIME_TABLE, inside, module_path, set_module_path
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.weights.source import is_finite
 

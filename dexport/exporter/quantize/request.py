@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from dexport.errors import UsageError
 from dexport.exporter.engine.choice import EngineChoice
-from dexport.exporter.module_path import inside
+from dexport.exporter.pytorch.module_path import inside
 from dexport.exporter.quantize.assign import Option
 from dexport.exporter.quantize.budget import Budget, Search, parse_budget
 from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES, Calibration, calibrate, calibration_key

@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dexport.collector import collector_paused
 from dexport.errors import InputError
-from dexport.exporter.module_path import GUIDANCE, path_of_producer, set_module_path
 from dexport.exporter.ports import check_graph
+from dexport.exporter.pytorch.module_path import GUIDANCE, path_of_producer, set_module_path
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.recipe import BATCH, Signature
-from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.tracing.decompose import decompose
 from dexport.exporter.tracing.repeats import Repeats, expand, translations
 from dexport.exporter.untraceable import explained
@@ -51,7 +51,7 @@ def trace(
 
     Returns:
         A model whose initializers carry official parameter names and lazy values, whose nodes carry their module path
-        under the key of :mod:`dexport.exporter.module_path`, and whose batch dimension is ``B``.
+        under the key of :mod:`dexport.exporter.pytorch.module_path`, and whose batch dimension is ``B``.
     """
     network = Fake(variant)
     repeats = None if every_block else Repeats(network.root)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.module_path import inside
+from dexport.exporter.pytorch.module_path import inside
 from dexport.exporter.weights.address import shorten
 from dexport.exporter.weights.choice import MisfitError
 from dexport.exporter.weights.loading import fitting_source

@@ -241,8 +241,8 @@ def _eager_sides(eager: Eager, devices: Iterable[str]) -> Iterable[Side]:
 
 
 def _product(stack: ExitStack, threads: int) -> Run:
-    from dexport.exporter.torch_state import fresh_torch
-    from dexport.exporter.torch_threads import torch_threads
+    from dexport.exporter.pytorch.state import fresh_torch
+    from dexport.exporter.pytorch.threads import torch_threads
     from dexport.validate.bench.torch_baseline import matrix_product
 
     stack.enter_context(fresh_torch())

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from dexport.bundle import Bundle, reading_manifest
 from dexport.errors import DexportError, MachineError
 from dexport.exporter.origin import variant_of, weights_of
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.torch_session import TorchSession
-from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.loading import load_into, open_weights
 from dexport.exporter.weights.source import WeightSource

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from torch import nn
 
 from dexport.errors import InputError
-from dexport.exporter.module_path import module_path
+from dexport.exporter.pytorch.module_path import module_path
 from dexport.validate.compare.graph_diff import Difference
 from dexport.validate.compare.subgraph import CutGraph, Part
 from dexport.validate.metrics import plain

@@ -11,9 +11,9 @@ from typing import Any
 from dexport.bundle import Bundle
 from dexport.errors import UsageError
 from dexport.exporter.gates import gates_for, gates_of
-from dexport.exporter.module_path import inside, module_path
+from dexport.exporter.pytorch.module_path import inside, module_path
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.recipe import Recipe
-from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.source import WeightSource
 from dexport.validate.compare.block_errors import Arrays, BlockError, OnProgress, block_paths, relative_l2

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from dexport.exporter.module_path import module_path
+from dexport.exporter.pytorch.module_path import module_path
 
 SAME_FACTOR = 2e-3
 """Spread of the quotient of two weights up to which one is a multiple of the other: two roundings to float16."""

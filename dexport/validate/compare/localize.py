@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from dexport.exporter.module_path import inside, module_path
+from dexport.exporter.pytorch.module_path import inside, module_path
 from dexport.exporter.recipes.recipe import Islands
 from dexport.validate.compare.block_errors import (
     Arrays,

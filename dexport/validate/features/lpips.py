@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dexport.errors import InputError
-from dexport.exporter.torch_state import fresh_torch
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.validate.features.weights import find_weights
 from dexport.validate.images.picture_metrics import PictureDistance
 

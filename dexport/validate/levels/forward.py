@@ -19,9 +19,9 @@ import onnx_ir as ir
 
 from dexport.errors import InputError
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.recipe import BATCH, DEFAULT_GATES, Signature
 from dexport.exporter.torch_session import TorchSession, torch_runner
-from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.int8_products import caveat

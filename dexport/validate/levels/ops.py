@@ -13,7 +13,7 @@ import torch
 
 import dexport.plugins.op
 from dexport.exporter.gates import GATES
-from dexport.exporter.module_path import module_path
+from dexport.exporter.pytorch.module_path import module_path
 from dexport.plugins.op import DOMAIN, Op
 from dexport.plugins.registry import find_op
 from dexport.runtime.session import OnnxSession

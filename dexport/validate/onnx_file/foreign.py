@@ -11,8 +11,8 @@ import onnx_ir as ir
 from dexport.errors import InputError, UsageError
 from dexport.exporter.gates import gates_for
 from dexport.exporter.manifest import tensor_specs
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.recipe import Recipe
-from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import open_weights
 from dexport.runtime.inputs import NamedPort, port_of

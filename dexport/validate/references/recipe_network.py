@@ -10,9 +10,9 @@ from torch import nn
 
 from dexport.bundle import Bundle
 from dexport.exporter.origin import variant_of, weights_of
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_session import TorchSession
-from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.loading import load_into
 from dexport.exporter.weights.source import WeightSource

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.declared import as_declared, return_declared
+from dexport.exporter.pytorch.declared import as_declared, return_declared
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.loading import check_names

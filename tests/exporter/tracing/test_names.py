@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dexport.errors import InputError
 from dexport.exporter import passes
 from dexport.exporter.export import check, save
-from dexport.exporter.module_path import module_path
 from dexport.exporter.passes.precision import ToLowPrecision
+from dexport.exporter.pytorch.module_path import module_path
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import BATCH, Islands, Signature, TensorSpec
 from dexport.exporter.tracing.trace import name_of_weight, trace

@@ -13,8 +13,8 @@ import torch
 from dexport.errors import InputError
 from dexport.exporter import passes
 from dexport.exporter.export import save
-from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
+from dexport.exporter.pytorch.module_path import inside, module_path
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve

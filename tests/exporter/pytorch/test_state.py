@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 import dexport
 from dexport.bundle import load_bundle
 from dexport.errors import UsageError
+from dexport.exporter.pytorch.state import FLOAT32, fresh_torch
 from dexport.exporter.recipes import find_recipe
-from dexport.exporter.torch_state import FLOAT32, fresh_torch
 from dexport.validate.bench.bench import PYTORCH, bench
 from dexport.validate.build import quantise_and_validate
 from dexport.validate.compare.diff import diff
