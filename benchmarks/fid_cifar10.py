@@ -22,8 +22,8 @@ import torch
 from dexport.image_files import read_image
 from dexport.validate.distances import Moments, frechet_distance, kernel_distance
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
-from dexport.validate.images import ImageSet
-from dexport.validate.workplace import cached_features
+from dexport.validate.features.feature_cache import cached_features
+from dexport.validate.images.image_sets import ImageSet
 
 SHAPE = (32, 32, 3)
 TRAIN = tuple(f"data_batch_{number}.png" for number in range(1, 6))

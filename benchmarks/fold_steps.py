@@ -20,8 +20,8 @@ from benchmarks.quantize import machine
 from dexport.bundle import Bundle, load_bundle
 from dexport.runtime.inputs import port_of
 from dexport.runtime.session import OnnxSession
-from dexport.validate.bench import example
-from dexport.validate.timing import Times, take_turns
+from dexport.validate.bench.bench import example
+from dexport.validate.bench.timing import Times, take_turns
 
 RECIPES = ("dimr-xl-2r", "dit-s-2", "dico-s")
 RESULTS = Path(__file__).parent / "results" / "fold-steps.json"

@@ -32,7 +32,6 @@ import dexport
 from benchmarks.export import naive_program
 from benchmarks.quantize import machine
 from dexport.exporter.build import BuildOptions
-from dexport.exporter.checkpoint import WeightSource, load_into, open_weights
 from dexport.exporter.export import export_onnx
 from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, calibrate
 from dexport.exporter.quantize.plan import Plan
@@ -40,11 +39,13 @@ from dexport.exporter.quantize.request import Asked, request_of
 from dexport.exporter.quantize.schemes import quantised_layers
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.steps import StepLog
-from dexport.exporter.trace import DEFAULT_OPSET
+from dexport.exporter.tracing.trace import DEFAULT_OPSET
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import load_into, open_weights
+from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.session import OnnxSession
-from dexport.validate.eager import Eager
-from dexport.validate.timing import take_turns
+from dexport.validate.bench.timing import take_turns
+from dexport.validate.bench.torch_baseline import Eager
 
 MODELS = ("dit-s-2", "dit-b-2", "dico-s", "dico-b")
 PEAK_SIDE = 1024

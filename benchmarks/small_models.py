@@ -24,7 +24,7 @@ import torch
 
 import dexport
 from dexport.bundle import load_bundle
-from dexport.validate.distribution import DistributionReport
+from dexport.validate.levels.distribution import DistributionReport
 from dexport.validate.validate import Distribution, validate
 
 ROOT = Path(__file__).parent.parent

@@ -546,11 +546,11 @@ def validate_command(
     from dexport.bundle import change_manifest, check_changeable, load_bundle
     from dexport.console import Progress, print_validation
     from dexport.exporter.recipes import find_recipe
-    from dexport.validate.baseline import read_baseline
-    from dexport.validate.document import summary
     from dexport.validate.gates import parse_limits
+    from dexport.validate.report.baseline import read_baseline
+    from dexport.validate.report.document import summary
+    from dexport.validate.report.views import write_views
     from dexport.validate.validate import Distribution, validate
-    from dexport.validate.views import write_views
 
     unused = [given[name] for name in OF_DISTRIBUTION if name in given]
     if unused and "distribution" not in levels:
@@ -623,7 +623,7 @@ def bench_command(
     BUNDLE may also be an ONNX file that something else made; then --recipe NAME says what it computes.
     """
     from dexport.console import Progress, print_bench
-    from dexport.validate.bench import bench
+    from dexport.validate.bench.bench import bench
     from dexport.validate.gates import OF_BENCH, parse_limits
 
     limits = parse_limits(fail_under, fail_over, OF_BENCH)
@@ -673,8 +673,8 @@ def diff_command(
     from dexport.console import Progress, print_diff, print_result
     from dexport.exporter.rebuild import recorded_options
     from dexport.exporter.recipes import find_recipe
-    from dexport.validate.diff import diff, refuse_stitched
-    from dexport.validate.fix import fixing_islands, rebuild
+    from dexport.validate.compare.diff import diff, refuse_stitched
+    from dexport.validate.compare.fix import fixing_islands, rebuild
 
     if output is not None and not fix:
         raise UsageError("-o needs --fix: nothing else is written", hint="add --fix")
@@ -719,9 +719,9 @@ def report_command(
 
     Without an option, Markdown is printed.
     """
-    from dexport.validate import views
-    from dexport.validate.baseline import check_same, read_baseline
-    from dexport.validate.document import acceptable, judged, read_report
+    from dexport.validate.report import views
+    from dexport.validate.report.baseline import check_same, judged, read_baseline
+    from dexport.validate.report.document import acceptable, read_report
 
     content = read_report(report)
     if baseline is not None:
@@ -744,7 +744,7 @@ def baseline_group() -> None:
 @click.option("-o", "--output", type=OutputPath(), required=True, help="The baseline's file, to commit.")
 def baseline_update_command(source: Path, output: Path) -> None:
     """Write the baseline of a validation: SOURCE is a stored report, or a bundle whose manifest records one."""
-    from dexport.validate.baseline import update
+    from dexport.validate.report.baseline import update
 
     written = update(source, output)
     click.echo(f"{output}: {len(written.content['metrics'])} metrics of {written.content['date']}")
@@ -858,7 +858,7 @@ def sweep_command(
     from dexport.optional import optional_import
     from dexport.runtime.pipeline import Pipeline
     from dexport.validate.distances import load_images
-    from dexport.validate.sweep import plot, sweep
+    from dexport.validate.stitch_sweep import plot, sweep
 
     optional_import("matplotlib")  # the plot comes last
     with Progress() as progress:
@@ -1111,7 +1111,7 @@ def _validate_foreign(
         )
     from dexport.console import Progress, print_parity
     from dexport.exporter.recipes import find_recipe
-    from dexport.validate.foreign import validate_foreign
+    from dexport.validate.onnx_file.foreign import validate_foreign
 
     with Progress() as progress:
         progress.start("validate")

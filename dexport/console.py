@@ -28,15 +28,15 @@ if TYPE_CHECKING:  # a terminal that only samples needs no torch
     from dexport.exporter.steps import Step
     from dexport.model_repository import Models
     from dexport.runtime.generate import Generated
-    from dexport.validate.bench import BenchReport
-    from dexport.validate.diff import Diff, Finding
-    from dexport.validate.distribution import DistributionReport
+    from dexport.validate.bench.bench import BenchReport
+    from dexport.validate.compare.diff import Diff, Finding
     from dexport.validate.fid import FidReport, SetFacts
     from dexport.validate.gates import Gate
-    from dexport.validate.ops import OpReport
-    from dexport.validate.parity import ParityReport
-    from dexport.validate.sweep import Sweep
-    from dexport.validate.trajectory import TrajectoryReport
+    from dexport.validate.levels.distribution import DistributionReport
+    from dexport.validate.levels.forward import ParityReport
+    from dexport.validate.levels.ops import OpReport
+    from dexport.validate.levels.trajectory import TrajectoryReport
+    from dexport.validate.stitch_sweep import Sweep
     from dexport.validate.validate import Validation
 
 WIDE = 150
@@ -368,7 +368,7 @@ def _print_ranges(part: str, ranges: Mapping[str, Any] | None) -> None:
 
 def print_parity(report: ParityReport, part: str = "") -> None:
     """The table of checks."""
-    from dexport.validate.report import COLUMNS, lost, rows
+    from dexport.validate.report.parity_table import COLUMNS, lost, rows
 
     table = Table(*COLUMNS, title=f"{part and f'{part}: '}{report.precision} against {report.reference}")
     for row in rows(report):
@@ -434,7 +434,7 @@ def print_bench(report: BenchReport) -> None:
 
 def print_gates(gates: Sequence[Gate]) -> None:
     """Every judged metric."""
-    from dexport.validate.views.text import limit_of, value_of
+    from dexport.validate.report.views.text import limit_of, value_of
 
     table = Table("gate", "value", "limit", "of", "result", title="gates")
     for gate in gates:
@@ -487,7 +487,7 @@ def print_distribution(report: DistributionReport) -> None:
 
 def print_trajectory(report: TrajectoryReport) -> None:
     """The table of steps: at most a dozen, evenly spread, the last among them."""
-    from dexport.validate.report import WORDS
+    from dexport.validate.report.parity_table import WORDS
 
     images = f"{len(report.labels)} image{'s' * (len(report.labels) > 1)}"
     title = f"{report.sampler}, {images}, cfg {report.cfg:g}: {report.runner} against {report.reference}"

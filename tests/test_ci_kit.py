@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from dexport.bundle import load_bundle
-from dexport.validate.baseline import update
 from dexport.validate.gates import parse_limits
+from dexport.validate.report.baseline import update
 from dexport.validate.validate import validate
 from tests.commands import parsed
 from tests.validate.faults import planted

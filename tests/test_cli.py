@@ -33,9 +33,9 @@ from dexport.bundle import hash_files, load_bundle
 from dexport.cli import main
 from dexport.errors import UsageError
 from dexport.exporter import export, recipes
-from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.loading import open_weights
 
 # A new option is a deliberate change: README, CHANGELOG, and this literal.
 QUANTISATION = [
@@ -783,7 +783,7 @@ def test_killed_engine_builder_leaves_its_log_only(folder: Path) -> None:
         while not done.wait(0.005):
             for child in psutil.Process().children():
                 with contextlib.suppress(psutil.Error):
-                    if "dexport.exporter.engine_worker" in child.cmdline():
+                    if "dexport.exporter.engine.worker" in child.cmdline():
                         child.kill()
                         killed.append(child.pid)
                         return

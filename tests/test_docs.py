@@ -31,12 +31,12 @@ from dexport import errors
 from dexport.bundle import load_bundle
 from dexport.cli import main
 from dexport.exporter.build import BuildOptions, resolve_decoder, resolve_options
-from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.machine import RTX_TARGETS
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import DEFAULT_GATES
 from dexport.exporter.stitch import check_agreement, parse_stitch, promise_of_recipe
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.loading import open_weights
 from dexport.profiles import load_profile
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import SAMPLERS

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dexport.exporter.checkpoint import load_into, open_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.fashion import RECIPES
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.loading import load_into, open_weights
 
 FOLDER = Path(__file__).parent.parent / "checkpoints"
 NAMES = [recipe.name for recipe in RECIPES]

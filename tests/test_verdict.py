@@ -17,8 +17,8 @@ from dexport.cli import main
 from dexport.errors import BundleWarning, GateError, InputError
 from dexport.exporter.build import exit_code
 from dexport.exporter.gates import GATES, gates_for, gates_of
-from dexport.validate.baseline import update
 from dexport.validate.gates import Gate
+from dexport.validate.report.baseline import update
 from dexport.verdict import (
     FAILED,
     LOSSY,

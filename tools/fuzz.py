@@ -34,7 +34,7 @@ from dexport import archive, console
 from dexport.archive import check, pack, unpack
 from dexport.bundle import MANIFEST, SIGNATURE, Bundle, hash_files, load_bundle, reading_manifest
 from dexport.errors import DexportError
-from dexport.exporter.checkpoint import open_weights
+from dexport.exporter.weights.loading import open_weights
 from dexport.model_repository import denoiser_config, pipeline_config
 from dexport.runtime.engine_checks import read_facts
 from dexport.runtime.pipeline import Pipeline

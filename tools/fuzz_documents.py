@@ -13,10 +13,10 @@ from dexport.bundle import MANIFEST, SCHEMA_VERSION
 from dexport.cli import main
 from dexport.errors import InputError
 from dexport.exporter.quantize.precision_map import read_map, resolve_map
-from dexport.validate.document import summary
+from dexport.validate.report.document import summary
 from tools.mutate import Rng, changed, damaged
 
-REPORT = Path(__file__).parents[1] / "tests" / "validate" / "report.json"
+REPORT = Path(__file__).parents[1] / "tests" / "validate" / "report" / "report.json"
 """A report with everything in it."""
 ENDS = (0, 1, 2, 4)
 

@@ -12,12 +12,12 @@ from dexport.errors import GateError
 from dexport.exporter.manifest import Verdict, bundle_manifest
 from dexport.exporter.network_build import NetworkFolder, Settled, Verifier, build_network, open_source, settle
 from dexport.exporter.options import BuildOptions
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.quantize.request import Workplace
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.recipes.system import System
 from dexport.exporter.steps import Listener, Silent, StepLog
 from dexport.exporter.system import Part, output_name, plan_system
-from dexport.exporter.torch_state import fresh_torch
 from dexport.files import open_regular, writing_to
 from dexport.verdict import Loss
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from dexport.errors import MachineError, UsageError
-from dexport.exporter.engine import EngineChoice
+from dexport.exporter.engine.choice import EngineChoice
 from dexport.exporter.machine import has_module
 from dexport.plugins.compile import compile_kernel
 from dexport.plugins.op import DOMAIN, DTYPES, DType, Op

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from dexport.contract import to_json
-from dexport.exporter.checkpoint import CONTAINERS, SUFFIXES
 from dexport.exporter.recipes.diffusion import graphs_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.trajectory import program_of
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.address import SUFFIXES
+from dexport.exporter.weights.containers import CONTAINERS
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:

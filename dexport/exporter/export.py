@@ -16,22 +16,22 @@ from dexport.bundle import MODEL_DATA, graph_file
 from dexport.contract import TIME
 from dexport.errors import DexportError, InputError, UsageError
 from dexport.exporter import passes
-from dexport.exporter.checkpoint import WeightSource
 from dexport.exporter.custom_ops import CustomOp, custom_ops
-from dexport.exporter.module_path import inside, module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.fold_time import TABLE, FoldTime
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
+from dexport.exporter.pytorch.module_path import inside, module_path
+from dexport.exporter.pytorch.state import fresh_torch
+from dexport.exporter.pytorch.threads import torch_threads
 from dexport.exporter.quantize.plan import Plan
 from dexport.exporter.quantize.schemes import quantised_layers
 from dexport.exporter.quantize.ternary import StoreTernary, TernaryStorage
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.shared_weights import SharedWeights
 from dexport.exporter.steps import StepLog
-from dexport.exporter.torch_state import fresh_torch
-from dexport.exporter.torch_threads import torch_threads
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.source import WeightSource
 from dexport.files import writing_to
 from dexport.version import __version__
 

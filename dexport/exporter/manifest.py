@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from dexport.contract import to_json
-from dexport.exporter.engine import EngineChoice, EngineReport
+from dexport.exporter.engine.choice import EngineChoice
+from dexport.exporter.engine.process import EngineReport
 from dexport.exporter.export import Exported
 from dexport.exporter.machine import package_versions
 from dexport.exporter.quantize.plan import SMOOTHED

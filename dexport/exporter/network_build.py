@@ -15,13 +15,12 @@ import onnx_ir as ir
 from dexport.bundle import ENGINES, MAIN_GRAPH, MODEL_DATA, REPORTS, Draft, graph_file
 from dexport.errors import UsageError
 from dexport.exporter.cache import open_cache
-from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.custom_ops import REGISTRATION, wants_plugins
 from dexport.exporter.describe import count_parameters
-from dexport.exporter.engine import EngineChoice, EngineReport, EngineRequest, build_engine, choose_engine
+from dexport.exporter.engine.choice import EngineChoice, choose_engine
+from dexport.exporter.engine.process import EngineReport, EngineRequest, build_engine
 from dexport.exporter.export import Exported, convert, export_onnx
 from dexport.exporter.gates import NetworkGates, gates_for
-from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.manifest import Engine, Verdict, network_entry
 from dexport.exporter.options import AUTO_PRECISION, BYTES_PER_WEIGHT, BuildOptions
 from dexport.exporter.passes.precision import DATA_MOVEMENT
@@ -34,8 +33,11 @@ from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.resolve import asked_of
 from dexport.exporter.reuse import Reuse, engine_report_from_json, exported_from_json, facts_of, is_built_in
 from dexport.exporter.steps import StepLog
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.inherit import inherit_weights
+from dexport.exporter.weights.loading import open_weights
+from dexport.exporter.weights.source import WeightSource
 from dexport.files import outside_drafts
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 from dexport.profiles import Profile, load_profile

@@ -9,7 +9,7 @@ from typing import Any
 
 from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES
 from dexport.exporter.quantize.ternary import AUTO
-from dexport.exporter.trace import DEFAULT_OPSET
+from dexport.exporter.tracing.trace import DEFAULT_OPSET
 
 AUTO_PRECISION = "auto"
 BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2, AUTO_PRECISION: 4}

@@ -10,13 +10,14 @@ from typing import Any
 from dexport.bundle import Network, reading_manifest
 from dexport.contract import TIME
 from dexport.errors import UsageError
-from dexport.exporter.checkpoint import WeightSource, open_weights
-from dexport.exporter.inherit import inherit_weights
 from dexport.exporter.recipes import registered_recipe
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import TimeTable, Variant
 from dexport.exporter.weights.address import CONTAINER
 from dexport.exporter.weights.containers import address_of
+from dexport.exporter.weights.inherit import inherit_weights
+from dexport.exporter.weights.loading import open_weights
+from dexport.exporter.weights.source import WeightSource
 
 
 def variant_of(network: Network, recipe: Recipe | None = None, graph: str = "") -> Variant:

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dexport.contract import BATCH, LABEL
 from dexport.errors import InputError
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.diffusion import null_label
 from dexport.exporter.recipes.recipe import Signature, TensorSpec
-from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.untraceable import explained
 
 if TYPE_CHECKING:

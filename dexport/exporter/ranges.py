@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dexport.errors import InputError
-from dexport.exporter.checkpoint import WeightSource, load_into
-from dexport.exporter.module_path import inside
+from dexport.exporter.pytorch.module_path import inside
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, sample_batches
 from dexport.exporter.recipes.recipe import Islands
-from dexport.exporter.torch_state import fresh_torch
 from dexport.exporter.trajectory import TorchNetwork, program_of
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.loading import load_into
+from dexport.exporter.weights.source import WeightSource
 
 FLOAT16 = torch.finfo(torch.float16)
 SMALLEST = FLOAT16.smallest_normal * FLOAT16.eps

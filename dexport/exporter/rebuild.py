@@ -93,9 +93,7 @@ def _recorded(
         "no_passes": tuple(m.get("no_passes", ())),
         "profile": profile or _profile_of(bundle),
         "accept_loss": bundle.manifest.get("accepted_loss") is True,
-        "players": {
-            role: (Player(str(bundle.path)),) for role in bundle.roles if role != bundle.network.role
-        },
+        "players": {role: (Player(str(bundle.path)),) for role in bundle.roles if role != bundle.network.role},
     }
     if m["ternary"] is not None:
         recorded["ternary_carrier"] = m["ternary"]["carrier"]

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dexport.exporter.cache import Cache, key_of
-from dexport.exporter.checkpoint import Origin
 from dexport.exporter.custom_ops import CustomOp
-from dexport.exporter.engine import EngineReport, TensorInfo
+from dexport.exporter.engine.process import EngineReport, TensorInfo
 from dexport.exporter.export import Exported
 from dexport.exporter.options import BuildOptions
 from dexport.exporter.recipes import BUILT_IN
 from dexport.exporter.steps import StepLog
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.source import Origin
 
 T = TypeVar("T")
 

@@ -159,9 +159,7 @@ def _program_for(bundle: Bundle, role: str, player: Player) -> Program:
     return program
 
 
-def _with_players(
-    name: str, program: Program, parts: Sequence[Part], options: BuildOptions, taken: str = ""
-) -> Plan:
+def _with_players(name: str, program: Program, parts: Sequence[Part], options: BuildOptions, taken: str = "") -> Plan:
     """Add who plays the optional roles, and check the whole."""
     parts, held = list(parts), []
     main = parts[0]

@@ -19,11 +19,11 @@ from dexport import limits
 from dexport.collector import collector_paused
 from dexport.contract import LABEL, TIME
 from dexport.errors import DexportError, InputError, UsageError
-from dexport.exporter.declared import return_declared
+from dexport.exporter.pytorch.declared import return_declared
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.check import check_recipe, check_signature
 from dexport.exporter.recipes.diffusion import graphs_of, guidance_rule, null_label
 from dexport.exporter.recipes.recipe import MODEL, GraphRecipe, Recipe, Signature, TensorSpec, value_of
-from dexport.exporter.torch_state import fresh_torch
 
 
 @dataclass(frozen=True)

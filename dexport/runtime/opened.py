@@ -56,9 +56,7 @@ class OpenProgram:
         self.graphs = {role: [network.graphs for network in networks] for role, networks in self.roles.items()}
         try:
             self.program.check(self.graphs)
-            self._batches = {
-                role: [_batch(network) for network in networks] for role, networks in self.roles.items()
-            }
+            self._batches = {role: [_batch(network) for network in networks] for role, networks in self.roles.items()}
         except UsageError as error:
             raise InputError(f"{bundle.path / MANIFEST}: {error}", hint="build the bundle again") from error
         self._provider = provider

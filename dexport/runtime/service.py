@@ -116,7 +116,6 @@ class Service:
             if chosen := rows[:size]:  # an error of another batch may have ended their requests
                 self._running.append(_Batch(settings, chosen, _running(program, chosen)))
 
-
     def _refusal(self, pictures: Sequence[Picture]) -> DexportError | None:
         """What is wrong with a request."""
         try:

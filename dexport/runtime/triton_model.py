@@ -38,7 +38,9 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand the requests on; each is answered when it is done: pictures, or an error with the words of dexport."""
-        self.worker.add([(self._pictures(request), partial(_send, request.get_response_sender())) for request in requests])
+        self.worker.add(
+            [(self._pictures(request), partial(_send, request.get_response_sender())) for request in requests]
+        )
 
     def _pictures(self, request: Any) -> list[Picture]:
         seeds = _column(request, "seed", 0)

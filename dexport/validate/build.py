@@ -9,13 +9,13 @@ from typing import Any
 
 from dexport.bundle import load_bundle
 from dexport.exporter.build import BuildOptions, BuildResult, Case, build
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.rebuild import options_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import Listener
 from dexport.exporter.stitch import build_stitched, parse_stitch
-from dexport.exporter.torch_state import fresh_torch
-from dexport.validate.parity import ParityReport, check_parity
-from dexport.validate.report import markdown
+from dexport.validate.levels.forward import ParityReport, check_parity
+from dexport.validate.report.parity_table import markdown
 
 
 @fresh_torch()

@@ -19,8 +19,7 @@ from dexport.validate.distances import (
     rbf_distance,
 )
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
-from dexport.validate.images import ImageSet, open_images
-from dexport.validate.statistics import (
+from dexport.validate.features.statistics import (
     OnProgress,
     Summary,
     holds_images,
@@ -29,6 +28,7 @@ from dexport.validate.statistics import (
     summarise,
     write_statistics,
 )
+from dexport.validate.images.image_sets import ImageSet, open_images
 
 MOST_PAIRED = 10_000
 """Images of each set that precision, recall and the RBF distance look at: their cost grows with the square."""

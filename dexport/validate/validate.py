@@ -12,29 +12,29 @@ from dexport.bundle import DECODER, Bundle
 from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter.gates import NetworkGates, gates_of
 from dexport.exporter.origin import variant_of, weights_of
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_session import TorchSession
-from dexport.exporter.torch_state import fresh_torch
 from dexport.hashing import sha256_of
 from dexport.limits import check_pictures
 from dexport.places import check_place
 from dexport.runtime.pipeline import Pipeline, lacks_decoder
-from dexport.validate.against import session_against
-from dexport.validate.baseline import Baseline, Change, changes, check_comparable
-from dexport.validate.blocks import BlockError
-from dexport.validate.comparison import block_errors
-from dexport.validate.distribution import DistributionReport, check_distribution
-from dexport.validate.document import Run, document
+from dexport.validate.compare.block_errors import BlockError
+from dexport.validate.compare.graph_pair import block_errors
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
 from dexport.validate.features.lpips import open_lpips
+from dexport.validate.features.statistics import check_images, holds_statistics, read_statistics
 from dexport.validate.gates import LOSSY, METRICS, Gate, Limits, check_limits, delta_metrics, verdict_of
-from dexport.validate.likeness import PictureDistance
-from dexport.validate.ops import NO_OPS, OpReport, check_ops
-from dexport.validate.parity import Check, ParityReport, check_parity, open_graph
-from dexport.validate.reference import torch_session
-from dexport.validate.statistics import check_images, holds_statistics, read_statistics
-from dexport.validate.trajectory import TrajectoryReport, check_trajectory
-from dexport.validate.workplace import fingerprint
+from dexport.validate.images.picture_metrics import PictureDistance
+from dexport.validate.images.sampled_sets import fingerprint
+from dexport.validate.levels.distribution import DistributionReport, check_distribution
+from dexport.validate.levels.forward import Check, ParityReport, check_parity, open_graph
+from dexport.validate.levels.ops import NO_OPS, OpReport, check_ops
+from dexport.validate.levels.trajectory import TrajectoryReport, check_trajectory
+from dexport.validate.references.recipe_network import torch_session
+from dexport.validate.references.user_module import session_against
+from dexport.validate.report.baseline import Baseline, Change, changes, check_comparable, judged
+from dexport.validate.report.document import Run, document
 from dexport.verdict import Loss
 from dexport.version import __version__
 
@@ -115,8 +115,8 @@ class Validation:
         return self.passed or (self.verdict == LOSSY and self.run.accepted)
 
     def to_json(self) -> dict[str, Any]:
-        """The report; see :mod:`dexport.validate.document`."""
-        return document(
+        """The report; see :mod:`dexport.validate.report.document`."""
+        report = document(
             self.run,
             ops=None if self.ops is None else self.ops.to_json(),
             forward={name: report.to_json() for name, report in self.forward.items()} or None,
@@ -130,8 +130,8 @@ class Validation:
             or None,
             gates=[gate.to_json() for gate in self.gates],
             not_run=list(self.not_run),
-            baseline=self.baseline,
         )
+        return report if self.baseline is None else judged(report, self.baseline)
 
 
 @fresh_torch()

@@ -15,13 +15,13 @@ import pytest
 from dexport.errors import MachineError, UsageError
 from dexport.exporter import custom_ops as module
 from dexport.exporter import passes
-from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.custom_ops import custom_ops, wants_plugins
-from dexport.exporter.engine import EngineChoice
+from dexport.exporter.engine.choice import EngineChoice
 from dexport.exporter.passes.precision import ToLowPrecision
 from dexport.exporter.recipes import find_recipe
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.loading import open_weights
 
 RTX = EngineChoice("tensorrt-rtx", ("sm89",), "", "1.7")
 TENSORRT = EngineChoice("tensorrt", ("sm90",), "", "10.13")

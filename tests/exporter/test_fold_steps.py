@@ -16,20 +16,20 @@ from dexport.cli import main
 from dexport.errors import InputError, UsageError
 from dexport.exporter.build import BuildOptions, decoder_options, resolve_options
 from dexport.exporter.cache import key_of
-from dexport.exporter.checkpoint import Origin
 from dexport.exporter.rebuild import options_of
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.reuse import facts_of
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.source import Origin
 from dexport.runtime.guidance import feed_of
 from dexport.runtime.manifest_checks import check_denoiser
 from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import DPMSolver, make_sampler
 from dexport.runtime.time_table import evaluated_times
-from dexport.validate.diff import TRAJECTORY, diff
+from dexport.validate.compare.diff import TRAJECTORY, diff
 from dexport.validate.metrics import compare
-from dexport.validate.reference import reference_of
+from dexport.validate.references.recipe_network import reference_of
 from dexport.validate.validate import validate
 from tests.bundles import NARROW, build_narrow
 from tests.golden import assert_golden, load_golden

@@ -16,14 +16,15 @@ import pytest
 import dexport
 from dexport.bundle import load_bundle
 from dexport.exporter import passes
-from dexport.exporter.checkpoint import WeightSource, open_weights
 from dexport.exporter.export import save
-from dexport.exporter.module_path import module_path
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.precision import ToLowPrecision
+from dexport.exporter.pytorch.module_path import module_path
 from dexport.exporter.recipes import find_recipe
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import open_weights
+from dexport.exporter.weights.source import WeightSource
 from tests.exporter.test_dimr import SMALL as DIMR
 from tests.golden import load_golden
 

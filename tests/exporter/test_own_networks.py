@@ -13,13 +13,13 @@ from click.testing import CliRunner
 import dexport
 from dexport.cli import main
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import open_weights
-from dexport.exporter.declared import as_declared
 from dexport.exporter.ports import check_network
-from dexport.exporter.trace import trace
+from dexport.exporter.pytorch.declared import as_declared
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
-from dexport.validate.parity import ParityReport
-from dexport.validate.reference import torch_session
+from dexport.exporter.weights.loading import open_weights
+from dexport.validate.levels.forward import ParityReport
+from dexport.validate.references.recipe_network import torch_session
 from tests.exporter import networks
 from tests.exporter.networks import CHANNELS, HOSTILE, RETURNS, SIDE, ModelOutput, Network, UNet, network, recipe
 

@@ -17,13 +17,13 @@ import dexport
 from dexport.cli import main
 from dexport.errors import InputError, UsageError
 from dexport.exporter.build import BuildOptions, resolve_options
-from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.ports import check_network, check_program
 from dexport.exporter.recipes import all_recipes
 from dexport.exporter.recipes.check import check_recipe, fits
 from dexport.exporter.recipes.recipe import BATCH, Guidance, Islands, Recipe, Sampling, Signature, TensorSpec
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.loading import open_weights
 from tests.exporter.networks import CLASSES, Network, network, recipe, signature
 
 IMAGE = (BATCH, 3, 8, 8)

@@ -17,12 +17,12 @@ from dexport.bundle import hash_files, load_bundle
 from dexport.cli import main
 from dexport.errors import InputError
 from dexport.exporter import ranges
-from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.quantize.calibrate import Calibration
 from dexport.exporter.ranges import LARGEST, Range, Ranges, find_ranges
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import Islands
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import open_weights
 from tests.validate.planted import loud_checkpoint
 
 SETTINGS = {"hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 5, "input_size": 8}

@@ -15,10 +15,10 @@ import dexport
 from dexport.bundle import DECODER, Bundle, load_bundle
 from dexport.cli import main
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import RandomSource
 from dexport.exporter.rebuild import options_of
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.source import RandomSource
 from tests.bundles import NARROW
 
 

@@ -13,11 +13,12 @@ import pytest
 
 from dexport.errors import UsageError
 from dexport.exporter import recipes as registry
-from dexport.exporter.checkpoint import CONTAINERS, SUFFIXES
 from dexport.exporter.describe import count_parameters, describe_recipe
 from dexport.exporter.recipes import BUILT_IN, ENTRY_POINT_GROUP, all_recipes, dico, find_recipe
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.address import SUFFIXES
+from dexport.exporter.weights.containers import CONTAINERS
 from tests.golden import load_keys
 
 # State dicts of the official classes; positions and null labels included.

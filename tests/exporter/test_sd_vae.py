@@ -17,9 +17,10 @@ import dexport
 from dexport.cli import main
 from dexport.errors import InputError, UsageError
 from dexport.exporter.build import BuildOptions, resolve_options
-from dexport.exporter.checkpoint import WeightSource, load_into, open_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import load_into, open_weights
+from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.decode import VaeDecoder
 from tests.golden import assert_golden, load_golden
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import dexport
 from dexport.errors import InputError
-from dexport.exporter.checkpoint import load_into, open_weights
 from dexport.exporter.recipes.terdit import RECIPES, adapt
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import load_into, open_weights
 from dexport.graphs.terdit import TernaryLinear
 from tests.golden import Golden, assert_golden, load_golden, load_keys
 

@@ -19,10 +19,8 @@ import dexport
 from benchmarks.ternary import DENSE, RESULTS, layer_model
 from dexport.errors import InputError, UsageError
 from dexport.exporter import passes
-from dexport.exporter.checkpoint import open_weights
-from dexport.exporter.engine import EngineChoice
+from dexport.exporter.engine.choice import EngineChoice
 from dexport.exporter.export import check, save
-from dexport.exporter.layout import View
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.passes.emulate_low_precision import EmulateLowPrecision
 from dexport.exporter.passes.precision import ToLowPrecision, precision_map
@@ -37,8 +35,10 @@ from dexport.exporter.quantize.ternary import (
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import DEFAULT_GATES
 from dexport.exporter.recipes.terdit import RECIPES, adapt
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.checkpoint_view import View
+from dexport.exporter.weights.loading import open_weights
 from tests.golden import assert_golden, load_golden
 
 EXACT = 5e-6

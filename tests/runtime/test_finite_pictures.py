@@ -17,9 +17,9 @@ from dexport.runtime.generate import generate
 from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.service import Picture, make_pictures
-from dexport.validate.sweep import sweep
-from dexport.validate.trajectory import check_trajectory
-from dexport.validate.workplace import sample_set
+from dexport.validate.images.sampled_sets import sample_set
+from dexport.validate.levels.trajectory import check_trajectory
+from dexport.validate.stitch_sweep import sweep
 
 BAD = [np.nan, np.inf, -np.inf]
 

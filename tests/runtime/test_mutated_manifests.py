@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dexport.bundle import MANIFEST, Bundle, load_bundle
 from dexport.errors import InputError
 from dexport.runtime.pipeline import Pipeline, sampler_of
-from dexport.validate.trajectory import captions
+from dexport.validate.levels.trajectory import captions
 
 SECONDS = 5
 SECTIONS = ("sampling", "io", "batch", "guidance", "name", "stitch", "parts")

@@ -14,9 +14,9 @@ from PIL import Image
 
 from dexport.errors import DexportError
 from dexport.validate.features.evaluator import open_evaluator
+from dexport.validate.features.statistics import check_images, read_statistics
 from dexport.validate.fid import measure_fid
-from dexport.validate.images import open_images
-from dexport.validate.statistics import check_images, read_statistics
+from dexport.validate.images.image_sets import open_images
 from tools.mutate import damaged
 
 SHAPE = (8, 8, 3)

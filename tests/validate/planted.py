@@ -15,9 +15,9 @@ from onnx import numpy_helper
 from safetensors.torch import save_file
 
 from dexport.bundle import MANIFEST, MODEL, MODEL_DATA, Bundle, hash_files, load_bundle
-from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.loading import open_weights
 
 Edit = Callable[[onnx.GraphProto], None]
 

@@ -17,9 +17,9 @@ from dexport.errors import InputError
 from dexport.validate import fid
 from dexport.validate.distances import PIXELS, Moments, frechet_distance, kernel_distance, pooled_pixels
 from dexport.validate.features.evaluator import Evaluator, Features
+from dexport.validate.features.statistics import holds_statistics, read_statistics, summarise, write_statistics
 from dexport.validate.fid import measure_fid
-from dexport.validate.images import open_images
-from dexport.validate.statistics import holds_statistics, read_statistics, summarise, write_statistics
+from dexport.validate.images.image_sets import open_images
 
 
 def pictures(count: int, seed: int, channels: int = 1, side: int = 8) -> np.ndarray:

@@ -15,7 +15,7 @@ from dexport.cli import main
 from dexport.errors import MachineError, UsageError
 from dexport.exporter.recipes import find_recipe
 from dexport.validate.gates import parse_limits
-from dexport.validate.trajectory import DEFAULT_SNR
+from dexport.validate.levels.trajectory import DEFAULT_SNR
 from dexport.validate.validate import gate_of, recipes_of, validate
 from tests.bundles import build_narrow
 

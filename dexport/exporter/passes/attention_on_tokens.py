@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from dexport.exporter.module_path import module_path, set_module_path
+from dexport.exporter.pytorch.module_path import module_path, set_module_path
 
 HEADS_FIRST = (0, 2, 1, 3)
 PACKED = 3

@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from dexport.exporter.module_path import module_path, set_module_path
 from dexport.exporter.passes.lazy import add_initializer, lazily, static_shape
 from dexport.exporter.passes.pointwise_conv import CHANNELS_FIRST, CHANNELS_LAST
 from dexport.exporter.passes.static_reshape import reshape_target
+from dexport.exporter.pytorch.module_path import module_path, set_module_path
 
 POINTWISE = frozenset({"Add", "Div", "Gelu", "Mul", "Relu", "Sigmoid", "Sub", "Tanh"})
 RANK = 4

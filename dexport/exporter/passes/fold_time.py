@@ -16,9 +16,9 @@ from onnx_ir import serde
 from onnx_ir.passes import common
 
 from dexport.errors import InputError
-from dexport.exporter.module_path import TIME_TABLE, inside, module_path, set_module_path
 from dexport.exporter.passes.lazy import add_initializer
 from dexport.exporter.passes.precision import SHAPE_QUERIES
+from dexport.exporter.pytorch.module_path import TIME_TABLE, inside, module_path, set_module_path
 from dexport.runtime.session import OnnxSession
 
 TABLE = "/table"

@@ -7,8 +7,8 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from dexport.exporter.module_path import METADATA_KEY, module_path, path_of_producer, set_module_path
 from dexport.exporter.passes.static_reshape import TARGET
+from dexport.exporter.pytorch.module_path import METADATA_KEY, module_path, path_of_producer, set_module_path
 
 CONSTANT = "constant"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from torch import Tensor
 
-from dexport.exporter.module_path import module_path, set_module_path
 from dexport.exporter.passes.lazy import add_initializer, lazily, static_shape
+from dexport.exporter.pytorch.module_path import module_path, set_module_path
 
 CHANNELS_LAST = (0, 2, 3, 1)
 CHANNELS_FIRST = (0, 3, 1, 2)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dexport.errors import InputError
-from dexport.exporter.checkpoint import is_finite
-from dexport.exporter.module_path import GUIDANCE, TIME_TABLE, inside, module_path, set_module_path
 from dexport.exporter.passes.lazy import add_initializer, as_torch, lazily, static_shape
+from dexport.exporter.pytorch.module_path import GUIDANCE, TIME_TABLE, inside, module_path, set_module_path
 from dexport.exporter.recipes.recipe import Islands
+from dexport.exporter.weights.source import is_finite
 
 LOW_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 TORCH_TYPES = {ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from dexport.exporter.module_path import set_module_path
 from dexport.exporter.passes.lazy import add_initializer, lazily, static_shape
+from dexport.exporter.pytorch.module_path import set_module_path
 from dexport.exporter.quantize.layers import Layer
 from dexport.exporter.quantize.weights import LEVELS, SMALLEST_HALF_SCALE
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from dexport.drafts import clear_remains
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.quantize.layers import stays_convolution
 from dexport.exporter.quantize.observer import METHODS, LayerStatistics, Statistics, TensorStatistics
 from dexport.exporter.trajectory import TorchNetwork, run_steps
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.loading import load_into
+from dexport.exporter.weights.source import WeightSource
 from dexport.files import replacing
 from dexport.limits import LARGEST_SEED, MOST_CALIBRATION_IMAGES, check_whole
 from dexport.version import __version__

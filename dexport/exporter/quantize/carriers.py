@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dexport.errors import InputError
-from dexport.exporter.module_path import module_path, set_module_path
 from dexport.exporter.passes.lazy import add_initializer, as_torch, lazily, static_shape
+from dexport.exporter.pytorch.module_path import module_path, set_module_path
 from dexport.plugins.op import DOMAIN
 from dexport.plugins.ternary_matmul.op import TERNARY_MATMUL
 from dexport.plugins.ternary_matmul.packing import VALUES_PER_BYTE, pack

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dexport.exporter.module_path import module_path
+from dexport.exporter.pytorch.module_path import module_path
 from dexport.exporter.variant import Variant
 from dexport.graphs.terdit import TernaryLinear
 

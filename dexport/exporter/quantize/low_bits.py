@@ -17,9 +17,9 @@ import torch
 from onnx_ir import tensor_adapters
 from torch import Tensor
 
-from dexport.exporter.module_path import set_module_path
 from dexport.exporter.passes.lazy import add_initializer
 from dexport.exporter.passes.precision import TORCH_TYPES
+from dexport.exporter.pytorch.module_path import set_module_path
 from dexport.exporter.quantize.carriers import (
     ONNXRUNTIME_DOMAIN,
     int4_bytes,

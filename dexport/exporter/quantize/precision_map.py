@@ -10,7 +10,7 @@ from typing import Any
 
 from dexport.bundle import MANIFEST
 from dexport.errors import InputError, UsageError
-from dexport.exporter.module_path import inside
+from dexport.exporter.pytorch.module_path import inside
 from dexport.exporter.quantize.layers import NetworkLayers
 from dexport.exporter.quantize.schemes import FLOAT, INT8, LOW_BITS, SCHEMES
 

@@ -12,9 +12,8 @@ from typing import Any
 import onnx_ir as ir
 
 from dexport.errors import UsageError
-from dexport.exporter.checkpoint import WeightSource
-from dexport.exporter.engine import EngineChoice
-from dexport.exporter.module_path import inside
+from dexport.exporter.engine.choice import EngineChoice
+from dexport.exporter.pytorch.module_path import inside
 from dexport.exporter.quantize.assign import Option
 from dexport.exporter.quantize.budget import Budget, Search, parse_budget
 from dexport.exporter.quantize.calibrate import DEFAULT_IMAGES, Calibration, calibrate, calibration_key
@@ -32,6 +31,7 @@ from dexport.exporter.quantize.ternary import AUTO, TernaryStorage, choose_carri
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.steps import StepLog
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.source import WeightSource
 from dexport.plugins.functions import MINIMUM_OPSET as FUNCTIONS_OPSET
 
 SMALLEST_TERNARY = "packed"

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from dexport.errors import InputError
-from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.quantize.calibrate import (
     Calibration,
     OnProgress,
@@ -27,6 +26,8 @@ from dexport.exporter.quantize.layers import NetworkLayers
 from dexport.exporter.quantize.rounded import RoundedWeights, load_arrays, save_arrays
 from dexport.exporter.trajectory import TorchNetwork
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.loading import load_into
+from dexport.exporter.weights.source import WeightSource
 
 HESSIAN_BYTES = 1 << 30
 """Of all Hessians that are collected together."""

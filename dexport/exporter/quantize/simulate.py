@@ -13,12 +13,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from dexport.contract import PREDICTION, STATE
-from dexport.exporter.checkpoint import WeightSource, load_into
 from dexport.exporter.quantize.rounded import RoundedWeights
 from dexport.exporter.quantize.schemes import FLOAT, INT8
 from dexport.exporter.quantize.weights import channel_scale, quantise
 from dexport.exporter.trajectory import TorchNetwork, run_steps
 from dexport.exporter.variant import Variant
+from dexport.exporter.weights.loading import load_into
+from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.calls import Call, last_step
 from dexport.runtime.programs.program import Step
 
@@ -62,7 +63,7 @@ class Simulation:
 
     def snr_db(self, schemes: Mapping[str, str]) -> float:
         """SNR of the final latents against those of the weights as they are, from the same noise: the lower of two
-        seeds'. As :mod:`dexport.validate.trajectory` defines it."""
+        seeds'. As :mod:`dexport.validate.levels.trajectory` defines it."""
         if not self._wanted:
             self._wanted = {seed: self._latents(seed) for seed in SEEDS}
         with self.storing(schemes):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from dexport.exporter.module_path import module_path, set_module_path
 from dexport.exporter.passes.lazy import add_initializer
+from dexport.exporter.pytorch.module_path import module_path, set_module_path
 from dexport.exporter.quantize.layers import Layer
 from dexport.exporter.quantize.observer import LayerStatistics
 

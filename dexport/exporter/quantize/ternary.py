@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from dexport.errors import InputError, UsageError
-from dexport.exporter.engine import EngineChoice
+from dexport.exporter.engine.choice import EngineChoice
 from dexport.exporter.quantize.carriers import CARRIERS, Carrier, Layer
 from dexport.exporter.variant import Variant
 from dexport.graphs.terdit import TernaryLinear

@@ -6,9 +6,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from dexport.exporter.module_path import set_module_path
 from dexport.exporter.passes.lazy import add_initializer, lazily, static_shape
 from dexport.exporter.passes.precision import TORCH_TYPES
+from dexport.exporter.pytorch.module_path import set_module_path
 from dexport.exporter.quantize.layers import WEIGHT_INPUT, Layer
 
 LEVELS = 127

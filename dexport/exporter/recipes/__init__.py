@@ -12,9 +12,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from dexport.errors import UsageError
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes import dico, diffit, dimr, dit, fashion, lit, sd_vae, terdit, vitok_v1, vitok_v2
 from dexport.exporter.recipes.recipe import Recipe
-from dexport.exporter.torch_state import fresh_torch
 
 ENTRY_POINT_GROUP = "dexport.recipes"
 FAMILIES = (dit, dico, diffit, dimr, lit, terdit, fashion, sd_vae, vitok_v1, vitok_v2)

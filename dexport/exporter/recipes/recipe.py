@@ -24,8 +24,8 @@ from dexport.contract import (
     GuidanceRule,
     Port,
 )
-from dexport.exporter.checkpoint import Adapter
 from dexport.exporter.gates import GATES
+from dexport.exporter.weights.source import Adapter
 from dexport.runtime.programs.program import Program
 
 ROLES: Mapping[str, str] = {

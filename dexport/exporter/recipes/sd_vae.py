@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from dexport.exporter.checkpoint import WeightSource
-from dexport.exporter.layout import View, renamed, stored
 from dexport.exporter.recipes.recipe import BATCH, Islands, Recipe, Signature, TensorSpec
+from dexport.exporter.weights.checkpoint_view import View, renamed, stored
+from dexport.exporter.weights.source import WeightSource
 from dexport.graphs.sd_vae import VaeDecoder, VaeEncoder
 
 IMAGE_SIZE = 256

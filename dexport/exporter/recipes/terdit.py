@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dexport.errors import InputError
-from dexport.exporter.checkpoint import WeightSource
-from dexport.exporter.layout import Entry, View, stored
 from dexport.exporter.recipes.denoiser import LINEAR_DDPM, class_conditional, first_channels
 from dexport.exporter.recipes.recipe import Islands, Recipe
+from dexport.exporter.weights.checkpoint_view import Entry, View, stored
+from dexport.exporter.weights.source import WeightSource
 from dexport.graphs.terdit import TerDiT, TernaryLinear, ternarise
 from dexport.plugins.ternary_matmul.packing import VALUES_PER_BYTE, unpack
 

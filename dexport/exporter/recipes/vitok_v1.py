@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from dexport.errors import UsageError
-from dexport.exporter.checkpoint import WeightSource
-from dexport.exporter.layout import without
 from dexport.exporter.recipes.recipe import BATCH, Islands, Recipe, Signature, TensorSpec
+from dexport.exporter.weights.checkpoint_view import without
+from dexport.exporter.weights.source import WeightSource
 from dexport.graphs.vitok_v1 import ViTokV1
 
 WIDTHS = {"S": 768, "B": 768, "L": 1152, "H": 1312}

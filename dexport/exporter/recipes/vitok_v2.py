@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from dexport.exporter.checkpoint import WeightSource
-from dexport.exporter.layout import without
 from dexport.exporter.recipes.recipe import BATCH, Islands, Recipe, Signature, TensorSpec
+from dexport.exporter.weights.checkpoint_view import without
+from dexport.exporter.weights.source import WeightSource
 from dexport.graphs.vitok_v2 import ViTokV2
 
 IMAGE_SIZE = 256

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from msgspec import Meta
@@ -91,9 +91,7 @@ class Diffusion(Program):
         if self.route:
             check_fractions(self.shares)
         if self.condition.null is not None and (
-            self.guidance is None
-            or self.condition.classes is None
-            or self.condition.null < self.condition.classes
+            self.guidance is None or self.condition.classes is None or self.condition.null < self.condition.classes
         ):
             raise UsageError(
                 f"the null label {self.condition.null} is one of {self.condition.classes} classes, or guides nothing",

@@ -142,7 +142,9 @@ class Program:
             try:
                 changed[name] = msgspec.convert(value, types[name])
             except msgspec.ValidationError as error:
-                raise UsageError(f"{name} {shown(value)}: {error}", hint=f"it is {getattr(self, name)!r} here") from error
+                raise UsageError(
+                    f"{name} {shown(value)}: {error}", hint=f"it is {getattr(self, name)!r} here"
+                ) from error
         return replace(self, **changed) if changed else self
 
     @classmethod

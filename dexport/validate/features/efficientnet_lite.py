@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dexport.exporter.checkpoint import Origin
-from dexport.exporter.torch_state import fresh_torch
+from dexport.exporter.pytorch.state import fresh_torch
+from dexport.exporter.weights.source import Origin
 from dexport.validate.features.weights import PIXELS_NEED_NONE, find_weights, load_network, open_weights_file
 
 SIDE = 224

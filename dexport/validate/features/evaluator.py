@@ -102,7 +102,7 @@ def _runner(network: nn.Module, side: int, mean: int) -> Callable[[np.ndarray], 
     """uint8 (B, H, W, 1 or 3) -> the network's outputs of (image - mean) / 128, as a tuple of arrays or None."""
     import torch
 
-    from dexport.exporter.torch_state import fresh_torch
+    from dexport.exporter.pytorch.state import fresh_torch
     from dexport.validate.features.resize import resize_tf1
 
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dexport.exporter.checkpoint import Origin
-from dexport.exporter.torch_state import fresh_torch
+from dexport.exporter.pytorch.state import fresh_torch
+from dexport.exporter.weights.source import Origin
 from dexport.validate.features.inception import FidInception
 from dexport.validate.features.weights import PIXELS_NEED_NONE, find_weights, load_network, open_weights_file
 

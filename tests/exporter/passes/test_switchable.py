@@ -7,14 +7,14 @@ import onnx_ir as ir
 import pytest
 
 from dexport.errors import UsageError
-from dexport.exporter.checkpoint import open_weights
 from dexport.exporter.export import convert
 from dexport.exporter.passes import SWITCHABLE, check_switchable, op_histogram
 from dexport.exporter.passes.attach_functions import AttachFunctions
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import Islands
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
+from dexport.exporter.weights.loading import open_weights
 from tests.exporter.passes.model import run
 from tests.golden import assert_golden
 

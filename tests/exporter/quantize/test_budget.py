@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 import dexport
 from dexport.cli import main
 from dexport.errors import GateError, InputError, UsageError
-from dexport.exporter.checkpoint import RandomSource
 from dexport.exporter.quantize import assign
 from dexport.exporter.quantize.assign import Option, TradeOff, total_error, total_size
 from dexport.exporter.quantize.budget import Budget, Search, parse_budget
@@ -30,6 +29,7 @@ from dexport.exporter.quantize.sensitivity import as_json, measure_sensitivity
 from dexport.exporter.quantize.simulate import Simulation
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.source import RandomSource
 from tests.bundles import NARROW
 
 few = settings(max_examples=40, deadline=None, derandomize=True)

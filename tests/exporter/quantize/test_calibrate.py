@@ -14,12 +14,12 @@ from torch import Tensor
 
 import dexport
 from dexport.errors import InputError, UsageError
-from dexport.exporter.checkpoint import RandomSource
 from dexport.exporter.quantize import calibrate as calibration
 from dexport.exporter.quantize.calibrate import Calibration, TimedSession, calibrate
 from dexport.exporter.quantize.observer import Statistics
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.source import RandomSource
 from dexport.runtime.int8_products import multiply_exactly
 from tests.bundles import NARROW
 

@@ -10,16 +10,16 @@ import pytest
 import dexport
 from dexport.errors import InputError, UsageError
 from dexport.exporter import passes
-from dexport.exporter.checkpoint import RandomSource
 from dexport.exporter.passes.pointwise_conv import PointwiseConvToMatMul
 from dexport.exporter.quantize.layers import NetworkLayer, graph_layers, network_layers
 from dexport.exporter.quantize.precision_map import read_map, resolve_map
 from dexport.exporter.quantize.schemes import SCHEMES, gate_of
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import DEFAULT_GATES
-from dexport.exporter.trace import trace
+from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import resolve
-from dexport.validate.trajectory import DEFAULT_SNR
+from dexport.exporter.weights.source import RandomSource
+from dexport.validate.levels.trajectory import DEFAULT_SNR
 from tests.bundles import NARROW
 
 LAYERS = {

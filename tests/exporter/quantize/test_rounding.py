@@ -10,13 +10,13 @@ from torch import Tensor
 
 import dexport
 from dexport.errors import InputError
-from dexport.exporter.checkpoint import RandomSource, WeightSource
 from dexport.exporter.quantize import rounding
 from dexport.exporter.quantize.calibrate import Calibration
 from dexport.exporter.quantize.layers import network_layers
 from dexport.exporter.quantize.rounding import RoundedWeights, round_weights
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
+from dexport.exporter.weights.source import RandomSource, WeightSource
 from tests.bundles import NARROW
 
 VARIANT = resolve(find_recipe("dit-fashion"), NARROW)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dexport.errors import InputError, MachineError
-from dexport.exporter.checkpoint import Origin
+from dexport.exporter.weights.source import Origin
 from dexport.validate.features import inception_weights
 from dexport.validate.features.evaluator import open_evaluator
 from dexport.validate.features.inception import FidInception

@@ -1,0 +1,198 @@
+"""Trajectory parity: the same noise and labels through the sampler, with PyTorch and with the bundle.
+
+Two errors per step tell different things. The *state* error is that of two free runs, which may accumulate or heal. The
+*local* error is that of one evaluation at the reference's own state, so it cannot hide behind what happened before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dexport.errors import UsageError
+from dexport.exporter.gates import GATES
+from dexport.runtime.draws import Draws, Replay
+from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.samplers import Denoiser, Sampler, Step
+from dexport.validate.images.picture_metrics import LPIPS_SMALLEST, PictureDistance, ssim
+from dexport.validate.images.picture_pairs import Histogram, Pair, compare_pictures, error_histogram
+from dexport.validate.levels.forward import finite_or_null
+from dexport.validate.metrics import Metrics, compare
+from dexport.verdict import PASSED, SHIPPABLE_L2, Loss, status_of
+
+DEFAULT_SNR: dict[str, float] = {name: limits.snr_db for name, limits in GATES.items()}
+"""Smallest signal-to-noise ratio in dB of the final latents."""
+NOTABLE = 1.5
+"""Factor by which an error has to change to be called growing or healing."""
+
+
+@dataclass(frozen=True)
+class At:
+    """An error at the time that the network received."""
+
+    t: float
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class TrajectoryReport:
+    """Errors along one trajectory.
+
+    Attributes:
+        states: error of the state after each step, of two free runs.
+        evaluations: error of each evaluation of the guided network at the reference's states.
+        psnr_db, ssim: of every picture, bundle against PyTorch; empty where values are not finite, or not decoded.
+        lpips: the same; empty without its weights, and for pictures that are too small for it.
+        gate_snr_db: smallest SNR allowed for the last state.
+        pairs, histograms: the pictures that are least alike, and how large the errors of all of them are.
+    """
+
+    reference: str
+    runner: str
+    sampler: str
+    cfg: float
+    seed: int
+    labels: tuple[int, ...]
+    states: tuple[At, ...]
+    evaluations: tuple[At, ...]
+    psnr_db: tuple[float, ...]
+    ssim: tuple[float, ...]
+    gate_snr_db: float
+    pairs: tuple[Pair, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
+    lpips: tuple[float, ...] = ()
+
+    @property
+    def loss(self) -> Loss:
+        """Of the final latents and of the pictures."""
+        pictures = [value for value in self.psnr_db if math.isfinite(value)]
+        return Loss(latents_snr_db=self.states[-1].metrics.snr_db, psnr_db=min(pictures, default=None))
+
+    @property
+    def status(self) -> str:
+        """``passed``, ``lossy`` or ``failed``; see :mod:`dexport.verdict`."""
+        last = self.states[-1].metrics
+        return status_of(last.finite and last.snr_db >= self.gate_snr_db, self.loss)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within its gate, and what is lost is fit to ship."""
+        return self.status == PASSED
+
+    @property
+    def worst_evaluation(self) -> At:
+        """The evaluation that is furthest from the reference's."""
+        return max(self.evaluations, key=lambda at: at.metrics.relative_l2 if at.metrics.finite else math.inf)
+
+    @property
+    def drift(self) -> str:
+        """A sentence: whether the error of the states accumulates, heals or stays."""
+        errors = [at.metrics.relative_l2 for at in self.states]
+        if not np.isfinite(errors).all():
+            return "The states are not finite."
+        peak = int(np.argmax(errors))
+        first, most, last = errors[0], errors[peak], errors[-1]
+        if most == 0:
+            return "The states are equal, bit for bit."
+        at_peak = f"{most:.1e} after step {peak + 1} of {len(errors)}"
+        if most > NOTABLE * last:
+            end = "it heals" if last <= SHIPPABLE_L2 else "it falls, and stays too large to ship"
+            return f"The error of the states peaks at {at_peak} and ends at {last:.1e}: {end}."
+        if last > NOTABLE * first:
+            times = f", {last / first:.1f} times as much" if first else ""
+            return f"The error of the states grows from {first:.1e} after step 1 to {last:.1e}{times}: it accumulates."
+        return f"The error of the states stays where it is: {first:.1e} after the first step, {last:.1e} at the end."
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; a figure that is not finite becomes null."""
+        document = asdict(self)
+        for name, errors in (("states", self.states), ("evaluations", self.evaluations)):
+            document[name] = [{"t": at.t, **finite_or_null(asdict(at.metrics))} for at in errors]
+        document["psnr_db"] = [value if np.isfinite(value) else None for value in self.psnr_db]
+        return {"passed": self.passed, "status": self.status, "drift": self.drift, **document}
+
+
+def check_trajectory(
+    pipeline: Pipeline,
+    reference: Pipeline,
+    labels: Sequence[int],
+    *,
+    steps: int | None = None,
+    sampler: str | None = None,
+    cfg_scale: float | None = None,
+    seed: int = 0,
+    gate_snr_db: float,
+    lpips: PictureDistance | None = None,
+    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
+) -> TrajectoryReport:
+    """Run both and compare them step by step.
+
+    Args:
+        reference: the same bundle's pipeline on PyTorch sessions.
+        labels: one image each; an unconditional network takes as many zeros as images.
+        lpips: measured where there are weights of it.
+
+    Raises:
+        UsageError: no images.
+    """
+    if not labels:
+        raise UsageError("a trajectory needs at least one image", hint="give a label")
+    plan = pipeline.sampler(sampler, steps)
+    given = list(labels) if pipeline.classes is not None else []
+    noise = Draws(seed, images=range(len(labels)), record=True)
+    calls: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def recorded(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        out = expected(x, t)
+        calls.append((x, t, out))
+        return out
+
+    expected = reference.denoiser(given, cfg_scale, sampler=plan)
+    actual = pipeline.denoiser(given, cfg_scale, sampler=plan)
+    on_progress(0, 3, "PyTorch")
+    wanted = _states(plan, recorded, noise, len(labels), pipeline.shape)
+    on_progress(1, 3, "bundle, free run")
+    got = _states(plan, actual, Replay(noise.draws), len(labels), pipeline.shape)
+    on_progress(2, 3, "bundle, at PyTorch's states")
+    ends = wanted[-1].x.astype(np.float32), got[-1].x.astype(np.float32)
+    finite = all(np.isfinite(end).all() for end in ends)
+    decoded = finite and pipeline.pictures
+    pictures = (reference.images(ends[0]), pipeline.images(ends[1])) if decoded else ()
+    if not pictures or min(pictures[0].shape[1:3]) < LPIPS_SMALLEST:
+        lpips = None
+    likeness = compare_pictures([pictures] if pictures else [], captions(pipeline, labels), lpips)
+    return TrajectoryReport(
+        reference=reference.runner,
+        runner=pipeline.runner,
+        sampler=f"{len(wanted)} {sampler or pipeline.facts['sampler']} steps",
+        cfg=pipeline.default_scale if cfg_scale is None else cfg_scale,
+        seed=seed,
+        labels=tuple(labels),
+        states=tuple(At(a.t, compare(a.x, b.x)) for a, b in zip(wanted, got, strict=True)),
+        evaluations=tuple(At(float(t[0]), compare(out, actual(x, t))) for x, t, out in calls),
+        psnr_db=likeness.psnr_db,
+        ssim=tuple(ssim(*pair) for pair in zip(*pictures, strict=True)),
+        gate_snr_db=gate_snr_db,
+        pairs=likeness.pairs,
+        histograms=(
+            *((error_histogram("final latents", *ends),) if finite else ()),
+            *((likeness.histogram,) if pictures else ()),
+        ),
+        lpips=() if lpips is None else tuple(map(float, lpips(*pictures))),
+    )
+
+
+def captions(pipeline: Pipeline, labels: Sequence[int]) -> list[str]:
+    """Names of classes where there are names."""
+    if pipeline.classes is None:
+        return [""] * len(labels)
+    names = pipeline.facts["class_names"]
+    return [names[label] if names else f"class {label}" for label in labels]
+
+
+def _states(sampler: Sampler, denoiser: Denoiser, noise: Draws, images: int, shape: tuple[int, ...]) -> list[Step]:
+    return list(sampler.run(denoiser, sampler.start(noise, (images, *shape)), noise))
