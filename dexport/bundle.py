@@ -34,6 +34,7 @@ from dexport.drafts import ALIVE, FolderDraft, clear_remains
 from dexport.errors import InputError, MachineError, UsageError
 from dexport.files import DRAFT_NAME, open_regular, write_whole, writing_to
 from dexport.hashing import sha256_of
+from dexport.limits import shown
 from dexport.onnx_reader import NotOnnxError, OnnxFile
 from dexport.printable import printable
 from dexport.signature import LARGEST, verify
@@ -211,6 +212,25 @@ class Network:
     def loss(self) -> Loss:
         """What was lost against PyTorch when it was built."""
         return Loss.of_json(self.manifest.get("loss"))
+
+
+def network_of(bundle: Bundle, name: str | None, graph: str) -> Network:
+    """A network of a bundle by name; without one, the main one where it plays its role alone.
+
+    Raises:
+        UsageError: there is no such network or graph, or several play the main role and none was named.
+    """
+    if name is not None and name not in bundle.networks:
+        raise UsageError(f"{bundle.path} has no network {shown(name)}", hint=f"it has {', '.join(bundle.networks)}")
+    network = bundle.network if name is None else bundle.networks[name]
+    if name is None and len(bundle.roles[network.role]) > 1:
+        raise UsageError(
+            f"{bundle.path} holds {len(bundle.roles[network.role])} networks of the role {network.role}",
+            hint=f"name one: --network {network.name}",
+        )
+    if graph and graph not in network.graphs:
+        raise UsageError(f"{bundle.path} has no graph {shown(graph)}", hint=f"it has {', '.join(network.graphs)}")
+    return network
 
 
 def network_folder(name: str, count: int) -> str:

@@ -6,7 +6,6 @@ read, before anything is allocated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -130,6 +129,9 @@ class Condition(Struct, frozen=True):
     null: Annotated[int, Meta(ge=0, le=limits.LARGEST_LABEL)] | None = None
 
 
+UNCONDITIONAL = Condition()
+
+
 class GuidanceRule(Struct, frozen=True):
     """Classifier-free guidance: null + s(t) * (conditional - null).
 
@@ -166,6 +168,10 @@ class Decoding(Struct, frozen=True):
     tiles: Annotated[int, Meta(ge=1, le=limits.LARGEST_SHUFFLE)] = 1
 
 
+PIXELS = Decoding()
+"""States are pictures already, in [-1, 1]."""
+
+
 def from_json(kind: type[T], value: Any, where: str) -> T:
     """A value of the contract from JSON values.
 
@@ -188,6 +194,6 @@ def to_json(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def graphs_from_json(value: Mapping[str, Any], where: str) -> dict[str, Graph]:
+def graphs_from_json(value: Any, where: str) -> dict[str, Graph]:
     """Graphs by name; fields of a manifest's entries that are not ports are left out."""
     return from_json(dict[str, Graph], value, where)

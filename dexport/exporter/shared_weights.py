@@ -10,6 +10,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from dexport.exporter.passes.lazy import static_shape
+
 SMALLEST = 256
 """Bytes of a tensor that lies outside of the graph, as onnx-ir has it."""
 LOCATION, OFFSET, LENGTH = "location", "offset", "length"
@@ -51,7 +53,7 @@ class SharedWeights:
                 offset,
                 len(content),
                 tensor.dtype,
-                shape=ir.Shape(list(tensor.shape)),
+                shape=ir.Shape(static_shape(tensor)),
                 name=value.name,
                 base_dir=self._file.parent,
             )

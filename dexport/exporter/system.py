@@ -144,7 +144,7 @@ def _of_players(options: BuildOptions) -> Plan:
         parts.append(Part(name, variant, own, None, player.share))
     _check_agreement(programs)
     last = list(programs.values())[-1]
-    program = replace(last, **{"route": tuple(Route(share=player.share) for player in players)})
+    program = last.with_settings(route=tuple(Route(player.share) for player in players))
     plan = _with_players("+".join(part.title for part in parts), program, parts, options, role)
     return replace(plan, held=(*plan.held, *held))
 

@@ -14,7 +14,7 @@ from dexport.errors import GateError, InputError, UsageError
 from dexport.exporter.recipes.diffusion import diffusion
 from dexport.exporter.torch_session import TorchSession
 from dexport.exporter.variant import TimeTable, Variant
-from dexport.runtime.calls import example_request, rehearse
+from dexport.runtime.calls import Call, example_request, rehearse
 from dexport.runtime.draws import Draws
 from dexport.runtime.programs.program import Program, Step
 
@@ -38,6 +38,19 @@ class TorchNetwork:
         if port is not None:
             self.time = float(inputs[port.name].flat[0])
         return self._sessions[graph](**inputs)
+
+
+class RecordingNetwork(TorchNetwork):
+    """One that keeps every call."""
+
+    def __init__(self, variant: Variant, module: nn.Module) -> None:
+        super().__init__(variant, module)
+        self.made: list[Call] = []
+
+    def __call__(self, graph: str, /, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        outputs = super().__call__(graph, **inputs)
+        self.made.append(Call("", 0, graph, inputs, outputs))
+        return outputs
 
 
 def program_of(variant: Variant) -> Program | None:

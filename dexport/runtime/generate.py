@@ -53,7 +53,7 @@ class SampleRequest:
             check_condition(program.condition, Request(len(self.classes), self.classes))
         else:
             chosen = self.classes or range(min(DEFAULT_CLASSES, program.classes))
-            check_condition(program.condition, Request(len(chosen), tuple(chosen)))  # type: ignore[arg-type]
+            check_condition(program.condition, Request(len(chosen), tuple(chosen)))
         if self.count < 1:
             raise UsageError(f"--count {self.count} starts at 1", hint="give 1 or more")
         check_pictures(len(chosen), self.count)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from dexport.bundle import Bundle, Network, load_bundle
+from dexport.bundle import Network, load_bundle, network_of
 from dexport.errors import InputError, MachineError, UsageError
 from dexport.limits import shown
 from dexport.runtime.inputs import Accepted, accepted_of, as_arrays, check_inputs
@@ -105,32 +105,21 @@ class OnnxSession:
 
 
 def open_bundle(
-    path: str | Path, provider: str = "cpu", require_signature: str | Path | None = None, graph: str = ""
+    path: str | Path,
+    provider: str = "cpu",
+    require_signature: str | Path | None = None,
+    network: str | None = None,
+    graph: str = "",
 ) -> OnnxSession | TensorRtSession:
-    """Check a bundle's hashes, and its signature where one is required, and open a graph of its only network.
+    """Check a bundle's hashes, and its signature where one is required, and open a graph of a network.
 
     Args:
-        graph: by name; by default the main one.
+        network, graph: by name; by default the main ones.
 
     Raises:
-        UsageError: several networks, or no such graph.
+        UsageError: no such network or graph, or several networks of the main role.
     """
-    bundle = load_bundle(path, require_signature)
-    return open_session(only_network(bundle), provider, graph)
-
-
-def only_network(bundle: Bundle) -> Network:
-    """The network of a bundle that has one.
-
-    Raises:
-        UsageError: it has several.
-    """
-    if len(bundle.networks) > 1:
-        raise UsageError(
-            f"{bundle.path} holds the networks {', '.join(bundle.networks)}, not one model",
-            hint=f"open one of them: dexport.load({str(bundle.path)!r}, network={next(iter(bundle.networks))!r})",
-        )
-    return bundle.network
+    return open_session(network_of(load_bundle(path, require_signature), network, graph), provider, graph)
 
 
 def open_session(network: Network, provider: str = "cpu", graph: str = "") -> OnnxSession | TensorRtSession:

@@ -8,34 +8,77 @@ from pathlib import Path
 from typing import Any
 
 from dexport.bundle import load_bundle
-from dexport.exporter.build import BuildOptions, BuildResult, Case, build
+from dexport.errors import UsageError
+from dexport.exporter.build import BuildResult, build
+from dexport.exporter.network_build import Case, report_name
+from dexport.exporter.options import BuildOptions, Player
 from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.rebuild import options_of
 from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.recipes.system import System
 from dexport.exporter.steps import Listener
-from dexport.exporter.stitch import build_stitched, parse_stitch
+from dexport.runtime.programs.diffusion import GUIDED
+from dexport.runtime.stitch import check_fractions
 from dexport.validate.levels.forward import ParityReport, check_parity
 from dexport.validate.report.parity_table import markdown
+
+STITCH_FORM = "give NAME[=CHECKPOINT]:FRACTION,..., noisiest first, such as dit-s-2=small.pt:0.4,dit-xl-2=large.pt:0.6"
 
 
 @fresh_torch()
 def build_and_validate(
-    recipe: str | Recipe | None,
+    recipe: str | Recipe | System | None,
     output: str | Path,
     *,
     stitch: str | None = None,
+    with_decoder: bool = False,
+    decoder_checkpoint: str | None = None,
+    guidance: str = "none",
     listener: Listener | None = None,
     **options: Any,
 ) -> BuildResult:
-    """Build a bundle and gate it; ``options`` are fields of :class:`BuildOptions`.
+    """Build a bundle and gate it; ``options`` are fields of :class:`~dexport.exporter.options.BuildOptions`.
 
-    ``stitch`` takes the recipe's place: ``NAME[=CHECKPOINT]:SHARE,...``.
+    Args:
+        recipe: None with ``stitch``.
+        stitch: several denoisers with their shares of the trajectory, ``NAME[=CHECKPOINT]:SHARE,...``.
+        with_decoder: fill the role ``decoder``, from ``decoder_checkpoint``.
+        guidance: ``fused`` exports the graph ``guided``.
     """
-    chosen = BuildOptions(output=Path(output), **options)
+    players: dict[str, tuple[Player, ...]] = dict(options.pop("players", {}))
     if stitch is not None:
-        return build_stitched(parse_stitch(stitch), chosen, forward_parity, listener)
-    assert recipe is not None
-    return build(recipe, chosen, forward_parity, listener)
+        players = {"denoiser": parse_stitch(stitch), **players}
+    if decoder_checkpoint is not None and not with_decoder:
+        raise UsageError("--decoder-checkpoint needs --with-decoder", hint="add --with-decoder")
+    if with_decoder:
+        players["decoder"] = (Player(checkpoint=decoder_checkpoint),)
+    if guidance not in ("none", "fused"):
+        raise UsageError(f"no guidance {guidance!r}", hint="choose none or fused")
+    if guidance == "fused":
+        options["graphs"] = (*options.get("graphs", ()), GUIDED)
+    return build(recipe, BuildOptions(output=Path(output), players=players, **options), forward_parity, listener)
+
+
+def parse_stitch(text: str) -> tuple[Player, ...]:
+    """``NAME[=CHECKPOINT]:FRACTION,...`` -> networks of the role ``denoiser``.
+
+    Raises:
+        UsageError: another form, fewer than two denoisers, or fractions that do not sum to 1.
+    """
+    players = []
+    for item in text.split(","):
+        name, _, fraction = item.rpartition(":")
+        source, _, checkpoint = name.partition("=")
+        try:
+            players.append(Player(source, checkpoint or None, float(fraction)))
+        except ValueError as error:
+            raise UsageError(f"--stitch: {item!r} has no fraction", hint=STITCH_FORM) from error
+        if not source:
+            raise UsageError(f"--stitch: {item!r} names no denoiser", hint=STITCH_FORM)
+    if len(players) < 2:
+        raise UsageError(f"--stitch: {text!r} is one denoiser; it takes two or more", hint=STITCH_FORM)
+    check_fractions([player.share or 0.0 for player in players])
+    return tuple(players)
 
 
 @fresh_torch()
@@ -56,8 +99,9 @@ def quantise_and_validate(
 
 def forward_parity(case: Case) -> tuple[ParityReport, Mapping[str, str]]:
     """The verifier of ``dexport build``."""
+    name = report_name("parity", case.variant.graph)
     if case.remembered is not None:
-        return ParityReport.from_json(json.loads(case.remembered["parity.json"])), case.remembered
+        return ParityReport.from_json(json.loads(case.remembered[f"{name}.json"])), case.remembered
     report = check_parity(
         case.variant,
         case.weights,
@@ -69,4 +113,4 @@ def forward_parity(case: Case) -> tuple[ParityReport, Mapping[str, str]]:
         on_progress=case.on_progress,
     )
     page = markdown(report, case.variant.recipe.name, str(case.weights.origin))
-    return report, {"parity.json": json.dumps(report.to_json(), indent=2) + "\n", "parity.md": page}
+    return report, {f"{name}.json": json.dumps(report.to_json(), indent=2) + "\n", f"{name}.md": page}

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import DECODER, Bundle
+from dexport.bundle import Bundle, Network
 from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter.gates import NetworkGates, gates_of
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.torch_session import TorchSession
+from dexport.exporter.variant import Variant
 from dexport.hashing import sha256_of
 from dexport.limits import check_pictures
 from dexport.places import check_place
-from dexport.runtime.pipeline import Pipeline, lacks_decoder
+from dexport.runtime.guidance import check_labels
+from dexport.runtime.opened import OpenProgram
 from dexport.validate.compare.block_errors import BlockError
 from dexport.validate.compare.graph_pair import block_errors
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
@@ -42,8 +44,8 @@ LEVELS = ("op", "forward", "trajectory", "distribution")
 DEFAULT_LEVELS = ("op", "forward", "trajectory")
 SAMPLED = ("trajectory", "distribution")
 OF_PICTURES = ("psnr", "ssim", "lpips")
-NO_DECODER = "pictures: the bundle has no decoder, so the latents were compared"
-NO_DENOISER = "the bundle holds no denoiser"
+NO_PICTURES = "pictures: the bundle makes none, so the states were compared"
+NO_PROGRAM = "the bundle has no program"
 OnProgress = Callable[[int, int, str], None]
 
 
@@ -143,9 +145,7 @@ def validate(
     recipe: Recipe | None = None,
     against: Mapping[str, str] | None = None,
     labels: Sequence[int] | None = None,
-    steps: int | None = None,
-    sampler: str | None = None,
-    cfg_scale: float | None = None,
+    settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     distribution: Distribution | None = None,
     limits: Limits | None = None,
@@ -159,66 +159,66 @@ def validate(
         levels: ``op`` (every custom op and every block by itself), ``forward`` (single evaluations of every network),
             ``trajectory`` (whole sampling runs, step by step), ``distribution`` (many images and their distances to
             real ones). None for those of ``DEFAULT_LEVELS`` that the bundle can have.
-        checkpoints: where the weights are now, by part; ``""`` is a bundle that holds one network.
+        checkpoints: where the weights are now, by network; ``""`` is the main one.
         recipe: for a bundle that was built from a recipe of one's own.
-        against: modules of the user's own, ``file.py:Class`` by part, in place of dexport's networks.
+        against: modules of the user's own, ``file.py:Class`` by network, in place of dexport's networks.
         labels: for the trajectory one image each, by default classes 0 and 1; for the distribution ``count`` each,
             by default of all classes.
+        settings: of the program, by name.
         limits: of gates, in place of those of the recipe and the precision.
         baseline: an earlier validation that this one may not fall behind.
         accept_loss: more may be lost than is fit to ship; see :mod:`dexport.verdict`.
 
     Raises:
-        UsageError: an unknown level or part, sampling of something that cannot be sampled, weights that are gone,
+        UsageError: an unknown level or network, sampling of something that cannot be sampled, weights that are gone,
             limits on what is not measured.
         InputError: weights that are not those of the build, a reference that does not fit.
     """
     limits, chosen = limits or Limits(), distribution or Distribution()
-    levels = _levels(bundle, levels, limits)
-    if set(levels) & set(SAMPLED):
-        _check_sampling(bundle, labels, sampler, steps, cfg_scale)
+    levels = _levels(bundle, levels)
+    program = _program(bundle, levels, labels, settings or {}, limits)
     networks = networks_of(bundle)
-    checkpoints, against = checkpoints or {}, against or {}
-    for name in (*checkpoints, *against):
-        if name not in networks:
-            raise UsageError(f"the bundle has no part {name!r}", hint=f"it has {', '.join(map(repr, networks))}")
+    checkpoints, against = (_by_network(given or {}, networks) for given in (checkpoints, against))
     evaluator = _open_evaluator(chosen) if "distribution" in levels else None
     lpips = _open_lpips(limits) if "trajectory" in levels else None
     check_limits(limits, levels, evaluator)
-    run = _run(bundle, levels, against, labels, steps, sampler, cfg_scale, seed, chosen, evaluator, accept_loss)
+    run = _run(bundle, program, levels, against, labels, seed, chosen, evaluator, accept_loss)
     if baseline is not None:
         check_comparable(baseline, run)
 
     forward: dict[str, ParityReport] = {}
-    references: dict[str, TorchSession] = {}
+    references: dict[tuple[str, str], TorchSession] = {}
     judging: dict[str, NetworkGates] = {}
     ops: list[OpReport] = []
     blocks: dict[str, tuple[BlockError, ...]] = {}
     given = recipes_of(networks, recipe)
     for name, part in networks.items():
-        variant = variant_of(part.manifest, given[name])
+        variant = variant_of(part, given[name])
         weights = weights_of(part.manifest["weights"], variant, checkpoints.get(name))
-        own = session_against(against[name], variant, weights) if name in against else None
         judging[name] = judge = gates_of(part.manifest["precision"], variant.recipe.gates)
-        if "op" in levels:
-            on_progress(0, 1, f"{name} ops")
-            ops.append(check_ops(name, part.model_path, limit=limits.given.get("op_l2"), seed=seed))
-            allowed = limits.get("block_l2", judge.block_l2)
-            blocks[name] = block_errors(part, variant, weights, allowed, on_progress=on_progress)
-        if "forward" in levels:
-            forward[name] = check_parity(
-                variant,
-                weights,
-                part.model_path,
-                precision=part.manifest["precision"]["name"],
-                gate=judge.name,
-                limit=limits.get("relative_l2", judge.relative_l2),
-                session=own,
-                max_batch=part.manifest["batch"]["max"],
-                on_progress=on_progress,
-            )
-        if set(levels) & set(SAMPLED):
-            references[name] = own or torch_session(variant, weights)
+        for each in variant.each:
+            label = label_of(name, each)
+            own = session_against(against[name], each, weights) if name in against else None
+            model = part.model_path(each.graph)
+            if "op" in levels:
+                on_progress(0, 1, f"{label} ops")
+                ops.append(check_ops(label, model, limit=limits.given.get("op_l2"), seed=seed))
+                allowed = limits.get("block_l2", judge.block_l2)
+                blocks[label] = block_errors(part, each, weights, allowed, on_progress=on_progress)
+            if "forward" in levels:
+                forward[label] = check_parity(
+                    each,
+                    weights,
+                    model,
+                    precision=part.manifest["precision"]["name"],
+                    gate=judge.name,
+                    limit=limits.get("relative_l2", judge.relative_l2),
+                    session=own,
+                    max_batch=part.manifest["batch"]["max"],
+                    on_progress=on_progress,
+                )
+            if set(levels) & set(SAMPLED):
+                references[part.name, each.graph] = own or torch_session(each, weights)
 
     op_report = OpReport(tuple(c for r in ops for c in r.checks), tuple(t for r in ops for t in r.not_run))
     gates = [*_op_gates(op_report, limits), *_block_gates(blocks, limits), *_forward_gates(forward, limits)]
@@ -239,54 +239,65 @@ def validate(
         baseline,
     )
     if references:
-        result = _sampled(result, networks, references, judging, limits, chosen, evaluator, lpips, on_progress)
+        result = _sampled(result, references, judging, limits, chosen, evaluator, lpips, on_progress)
     if baseline is None:
         return result
     return replace(result, changes=changes(baseline, result.to_json()))
 
 
-def _levels(bundle: Bundle, asked: Sequence[str] | None, limits: Limits) -> Sequence[str]:
+def _levels(bundle: Bundle, asked: Sequence[str] | None) -> Sequence[str]:
     """The levels to run; what cannot be had is refused before any work."""
-    samples = bool(bundle.manifest.get("sampling"))
-    levels = asked or [level for level in DEFAULT_LEVELS if samples or level not in SAMPLED]
+    runs = bundle.program is not None
+    levels = asked or [level for level in DEFAULT_LEVELS if runs or level not in SAMPLED]
     unknown = [level for level in levels if level not in LEVELS]
     if unknown:
         raise UsageError(f"no level {', '.join(unknown)}", hint=f"choose from {', '.join(LEVELS)}")
     sampled = [level for level in levels if level in SAMPLED]
-    if sampled and not samples:
+    if sampled and not runs:
         raise InputError(
-            f"{bundle.path} cannot be sampled: {NO_DENOISER}", hint=f"leave out --level {' and '.join(sampled)}"
-        )
-    pictures = [*(level for level in levels if level == "distribution"), *(m for m in OF_PICTURES if m in limits.given)]
-    if sampled and pictures and lacks_decoder(bundle):
-        raise UsageError(
-            f"{bundle.path} makes latents and has no decoder, and {', '.join(pictures)} needs pictures",
-            hint="build it with --with-decoder",
+            f"{bundle.path} cannot be sampled: {NO_PROGRAM}", hint=f"leave out --level {' and '.join(sampled)}"
         )
     return levels
 
 
-def _check_sampling(
-    bundle: Bundle, labels: Sequence[int] | None, sampler: str | None, steps: int | None, cfg_scale: float | None
-) -> None:
-    """Refuse what the bundle cannot be sampled with, before any network is loaded or compared."""
+def _program(
+    bundle: Bundle, levels: Sequence[str], labels: Sequence[int] | None, settings: Mapping[str, Any], limits: Limits
+) -> OpenProgram | None:
+    """The program with its settings, for the levels that run it; nothing is loaded, and what cannot be had is refused."""
+    sampled = [level for level in levels if level in SAMPLED]
+    if not sampled:
+        return None
     if labels is not None and not labels:
         raise UsageError("sampling needs at least one image", hint="give a label, or leave out --classes")
-    pipeline = Pipeline.unopened(bundle)
-    pipeline.sampler(sampler, steps)
-    pipeline.denoiser([] if pipeline.classes is None else labels or [0], cfg_scale)
+    program = OpenProgram(bundle).with_settings(**settings)
+    program.rehearse()
+    if labels is not None and program.classes is not None:
+        check_labels(labels, program.classes)
+    pictures = [*(level for level in levels if level == "distribution"), *(m for m in OF_PICTURES if m in limits.given)]
+    if pictures:
+        program.check_pictures()
+    return program
+
+
+def _by_network(given: Mapping[str, str], networks: Mapping[str, Network]) -> dict[str, str]:
+    """What was given for networks, by the names of :func:`networks_of`; ``""`` is the main one."""
+    names = {network.name: name for name, network in networks.items()}
+    main = next(iter(networks))
+    unknown = [name for name in given if name and name not in names]
+    if unknown:
+        raise UsageError(f"the bundle has no network {unknown[0]!r}", hint=f"it has {', '.join(names)}")
+    return {names[name] if name else main: value for name, value in given.items()}
 
 
 def _why_not(bundle: Bundle, level: str) -> str:
-    if level in SAMPLED and not bundle.manifest.get("sampling"):
-        return NO_DENOISER
+    if level in SAMPLED and bundle.program is None:
+        return NO_PROGRAM
     return f"not asked for (--level {level})"
 
 
 def _sampled(
     result: Validation,
-    networks: Mapping[str, Bundle],
-    references: Mapping[str, TorchSession],
+    references: Mapping[tuple[str, str], TorchSession],
     judging: Mapping[str, NetworkGates],
     limits: Limits,
     chosen: Distribution,
@@ -294,32 +305,29 @@ def _sampled(
     lpips: PictureDistance | None,
     on_progress: OnProgress,
 ) -> Validation:
-    """Add the levels that sample the whole bundle."""
+    """Add the levels that run the program of the bundle."""
     run = result.run
-    pictures = not lacks_decoder(run.bundle)
-    rounded = {name: open_graph(kind_of(part), part.model_path) for name, part in networks.items()}
-    pipeline, reference = (
-        Pipeline(
-            run.bundle,
-            sessions=[session for name, session in sessions.items() if not name.endswith(DECODER)],
-            decoder_session=next((session for name, session in sessions.items() if name.endswith(DECODER)), None),
-            pictures=pictures,
-        )
-        for sessions in (rounded, references)
-    )
+    assert run.program is not None
+    settings = run.program.values
+
+    def opened(open_graph: Callable[[Network, str], Any]) -> OpenProgram:
+        return OpenProgram(run.bundle, open_graph=open_graph).with_settings(**settings)
+
+    program = opened(lambda network, graph: open_graph(kind_of(network), network.model_path(graph)))
+    reference = opened(lambda network, graph: references[network.name, graph])
+    pictures = program.pictures
     snr_db = min(gates.snr_db for gates in judging.values())
     share = max(gates.distance_share for gates in judging.values())
-    settings = {name: run.sampling[name] for name in ("steps", "sampler", "cfg_scale", "seed")}
     if "trajectory" in run.levels:
         try:
             trajectory = check_trajectory(
-                pipeline,
+                program,
                 reference,
                 run.labels,
+                seed=run.seed,
                 gate_snr_db=limits.get("snr", snr_db),
                 lpips=lpips,
                 on_progress=on_progress,
-                **settings,
             )
         except GateError as error:  # a decoder whose values are not finite: a finding, as below
             broken = Gate("psnr", None, limits.get("psnr", math.inf), limits.source("psnr"), str(error))
@@ -329,18 +337,18 @@ def _sampled(
                 result,
                 trajectory=trajectory,
                 gates=(*result.gates, *_trajectory_gates(trajectory, limits)),
-                not_run=result.not_run if pictures else (*result.not_run, f"trajectory: {NO_DECODER}"),
+                not_run=result.not_run if pictures else (*result.not_run, f"trajectory: {NO_PICTURES}"),
             )
     if evaluator is None:
         return result
     assert chosen.real is not None
     place = run.bundle.path.absolute()
-    classes = run.classes(pipeline.classes)
+    classes = run.classes(program.classes)
     check_pictures(len(classes), chosen.count)
     labels = [label for label in classes for _ in range(chosen.count)]
     try:
         report = check_distribution(
-            pipeline,
+            program,
             reference,
             labels,
             evaluator=evaluator,
@@ -348,8 +356,8 @@ def _sampled(
             work=chosen.work or place.with_name(f"{place.name}.validation"),
             identity=run.identity,
             batch=chosen.batch,
+            seed=run.seed,
             on_progress=on_progress,
-            **settings,
         )
     except GateError as error:  # values that are not finite: a finding, and the other levels have theirs
         name = delta_metrics(evaluator)[0]
@@ -434,7 +442,7 @@ def _excess(value: float, limit: float) -> float:
 def _trajectory_gates(report: TrajectoryReport, limits: Limits) -> Iterable[Gate]:
     last, worst = report.states[-1].metrics, report.worst_evaluation
     snr = last.snr_db if last.finite else math.nan
-    yield Gate("snr", snr, report.gate_snr_db, limits.source("snr"), report.sampler)
+    yield Gate("snr", snr, report.gate_snr_db, limits.source("snr"), report.run)
     measured = {
         "evaluation_l2": (worst.metrics.relative_l2, f"t = {worst.t:g}"),
         "psnr": (min(report.psnr_db, default=math.nan), "worst picture"),
@@ -499,12 +507,10 @@ def _open_lpips(limits: Limits) -> PictureDistance | None:
 
 def _run(
     bundle: Bundle,
+    program: OpenProgram | None,
     levels: Sequence[str],
     against: Mapping[str, str],
     labels: Sequence[int] | None,
-    steps: int | None,
-    sampler: str | None,
-    cfg_scale: float | None,
     seed: int,
     chosen: Distribution,
     evaluator: Evaluator | None,
@@ -517,7 +523,6 @@ def _run(
         "weights": {name: part.manifest["weights"]["sha256"] or "random" for name, part in parts.items()},
         "reference": {"dexport": __version__, "modules": references},
     }
-    sampling = {"steps": steps, "sampler": sampler, "cfg_scale": cfg_scale, "seed": seed}
     measured = None
     if evaluator is not None:
         assert chosen.real is not None
@@ -528,7 +533,8 @@ def _run(
         parts=parts,
         levels=tuple(level for level in LEVELS if level in levels),
         given_labels=None if labels is None else tuple(labels),
-        sampling=sampling,
+        program=None if program is None else program.program,
+        seed=seed,
         distribution=measured,
         identity=identity,
         accept_loss=accept_loss,
@@ -540,28 +546,25 @@ def _sha256_of_module(address: str) -> str:
     return sha256_of(path) if path.is_file() else ""
 
 
-def kind_of(part: Bundle) -> str:
+def kind_of(network: Network) -> str:
     """Half precision is judged with every rounding made explicit, as ONNX Runtime leaves it out on a CPU."""
-    return "as shipped" if part.manifest["precision"]["name"] == "fp32" else "rounded"
+    return "as shipped" if network.manifest["precision"]["name"] == "fp32" else "rounded"
 
 
-def gate_of(part: Bundle) -> str:
-    """The name of the gate of a network: that of its least exact scheme, or its precision."""
-    precision = part.manifest["precision"]
-    return precision.get("gate", precision["name"])
-
-
-def recipes_of(networks: Mapping[str, Bundle], recipe: Recipe | None) -> dict[str, Recipe | None]:
+def recipes_of(networks: Mapping[str, Network], recipe: Recipe | None) -> dict[str, Recipe | None]:
     """A recipe of one's own for the networks that were built from it; for all, which is refused later, if none was."""
-    names = {name: part.manifest["recipe"]["name"] for name, part in networks.items()}
+    names = {name: network.manifest["recipe"]["name"] for name, network in networks.items()}
     if recipe is None or recipe.name not in names.values():
         return dict.fromkeys(networks, recipe)
     return {name: recipe if built_from == recipe.name else None for name, built_from in names.items()}
 
 
-def networks_of(bundle: Bundle) -> dict[str, Bundle]:
-    """Every network of a bundle by the path of its part; ``""`` for a bundle's own."""
-    found = {} if bundle.stitch else {"": bundle}
-    for name, part in bundle.parts.items():
-        found |= {"/".join(filter(None, (name, inner))): network for inner, network in networks_of(part).items()}
-    return found
+def networks_of(bundle: Bundle) -> dict[str, Network]:
+    """Every network of a bundle by name; ``""`` where there is one, so that its figures need no prefix."""
+    networks = bundle.networks
+    return {"": bundle.network} if len(networks) == 1 else dict(networks)
+
+
+def label_of(name: str, variant: Variant) -> str:
+    """What the figures of a graph are called: by its network, and by itself where the network has several."""
+    return " ".join(filter(None, (name, variant.graph if len(variant.graphs) > 1 else "")))

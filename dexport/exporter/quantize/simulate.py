@@ -16,7 +16,7 @@ from dexport.contract import PREDICTION, STATE
 from dexport.exporter.quantize.rounded import RoundedWeights
 from dexport.exporter.quantize.schemes import FLOAT, INT8
 from dexport.exporter.quantize.weights import channel_scale, quantise
-from dexport.exporter.trajectory import TorchNetwork, run_steps
+from dexport.exporter.trajectory import RecordingNetwork, TorchNetwork, run_steps
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.loading import load_into
 from dexport.exporter.weights.source import WeightSource
@@ -71,7 +71,7 @@ class Simulation:
 
     def states(self) -> list[Call]:
         """Calls that the program makes on the way."""
-        recorder = _Recording(self._variant, self._module)
+        recorder = RecordingNetwork(self._variant, self._module)
         for _ in self._run(recorder, SEEDS[0]):
             pass
         return [recorder.made[index] for index in np.linspace(0, len(recorder.made) - 1, STATES).round().astype(int)]
@@ -102,19 +102,6 @@ class Simulation:
             return self._rounded.load(path, scheme).weight().reshape(weight.shape)
         scale = channel_scale(weight, 0).reshape(-1, *(1 for _ in weight.shape[1:]))
         return quantise(weight, scale) * scale
-
-
-class _Recording(TorchNetwork):
-    """Keeps every call."""
-
-    def __init__(self, variant: Variant, module: nn.Module) -> None:
-        super().__init__(variant, module)
-        self.made: list[Call] = []
-
-    def __call__(self, graph: str, /, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
-        outputs = super().__call__(graph, **inputs)
-        self.made.append(Call("", 0, graph, inputs, outputs))
-        return outputs
 
 
 def relative_error(wanted: np.ndarray, got: np.ndarray) -> float:

@@ -80,7 +80,8 @@ class TensorSpec:
         """What a manifest says of it."""
         clock = None if self.clock is None else Clock(*map(float, self.clock))
         choices = tuple(map(float, self.choices))
-        return Port(self.name, self.dtype, self.shape, self.meaning, self.accepted, choices, clock)
+        shape: Any = self.shape  # integers, or the batch
+        return Port(self.name, self.dtype, shape, self.meaning, self.accepted, choices, clock)
 
     @property
     def accepted(self) -> tuple[int, int] | None:

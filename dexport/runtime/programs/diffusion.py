@@ -20,6 +20,7 @@ from dexport.contract import (
     LABEL,
     LATENT,
     PICTURE,
+    PIXELS,
     PREDICTION,
     SCALE,
     STATE,
@@ -83,7 +84,7 @@ class Diffusion(Program):
     steps: Annotated[int, Meta(ge=1, le=limits.MOST_STEPS)]
     cfg_scale: Scale = UNGUIDED
     guidance: GuidanceRule | None = None
-    decoding: Decoding = Decoding()
+    decoding: Decoding = PIXELS
     route: tuple[Route, ...] = ()
 
     def __post_init__(self) -> None:
@@ -101,6 +102,11 @@ class Diffusion(Program):
             raise UsageError(
                 f"{len(self.condition.names)} names for {self.condition.classes} classes", hint="give each a name"
             )
+
+    @property
+    def title(self) -> str:
+        guidance = "" if self.cfg_scale == UNGUIDED else f", cfg {self.cfg_scale:g}"
+        return f"{self.steps} {self.sampler} steps{guidance}"
 
     @property
     def shares(self) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, get_type_hints
 import msgspec
 import numpy as np
 
-from dexport.contract import Condition, Graph
+from dexport.contract import UNCONDITIONAL, Condition, Graph
 from dexport.errors import UsageError
 from dexport.limits import shown
 from dexport.runtime.draws import Draws
@@ -97,7 +97,12 @@ class Program:
     kind: ClassVar[str]
     roles: ClassVar[Mapping[str, Role]]
     settings: ClassVar[tuple[str, ...]] = ()
-    condition: Condition = Condition()
+    condition: Condition = UNCONDITIONAL
+
+    @property
+    def title(self) -> str:
+        """The kind and its settings, for people."""
+        return ", ".join([self.kind, *(f"{name} {getattr(self, name)}" for name in self.settings)])
 
     def run(self, calls: Calls, request: Request, draws: Draws) -> Iterator[Step]:
         """Run the networks; the last step has the results.
@@ -123,6 +128,11 @@ class Program:
     def makes(self, networks: Mapping[str, Sequence[Mapping[str, Graph]]]) -> Mapping[str, tuple[int, ...]]:
         """The shapes of the results for one image, by name."""
         raise NotImplementedError
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The settings by name, as JSON values."""
+        return {name: msgspec.to_builtins(getattr(self, name)) for name in self.settings}
 
     def with_settings(self, **settings: Any) -> Self:
         """The program with some settings changed; None leaves one as it is.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dexport.bundle import load_bundle
+from dexport.bundle import load_bundle, network_of
 from dexport.errors import DexportError, MachineError, UsageError
 from dexport.runtime.inputs import NamedPort
 from dexport.validate.bench.contestants import Model, Opener, Run, Side
@@ -125,6 +125,8 @@ def bench(
     wall: Clock = time.perf_counter,
     cpu: Clock = time.process_time,
     ports: Mapping[str, str] | None = None,
+    network: str | None = None,
+    graph: str = "",
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _detail: None,
 ) -> BenchReport:
     """Time a model, PyTorch eager in float32, and another model where there is one, in turns.
@@ -134,6 +136,7 @@ def bench(
         against: another bundle or ONNX file with the same inputs.
         recipe: a name, or a file with a recipe of one's own.
         checkpoint: where the weights are, if not where they were.
+        network, graph: of a bundle, by name; by default the main ones.
         batches: batch sizes; by default the profile's usual one.
         threads: of the CPU, for every side; by default one per core.
         provider: ``cpu`` or ``cuda``, for ONNX files. An engine runs wherever it can.
@@ -157,7 +160,7 @@ def bench(
     if require_signature is not None and any(one.suffix == ".onnx" for one in (path, against) if one is not None):
         raise UsageError("an ONNX file has no signature", hint="give bundles, or leave out --require-signature")
     busy = _busy(load := os.getloadavg()[0], threads)
-    opener = Opener(provider, threads, ports or {}, require_signature)
+    opener = Opener(provider, threads, ports or {}, require_signature, network, graph)
     model, open_eager = _open(opener, path, recipe, checkpoint)
     models = [model] if against is None else [model, opener.beside(against, OTHER, model)]
     sides = [side for one in models for side in one.sides]
@@ -229,7 +232,7 @@ def _open(opener: Opener, path: Path, recipe: str | None, checkpoint: str | None
             from dexport.validate.bench.torch_baseline import Eager
         except ModuleNotFoundError as error:
             raise MachineError(f"{error.name} is not installed", hint="pip install dexport") from error
-        return Eager.of_bundle(bundle, recipe, checkpoint)
+        return Eager.of_network(network_of(bundle, opener.network, opener.graph), opener.graph, recipe, checkpoint)
 
     return opener.bundle(bundle, MODEL), of_bundle
 

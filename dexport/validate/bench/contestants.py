@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dexport.bundle import Bundle, load_bundle, reading_manifest
+from dexport.bundle import Bundle, load_bundle, network_of, reading_manifest
 from dexport.errors import InputError, MachineError, UsageError
 from dexport.runtime.inputs import NamedPort, port_of
 from dexport.runtime.session import OnnxSession
@@ -77,28 +77,27 @@ class Opener:
     threads: int
     ports: Mapping[str, str] = field(default_factory=dict)
     require_signature: str | Path | None = None
+    network: str | None = None
+    graph: str = ""
 
     def bundle(self, bundle: Bundle, owner: str) -> Model:
         """A bundle's ONNX file, and its engine where that runs here.
 
         Raises:
-            UsageError: a stitched bundle.
+            UsageError: several networks of one role, or no such network or graph.
             InputError: an incomplete manifest.
             MachineError: the provider is missing.
         """
-        if bundle.stitch:
-            raise UsageError(
-                f"{bundle.path} holds {len(bundle.stitch)} denoisers, and each is timed by itself",
-                hint=f"dexport bench {bundle.stitch[0][0].path}",
-            )
+        network = network_of(bundle, self.network, self.graph)
+        ports = network.graphs[self.graph or network.main_graph]
+        inputs, outputs = tuple(map(port_of, ports.inputs)), tuple(map(port_of, ports.outputs))
         with reading_manifest(bundle):
-            inputs, outputs = (tuple(map(port_of, bundle.manifest["io"][kind])) for kind in ("inputs", "outputs"))
-            usual, has_engine = int(bundle.manifest["batch"]["opt"]), bundle.manifest["engine"] is not None
-        session = self._session(bundle.model_path)
+            usual, has_engine = int(network.manifest["batch"]["opt"]), network.entry(self.graph)["engine"] is not None
+        session = self._session(network.model_path(self.graph))
         sides, not_run = [Side(owner, ONNX_FILE, session.runner, self.provider, lambda given: session(**given))], []
         if has_engine:
             try:
-                engine = TensorRtSession(bundle)
+                engine = TensorRtSession(network, self.graph)
                 sides.append(Side(owner, ENGINE, engine.runner, CUDA, lambda given: engine(**given)))
             except MachineError as error:
                 not_run.append(f"{owner}, {ENGINE}: {error}")

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dexport.bundle import Bundle, reading_manifest
+from dexport.bundle import Network, reading_manifest
 from dexport.errors import DexportError, MachineError
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.pytorch.state import fresh_torch
@@ -34,12 +34,14 @@ class Eager:
 
     @classmethod
     @fresh_torch()
-    def of_bundle(cls, bundle: Bundle, recipe: str | None = None, checkpoint: str | None = None) -> Eager:
+    def of_network(
+        cls, network: Network, graph: str = "", recipe: str | None = None, checkpoint: str | None = None
+    ) -> Eager:
         """What a bundle was built from, with random weights where its checkpoint is gone."""
-        with reading_manifest(bundle):
-            variant = variant_of(bundle.manifest, find_recipe(recipe) if recipe else None)
+        with reading_manifest(network.bundle):
+            variant = variant_of(network, find_recipe(recipe) if recipe else None, graph)
             try:
-                return cls(variant, weights_of(bundle.manifest["weights"], variant, checkpoint))
+                return cls(variant, weights_of(network.manifest["weights"], variant, checkpoint))
             except DexportError as error:
                 if checkpoint is not None:
                     raise

@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dexport.bundle import Bundle
-from dexport.errors import UsageError
+from dexport.bundle import Bundle, network_of
 from dexport.exporter.gates import gates_for, gates_of
 from dexport.exporter.pytorch.module_path import inside, module_path
 from dexport.exporter.pytorch.state import fresh_torch
@@ -112,6 +111,8 @@ def diff(
     bundle: Bundle,
     other: Bundle | None = None,
     *,
+    network: str | None = None,
+    graph: str = "",
     checkpoint: str | None = None,
     recipe: Recipe | None = None,
     states: str = EXAMPLE,
@@ -122,18 +123,20 @@ def diff(
 
     Args:
         bundle: the bundle; with ``other``, the reference.
+        network: by name, where there are several; by default the main one.
+        graph: of the network, by name; by default the main one.
         checkpoint: where the weights are now, if not where they were.
         recipe: for a bundle that was built from a recipe of one's own.
         states: ``example`` inputs of the recipe, or those of a short ``trajectory`` with PyTorch.
 
     Raises:
-        UsageError: bundles of different networks, a bundle of several networks, or weights that are gone.
+        UsageError: bundles of different networks, no such network or graph, or weights that are gone.
         InputError: weights that are not those of the build.
     """
-    judged = other or bundle
-    for one in (bundle, judged):
-        refuse_stitched(one)
-    variant = variant_of(judged.manifest, recipe)
+    own = network_of(bundle, network, graph)
+    beside = None if other is None else network_of(other, network, graph)
+    judged = beside or own
+    variant = variant_of(judged, recipe, graph)
     gates = gates_of(judged.manifest["precision"], variant.recipe.gates)
     exact = gates_for("fp32", variant.recipe.gates).relative_l2
     on_progress(0, 1, "PyTorch")
@@ -141,15 +144,16 @@ def diff(
     outputs: Arrays = {}
     opened: AbstractContextManager[Comparison]
     if other is None or states == TRAJECTORY:
-        weights = weights_of(bundle.manifest["weights"], variant, checkpoint)
+        weights = weights_of(own.manifest["weights"], variant, checkpoint)
         inputs = trajectory_inputs(variant, weights, seed) if states == TRAJECTORY else example_inputs(variant, seed)
     else:  # two bundles need no checkpoint
         inputs = example_inputs(variant, seed)
     if other is None:
         taps, outputs = tapped_outputs(variant, weights, block_paths(variant.outline), inputs)
-        opened = beside_export(bundle, variant, weights)
+        opened = beside_export(own, variant, weights)
     else:
-        opened = beside_bundle(bundle, other, variant)
+        assert beside is not None
+        opened = beside_bundle(own, beside, variant)
     with opened as comparison:
         search = Search(comparison, inputs, gates.block_l2, exact, taps, outputs, on_progress)
         outcome = search.run(comparison.actual, comparison.expected)
@@ -163,7 +167,7 @@ def diff(
         if first is not None and first.kind == PRECISION:
             mend = search.mend(islands_of(judged.manifest), outcome)
     return Diff(
-        bundle=str(judged.path),
+        bundle=str(judged.bundle.path),
         reference=comparison.name,
         gate=gates.name,
         allowed=gates.block_l2,
@@ -176,19 +180,6 @@ def diff(
         mend=mend,
         notes=_notes(comparison, other),
     )
-
-
-def refuse_stitched(bundle: Bundle) -> None:
-    """Refuse a bundle of several denoisers.
-
-    Raises:
-        UsageError: it is one.
-    """
-    if bundle.stitch:
-        raise UsageError(
-            f"{bundle.path} holds {len(bundle.stitch)} denoisers, not one network",
-            hint=f"dexport diff {bundle.stitch[0][0].path}",
-        )
 
 
 def _notes(comparison: Comparison, other: Bundle | None) -> tuple[str, ...]:

@@ -5,26 +5,26 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from dexport.bundle import MODEL, Bundle
+from dexport.bundle import Network, graph_file
 from dexport.errors import UsageError
 from dexport.exporter import passes
 from dexport.exporter.export import export_onnx
 from dexport.exporter.passes.precision import ToLowPrecision
-from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, STEPS, Calibration, TimedSession, sample_batches
+from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, STEPS, Calibration, sample_batches
 from dexport.exporter.quantize.ternary import choose_storage
 from dexport.exporter.recipes.recipe import BATCH, Islands
 from dexport.exporter.steps import StepLog
+from dexport.exporter.trajectory import RecordingNetwork
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.loading import load_into
 from dexport.exporter.weights.source import WeightSource
-from dexport.runtime.time_table import TimeTable
 from dexport.validate.compare.block_errors import (
     BlockError,
     Deviation,
@@ -80,15 +80,15 @@ class Comparison:
 
 
 @contextlib.contextmanager
-def beside_export(bundle: Bundle, variant: Variant, weights: WeightSource) -> Iterator[Comparison]:
+def beside_export(bundle: Network, variant: Variant, weights: WeightSource) -> Iterator[Comparison]:
     """A bundle beside a float32 export of the recipe and checkpoint that it was built from, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="dexport-diff-") as folder:
-        path = Path(folder) / MODEL
+        path = Path(folder) / graph_file(variant.graph)
         ternary = bundle.manifest["ternary"]
         export_onnx(
-            variant,
+            replace(variant, graphs=(variant.graph,)),
             weights,
-            path,
+            path.parent,
             precision=FLOAT32,
             islands=NO_ISLANDS,
             opset=bundle.manifest["opset"],
@@ -100,13 +100,13 @@ def beside_export(bundle: Bundle, variant: Variant, weights: WeightSource) -> It
 
 
 @contextlib.contextmanager
-def beside_bundle(reference: Bundle, bundle: Bundle, variant: Variant) -> Iterator[Comparison]:
+def beside_bundle(reference: Network, bundle: Network, variant: Variant) -> Iterator[Comparison]:
     """Two bundles of one recipe and configuration.
 
     Raises:
         UsageError: they are of different networks, times or graph passes, or the reference is the less precise one.
     """
-    keys = ("recipe", "config", "latent", "guidance")
+    keys = ("recipe", "config", "latent")
     for key in keys:
         ours, theirs = (other.manifest[key] for other in (bundle, reference))
         if ours != theirs:
@@ -114,7 +114,12 @@ def beside_bundle(reference: Bundle, bundle: Bundle, variant: Variant) -> Iterat
                 f"{bundle.path} and {reference.path} are of different networks: {key} is {_short(ours, theirs)}",
                 hint="compare bundles of one recipe and configuration",
             )
-    if TimeTable.of(bundle.manifest["sampling"]) != TimeTable.of(reference.manifest["sampling"]):
+    if variant.graph not in reference.graphs:
+        raise UsageError(
+            f"{reference.path} has no graph {variant.graph}: it has {', '.join(reference.graphs)}",
+            hint="compare bundles with the same graphs",
+        )
+    if bundle.graphs[variant.graph] != reference.graphs[variant.graph]:
         raise UsageError(
             f"{bundle.path} and {reference.path} take other times: at least one of them has tables for its own steps",
             hint="build both with the same --fold-steps, or none",
@@ -131,7 +136,7 @@ def beside_bundle(reference: Bundle, bundle: Bundle, variant: Variant) -> Iterat
             f"{reference.path} is {a['name']} and cannot be the reference of {bundle.path}, which is float32",
             hint=f"dexport diff {bundle.path} {reference.path}",
         )
-    yield _compare(str(reference.path), reference.model_path, bundle, variant, reference)
+    yield _compare(str(reference.path), reference.model_path(variant.graph), bundle, variant, reference)
 
 
 def _passes(without: Sequence[str]) -> str:
@@ -145,11 +150,11 @@ def _short(ours: Any, theirs: Any) -> str:
     return f"{ours!r} in the first and {theirs!r} in the second"
 
 
-def _compare(name: str, path: Path, bundle: Bundle, variant: Variant, other: Bundle | None = None) -> Comparison:
+def _compare(name: str, path: Path, bundle: Network, variant: Variant, other: Network | None = None) -> Comparison:
     """A bundle beside the graph at ``path``, which is that of ``other`` or, without, a float32 export."""
     precision, islands = bundle.manifest["precision"]["name"], islands_of(bundle.manifest)
     reference = CutGraph(_arranged_like(bundle, path), path.parent)
-    actual = CutGraph(_arranged_like(other, bundle.model_path), bundle.path)
+    actual = CutGraph(_arranged_like(other, bundle.model_path(variant.graph)), bundle.path)
     exact = other is None or other.manifest["precision"]["name"] == FLOAT32
 
     def convert(islands: Islands) -> CutGraph:
@@ -179,7 +184,7 @@ def _compare(name: str, path: Path, bundle: Bundle, variant: Variant, other: Bun
     )
 
 
-def _arranged_like(bundle: Bundle | None, path: Path) -> ir.Model:
+def _arranged_like(bundle: Network | None, path: Path) -> ir.Model:
     """The graph at ``path``, with the layouts of a bundle's where that is quantised, so that shapes agree."""
     model = read_graph(path)
     if bundle is not None and bundle.manifest["precision"]["layers"]:
@@ -199,27 +204,22 @@ def islands_of(manifest: Mapping[str, Any]) -> Islands:
 
 def example_inputs(variant: Variant, seed: int = 0) -> dict[str, np.ndarray]:
     """The recipe's example inputs."""
-    return variant.signature.example(ROWS if variant.recipe.sampling else IMAGE_ROWS, seed)
+    return variant.signature.example(ROWS if variant.recipe.has_program else IMAGE_ROWS, seed)
 
 
 def trajectory_inputs(variant: Variant, weights: WeightSource, seed: int = 0) -> dict[str, np.ndarray]:
     """States of short sampling runs with PyTorch, evenly spread over their steps, one image each.
 
     Raises:
-        UsageError: the network is no denoiser.
+        UsageError: the network has no program.
     """
-    if variant.recipe.sampling is None:
-        raise UsageError(f"{variant.recipe.name} is no denoiser: it has no trajectory", hint="--states example")
-    session = TimedSession(load_into(weights, variant.meta_module()).eval(), variant)
-    calls: list[dict[str, np.ndarray]] = []
-
-    def recorded(**inputs: np.ndarray) -> dict[str, np.ndarray]:
-        calls.append(inputs)
-        return session(**inputs)
-
+    if not variant.recipe.has_program:
+        raise UsageError(f"{variant.recipe.name} has no program, and so no trajectory", hint="--states example")
+    network = RecordingNetwork(variant, load_into(weights, variant.meta_module()).eval())
     steps = variant.table.steps if variant.table else STEPS
-    for _ in sample_batches(variant, recorded, Calibration(FEWEST_IMAGES, seed, steps), 0, lambda *_: None):
+    for _ in sample_batches(variant, network, Calibration(FEWEST_IMAGES, seed, steps), 0, lambda *_: None):
         pass
+    calls = [call.inputs for call in network.made if call.graph == variant.graph]
     chosen = [calls[round(n * (len(calls) - 1) / (ROWS - 1))] for n in range(ROWS)]
     inputs = variant.signature.example(ROWS, seed)
     for spec in variant.signature.inputs:
@@ -229,7 +229,7 @@ def trajectory_inputs(variant: Variant, weights: WeightSource, seed: int = 0) ->
 
 
 def block_errors(
-    bundle: Bundle,
+    bundle: Network,
     variant: Variant,
     weights: WeightSource,
     allowed: float,

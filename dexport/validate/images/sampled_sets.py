@@ -15,8 +15,9 @@ from typing import Any
 from dexport.hashing import sha256_of
 from dexport.image_files import find_images
 from dexport.runtime.gallery import open_gallery
-from dexport.runtime.noise import Noise
-from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.generate import run_batches
+from dexport.runtime.opened import OpenProgram
+from dexport.runtime.programs.program import PICTURES
 from dexport.validate.images.image_sets import open_images
 
 DIGITS = 12
@@ -25,42 +26,37 @@ OnProgress = Callable[[int, int, str], None]
 
 
 def sample_set(
-    pipeline: Pipeline,
+    program: OpenProgram,
     work: Path,
     side: str,
     settings: Mapping[str, Any],
     labels: Sequence[int],
     *,
-    sampler: str | None,
-    steps: int | None,
-    cfg_scale: float | None,
     seed: int,
     batch: int,
     on_progress: OnProgress,
 ) -> Path:
-    """A folder with one picture per label, image n from the stream n of the noise; only missing ones are made.
+    """A folder with one picture per label, image n from the stream n of the draws; only missing ones are made.
 
     Args:
         side: ``bundle`` or ``pytorch``.
         settings: everything that fixes the pictures.
-        labels: one image each; an unconditional network takes as many zeros as images.
+        labels: one image each; a program without classes takes as many zeros as images.
 
     Raises:
-        GateError: latents that are not finite.
+        GateError: results that are not finite.
     """
     folder = work / f"{side}-{digest(settings)}"
-    plan = pipeline.sampler(sampler, steps)
-    batch = min(batch, pipeline.largest_batch(cfg_scale) or batch)
+    given = [None if program.classes is None else label for label in labels]
     with open_gallery(folder, settings, [""] * len(labels)) as gallery:
         missing = gallery.missing()
-        for first in range(0, len(missing), batch):
-            numbers = missing[first : first + batch]
-            made = len(labels) - len(missing) + first
-            on_progress(made, len(labels), f"{side}: {made} of {len(labels)} images")
-            some = [labels[number] for number in numbers] if pipeline.classes is not None else []
-            latents = pipeline.sample(some, Noise(seed, images=numbers), sampler=plan, cfg_scale=cfg_scale)
-            for number, image in zip(numbers, pipeline.images(latents), strict=True):
+        made = len(labels) - len(missing)
+        on_progress(made, len(labels), f"{side}: {made} of {len(labels)} images")
+        for numbers, results in run_batches(program, given, missing, seed, batch):
+            for number, image in zip(numbers, results[PICTURES], strict=True):
                 gallery.add(number, image)
+            made += len(numbers)
+            on_progress(made, len(labels), f"{side}: {made} of {len(labels)} images")
     return folder
 
 

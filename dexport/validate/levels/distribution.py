@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dexport.errors import InputError, UsageError
-from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.opened import OpenProgram
 from dexport.validate.distances import PairedDelta, RunningMoments, frechet_to, kernel_to, paired_delta
 from dexport.validate.features.evaluator import Evaluator
 from dexport.validate.features.feature_cache import cached_features
@@ -59,8 +59,7 @@ class DistributionReport:
     real_sha256: str
     real_count: int | None
     count: int
-    sampler: str
-    cfg: float
+    run: str
     seed: int
     delta: PairedDelta
     kernel_delta: PairedDelta | None
@@ -89,17 +88,14 @@ class Real:
 
 
 def check_distribution(
-    pipeline: Pipeline,
-    reference: Pipeline,
+    program: OpenProgram,
+    reference: OpenProgram,
     labels: Sequence[int],
     *,
     evaluator: Evaluator,
     real: Path,
     work: Path,
     identity: Mapping[str, Any],
-    steps: int | None = None,
-    sampler: str | None = None,
-    cfg_scale: float | None = None,
     seed: int = 0,
     batch: int = 8,
     on_progress: OnProgress = lambda _done, _total, _detail: None,
@@ -107,7 +103,7 @@ def check_distribution(
     """Sample both, evaluate both, and compare their distances to real images.
 
     Args:
-        reference: the same bundle's pipeline on PyTorch sessions.
+        reference: the same program on PyTorch sessions.
         labels: one image each, two or more; an unconditional network takes as many zeros as images.
         real: a folder of images, an ``.npz`` of images, or ADM's statistics.
         work: folder for pictures and features; a run that was killed goes on there.
@@ -122,30 +118,26 @@ def check_distribution(
     target = summarise_real(real, evaluator, work, on_progress)
     settings = {
         **{name: identity[name] for name in ("weights", "reference")},
-        "sampler": sampler or pipeline.facts["sampler"],
-        "steps": steps or pipeline.facts["steps"],
-        "cfg": pipeline.default_scale if cfg_scale is None else cfg_scale,
+        "program": program.program.to_json(),
         "seed": seed,
         "labels": list(labels),
     }
-    choices: dict[str, Any] = {"sampler": sampler, "steps": steps, "cfg_scale": cfg_scale, "seed": seed, "batch": batch}
-    choices["on_progress"] = on_progress
     sides = {
         "pytorch": (reference, {**settings, "runner": reference.runner}),
-        "bundle": (pipeline, {**settings, "runner": pipeline.runner, "files": identity["files"]}),
+        "bundle": (program, {**settings, "runner": program.runner, "files": identity["files"]}),
     }
     pictures, features = {}, {}
     for side, (source, fixed) in sides.items():
-        folder = sample_set(source, work, side, fixed, labels, **choices)
+        folder = sample_set(source, work, side, fixed, labels, seed=seed, batch=batch, on_progress=on_progress)
         images = open_images(folder)
         pictures[side] = images
         chunks = cached_features(images, evaluator, work / "features" / folder.name, batch, on_progress)
         features[side] = _checked(np.concatenate([chunk.pool for chunk in chunks]), side)
     on_progress(0, 1, "bootstrap")
     likeness = compare_pictures(
-        zip(*(pictures[side].batches(PICTURES) for side in sides), strict=True), captions(pipeline, labels)
+        zip(*(pictures[side].batches(PICTURES) for side in sides), strict=True), captions(program, labels)
     )
-    return _report(pipeline, reference, evaluator, target, settings, pictures["bundle"].shape, likeness, features)
+    return _report(program, reference, evaluator, target, settings, pictures["bundle"].shape, likeness, features)
 
 
 def summarise_real(path: Path, evaluator: Evaluator, work: Path, on_progress: OnProgress) -> Real:
@@ -174,8 +166,8 @@ def _checked(features: np.ndarray, side: str) -> np.ndarray:
 
 
 def _report(
-    pipeline: Pipeline,
-    reference: Pipeline,
+    program: OpenProgram,
+    reference: OpenProgram,
     evaluator: Evaluator,
     real: Real,
     settings: Mapping[str, Any],
@@ -214,7 +206,7 @@ def _report(
     lowest = min(likeness.psnr_db)
     return DistributionReport(
         reference=reference.runner,
-        runner=pipeline.runner,
+        runner=program.runner,
         evaluator=evaluator.name,
         weights=evaluator.weights,
         weights_sha256=evaluator.sha256,
@@ -224,8 +216,7 @@ def _report(
         real_sha256=real.sha256,
         real_count=moments.count,
         count=count,
-        sampler=f"{settings['steps']} {settings['sampler']} steps",
-        cfg=settings["cfg"],
+        run=program.program.title,
         seed=seed,
         delta=paired_delta(ours, theirs, moments, frechet_to, bootstrap=BOOTSTRAP, seed=seed),
         kernel_delta=kernel,

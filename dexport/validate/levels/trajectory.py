@@ -1,4 +1,4 @@
-"""Trajectory parity: the same noise and labels through the sampler, with PyTorch and with the bundle.
+"""Trajectory parity: the same draws and labels through the program, with PyTorch and with the bundle.
 
 Two errors per step tell different things. The *state* error is that of two free runs, which may accumulate or heal. The
 *local* error is that of one evaluation at the reference's own state, so it cannot hide behind what happened before.
@@ -7,17 +7,20 @@ Two errors per step tell different things. The *state* error is that of two free
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from dexport.errors import UsageError
+from dexport.contract import TIME
+from dexport.errors import GateError, UsageError
 from dexport.exporter.gates import GATES
+from dexport.runtime.calls import Call, Recorder
 from dexport.runtime.draws import Draws, Replay
-from dexport.runtime.pipeline import Pipeline
-from dexport.runtime.samplers import Denoiser, Sampler, Step
+from dexport.runtime.generate import caption
+from dexport.runtime.opened import OpenProgram
+from dexport.runtime.programs.program import PICTURES, Request, Step
 from dexport.validate.images.picture_metrics import LPIPS_SMALLEST, PictureDistance, ssim
 from dexport.validate.images.picture_pairs import Histogram, Pair, compare_pictures, error_histogram
 from dexport.validate.levels.forward import finite_or_null
@@ -32,7 +35,7 @@ NOTABLE = 1.5
 
 @dataclass(frozen=True)
 class At:
-    """An error at the time that the network received."""
+    """An error at a time: that of the step, or that the network received."""
 
     t: float
     metrics: Metrics
@@ -43,8 +46,9 @@ class TrajectoryReport:
     """Errors along one trajectory.
 
     Attributes:
+        run: what ran, in words.
         states: error of the state after each step, of two free runs.
-        evaluations: error of each evaluation of the guided network at the reference's states.
+        evaluations: error of each evaluation at the reference's states.
         psnr_db, ssim: of every picture, bundle against PyTorch; empty where values are not finite, or not decoded.
         lpips: the same; empty without its weights, and for pictures that are too small for it.
         gate_snr_db: smallest SNR allowed for the last state.
@@ -53,8 +57,7 @@ class TrajectoryReport:
 
     reference: str
     runner: str
-    sampler: str
-    cfg: float
+    run: str
     seed: int
     labels: tuple[int, ...]
     states: tuple[At, ...]
@@ -117,13 +120,10 @@ class TrajectoryReport:
 
 
 def check_trajectory(
-    pipeline: Pipeline,
-    reference: Pipeline,
+    program: OpenProgram,
+    reference: OpenProgram,
     labels: Sequence[int],
     *,
-    steps: int | None = None,
-    sampler: str | None = None,
-    cfg_scale: float | None = None,
     seed: int = 0,
     gate_snr_db: float,
     lpips: PictureDistance | None = None,
@@ -132,67 +132,91 @@ def check_trajectory(
     """Run both and compare them step by step.
 
     Args:
-        reference: the same bundle's pipeline on PyTorch sessions.
-        labels: one image each; an unconditional network takes as many zeros as images.
+        program: a bundle's, with its settings.
+        reference: the same program on PyTorch sessions.
+        labels: one image each; a program without classes takes as many zeros as images.
         lpips: measured where there are weights of it.
 
     Raises:
         UsageError: no images.
+        GateError: a decoder's values that are not finite.
     """
     if not labels:
         raise UsageError("a trajectory needs at least one image", hint="give a label")
-    plan = pipeline.sampler(sampler, steps)
-    given = list(labels) if pipeline.classes is not None else []
-    noise = Draws(seed, images=range(len(labels)), record=True)
-    calls: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def recorded(x: np.ndarray, t: np.ndarray) -> np.ndarray:
-        out = expected(x, t)
-        calls.append((x, t, out))
-        return out
-
-    expected = reference.denoiser(given, cfg_scale, sampler=plan)
-    actual = pipeline.denoiser(given, cfg_scale, sampler=plan)
+    request = Request(len(labels), tuple(labels) if program.classes is not None else ())
+    draws = Draws(seed, images=range(len(labels)), record=True)
+    recorder = Recorder(reference.calls)
     on_progress(0, 3, "PyTorch")
-    wanted = _states(plan, recorded, noise, len(labels), pipeline.shape)
+    wanted = _steps(reference.program.run(recorder.calls, request, draws))
     on_progress(1, 3, "bundle, free run")
-    got = _states(plan, actual, Replay(noise.draws), len(labels), pipeline.shape)
+    got = _steps(program.run(request, Replay(draws.draws)))
     on_progress(2, 3, "bundle, at PyTorch's states")
-    ends = wanted[-1].x.astype(np.float32), got[-1].x.astype(np.float32)
+    evaluations = tuple(_at_reference(program, recorder.made))
+    ends = wanted.steps[-1].state.astype(np.float32), got.steps[-1].state.astype(np.float32)
     finite = all(np.isfinite(end).all() for end in ends)
-    decoded = finite and pipeline.pictures
-    pictures = (reference.images(ends[0]), pipeline.images(ends[1])) if decoded else ()
+    if finite and program.pictures:
+        for side in (wanted, got):
+            if side.error is not None:
+                raise side.error
+    pictures = (
+        (wanted.steps[-1].results[PICTURES], got.steps[-1].results[PICTURES]) if finite and program.pictures else ()
+    )
     if not pictures or min(pictures[0].shape[1:3]) < LPIPS_SMALLEST:
         lpips = None
-    likeness = compare_pictures([pictures] if pictures else [], captions(pipeline, labels), lpips)
+    likeness = compare_pictures([pictures] if pictures else [], captions(program, labels), lpips)
     return TrajectoryReport(
         reference=reference.runner,
-        runner=pipeline.runner,
-        sampler=f"{len(wanted)} {sampler or pipeline.facts['sampler']} steps",
-        cfg=pipeline.default_scale if cfg_scale is None else cfg_scale,
+        runner=program.runner,
+        run=program.program.title,
         seed=seed,
         labels=tuple(labels),
-        states=tuple(At(a.t, compare(a.x, b.x)) for a, b in zip(wanted, got, strict=True)),
-        evaluations=tuple(At(float(t[0]), compare(out, actual(x, t))) for x, t, out in calls),
+        states=tuple(At(a.time, compare(a.state, b.state)) for a, b in zip(wanted.steps, got.steps, strict=True)),
+        evaluations=evaluations,
         psnr_db=likeness.psnr_db,
         ssim=tuple(ssim(*pair) for pair in zip(*pictures, strict=True)),
         gate_snr_db=gate_snr_db,
         pairs=likeness.pairs,
         histograms=(
-            *((error_histogram("final latents", *ends),) if finite else ()),
+            *((error_histogram("final states", *ends),) if finite else ()),
             *((likeness.histogram,) if pictures else ()),
         ),
         lpips=() if lpips is None else tuple(map(float, lpips(*pictures))),
     )
 
 
-def captions(pipeline: Pipeline, labels: Sequence[int]) -> list[str]:
+def captions(program: OpenProgram, labels: Sequence[int]) -> list[str]:
     """Names of classes where there are names."""
-    if pipeline.classes is None:
-        return [""] * len(labels)
-    names = pipeline.facts["class_names"]
-    return [names[label] if names else f"class {label}" for label in labels]
+    return [caption(program, None if program.classes is None else label) for label in labels]
 
 
-def _states(sampler: Sampler, denoiser: Denoiser, noise: Draws, images: int, shape: tuple[int, ...]) -> list[Step]:
-    return list(sampler.run(denoiser, sampler.start(noise, (images, *shape)), noise))
+@dataclass(frozen=True)
+class _Run:
+    """The steps of a run, and what ended it where its results are not finite."""
+
+    steps: list[Step]
+    error: GateError | None = None
+
+
+def _steps(run: Iterable[Step]) -> _Run:
+    steps: list[Step] = []
+    try:
+        for step in run:
+            steps.append(step)
+    except GateError as error:
+        return _Run(steps, error)
+    return _Run(steps)
+
+
+def _at_reference(program: OpenProgram, calls: Sequence[Call]) -> Iterator[At]:
+    """The errors of the calls that belong to steps, at the states that the reference met."""
+    main = next(iter(program.roles))
+    for call in calls:
+        network = program.calls[call.role][call.index]
+        graph = network.graphs[call.graph]
+        time = graph.input(TIME)
+        if time is None and call.role != main:
+            continue
+        output = graph.outputs[0].name
+        found = network(call.graph, **call.inputs)[output]
+        at = 0.0 if time is None else float(call.inputs[time.name].flat[0])
+        yield At(at, compare(call.outputs[output], found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import onnx_ir as ir
 
 from dexport.errors import InputError, UsageError
 from dexport.exporter.gates import gates_for
-from dexport.exporter.manifest import tensor_specs
 from dexport.exporter.pytorch.state import fresh_torch
+from dexport.exporter.recipes.diffusion import graphs_of
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import open_weights
@@ -112,15 +113,21 @@ def _run(model: Path, session: OnnxSession, inputs: Mapping[str, np.ndarray], ba
 def ports_of(variant: Variant) -> tuple[list[NamedPort], list[NamedPort]]:
     """The inputs and the outputs of a network, as a session would describe them."""
     signature = variant.signature
-    return [port_of(s) for s in tensor_specs(signature.inputs)], [port_of(s) for s in tensor_specs(signature.outputs)]
+    return [port_of(s.port) for s in signature.inputs], [port_of(s.port) for s in signature.outputs]
 
 
 def variant_for(recipe: Recipe, session: OnnxSession) -> Variant:
-    """The recipe at the size that the file has, fused where the file takes a scale."""
+    """The recipe at the size that the file has; its graph is the one that has as many inputs."""
     shapes = [port.shape for port in session.inputs.values() if len(port.shape or ()) == 4]
     sides = tuple(shapes[0][2:]) if shapes else ()
     latent = sides if len(sides) == 2 and all(isinstance(side, int) for side in sides) else None
-    return resolve(recipe, latent=latent, fused=any(not port.shape for port in session.inputs.values()))
+    variant = resolve(recipe, latent=latent)
+    for name in graphs_of(recipe):
+        with contextlib.suppress(UsageError):
+            other = resolve(recipe, latent=latent, graphs=[name])
+            if len(other.signature.inputs) == len(session.inputs) != len(variant.signature.inputs):
+                return other
+    return variant
 
 
 def _precision(model: Path, session: OnnxSession) -> str:

@@ -62,5 +62,6 @@ def reference_of(bundle: Bundle, checkpoint: str | None = None, recipe: Recipe |
         InputError: the checkpoint is not the one that the bundle was built from.
         UsageError: the checkpoint or the recipe is not there.
     """
-    variant = variant_of(bundle.manifest, recipe)
-    return torch_session(variant, weights_of(bundle.manifest["weights"], variant, checkpoint))
+    network = bundle.network
+    variant = variant_of(network, recipe)
+    return torch_session(variant, weights_of(network.manifest["weights"], variant, checkpoint))

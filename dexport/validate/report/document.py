@@ -11,17 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dexport.bundle import Bundle
+from dexport.bundle import Bundle, Network
 from dexport.errors import InputError, UsageError
 from dexport.exporter.machine import package_versions
 from dexport.exporter.quantize.schemes import FLOAT
 from dexport.limits import shown
+from dexport.runtime.programs.program import Program
 from dexport.validate.gates import LOSSY, verdict_of
 from dexport.validate.report.schema import Report, check_document, read_json
 from dexport.verdict import Loss
 from dexport.version import __version__
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "dexport validation"
 WRITE = "write one with `dexport validate BUNDLE -o NEW_REPORT.json`"
 DEFAULT_LABELS = (0, 1)
@@ -36,19 +37,21 @@ class Run:
     """What a validation was asked for.
 
     Attributes:
-        parts: every network of the bundle by name; ``""`` for a bundle's own.
+        parts: every network of the bundle by name; ``""`` where there is one.
         given_labels: None where the defaults of each level hold.
-        sampling: ``steps``, ``sampler``, ``cfg_scale``, ``seed``; None for the system's own.
+        program: of the bundle, with the settings that were asked for; None where it has none.
+        seed: of the draws.
         distribution: evaluator and images per class, where that level runs.
         identity: hashes of what was compared.
         accept_loss: more may be lost than is fit to ship, where the bundle was not built with that already.
     """
 
     bundle: Bundle
-    parts: Mapping[str, Bundle]
+    parts: Mapping[str, Network]
     levels: tuple[str, ...]
     given_labels: tuple[int, ...] | None
-    sampling: Mapping[str, Any]
+    program: Program | None
+    seed: int
     distribution: Mapping[str, Any] | None
     identity: Mapping[str, Any]
     accept_loss: bool = False
@@ -71,26 +74,23 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """What two runs must have in common to be compared."""
-        facts = self.bundle.manifest.get("sampling") or {}
-        defaults = {"steps": facts.get("steps"), "sampler": facts.get("sampler"), "cfg_scale": None, "seed": 0}
-        sampling = {name: defaults[name] if value is None else value for name, value in self.sampling.items()}
         labels = None if self.given_labels is None else list(self.given_labels)
         return {
             "levels": list(self.levels),
             "labels": labels,
-            **(sampling if facts else {}),
+            **({} if self.program is None else {**self.program.values, "seed": self.seed}),
             "distribution": None if self.distribution is None else dict(self.distribution),
             "reference": self.identity["reference"]["modules"],
         }
 
     def network(self) -> dict[str, Any]:
-        """What was built, without its weights: recipe, configuration, precision, guidance of every network."""
+        """What was built, without its weights: recipe, configuration, precision and graphs of every network."""
         return {
             name or "network": {
                 "recipe": part.manifest["recipe"]["name"],
                 "config": part.manifest["config"],
                 "latent": part.manifest["latent"],
-                "guidance": part.manifest["guidance"],
+                "graphs": list(part.graphs),
                 "precision": precision_of(part),
             }
             for name, part in self.parts.items()
@@ -248,7 +248,7 @@ def _worst(found: dict[str, dict[str, float | None]], rows: Any) -> None:
         found[name] = {"value": None if value is None or before is None else max(before, value)}
 
 
-def precision_of(part: Bundle) -> str:
+def precision_of(part: Network) -> str:
     """``fp16``, ``fp16, int8, w8a8``, ``fp32, ternary int4``."""
     precision = part.manifest["precision"]
     ternary = part.manifest.get("ternary")
@@ -258,7 +258,7 @@ def precision_of(part: Bundle) -> str:
     return ", ".join(words)
 
 
-def precision_map(parts: Mapping[str, Bundle]) -> list[dict[str, Any]]:
+def precision_map(parts: Mapping[str, Network]) -> list[dict[str, Any]]:
     """How many nodes of every block compute in which type, and how many of its layers are quantised."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for name, part in parts.items():
@@ -278,7 +278,7 @@ def _row(rows: dict[tuple[str, str], dict[str, Any]], part: str, node: str) -> d
     return rows.setdefault((part, block), {"part": part, "block": block, "nodes": {}, "quantised_layers": 0})
 
 
-def _weights(part: Bundle) -> dict[str, Any]:
+def _weights(part: Network) -> dict[str, Any]:
     weights = part.manifest["weights"]
     return {name: weights[name] for name in ("kind", "path", "sha256", "random")}
 

@@ -184,8 +184,7 @@ class Histogram(TypedDict):
 class Trajectory(TypedDict):
     reference: str
     runner: str
-    sampler: str
-    cfg: Number
+    run: str
     seed: int
     drift: str
     states: Annotated[list[At], Meta(min_length=1)]
@@ -219,8 +218,7 @@ class Distances(TypedDict):
     kernel_distance: str
     real_count: Count | None
     count: Count
-    sampler: str
-    cfg: Number
+    run: str
     seed: int
     delta: Delta
     kernel_delta: Delta | None

@@ -92,10 +92,10 @@ def settings(report: Mapping[str, Any]) -> str:
     """How it was sampled."""
     if report["trajectory"] is not None:
         source = report["trajectory"]
-        return f"{source['sampler']}, cfg {source['cfg']:g}, seed {source['seed']}"
+        return f"{source['run']}, seed {source['seed']}"
     if report["distribution"] is not None:
         source = report["distribution"]
-        return f"{source['sampler']}, cfg {source['cfg']:g}, seed {source['seed']}"
+        return f"{source['run']}, seed {source['seed']}"
     return "nothing was sampled"
 
 
