@@ -218,7 +218,7 @@ def build(
     if ternary is not None and options.opset < FUNCTIONS_OPSET:
         raise UsageError(
             f"packed ternary weights need opset {FUNCTIONS_OPSET}",
-            hint=f"--opset {FUNCTIONS_OPSET}, or --no-ternary",
+            hint=f"--opset {FUNCTIONS_OPSET}, or --quantize none",
         )
     islands = _islands(variant, options)
     asked = _asked(options)
@@ -350,7 +350,9 @@ def resolve_options(recipe: str | Recipe, options: BuildOptions) -> Variant:
     if options.init_from is not None and options.checkpoint is not None:
         raise UsageError("--checkpoint and --init-from exclude each other", hint="give one of the two")
     if options.islands and options.precision == "fp32" and not _asked(options).quantises:
-        raise UsageError("--island needs --fp16, --bf16 or --int8: everything is float32 already", hint="add --fp16")
+        raise UsageError(
+            "--island needs --fp16, --bf16 or --quantize: everything is float32 already", hint="add --fp16"
+        )
     if options.seed > limits.LARGEST_SEED:
         raise UsageError(f"--seed {limits.shown(options.seed)} is too large", hint=f"up to {limits.LARGEST_SEED}")
     latent = options.latent
@@ -384,7 +386,7 @@ def resolve_decoder(variant: Variant, options: BuildOptions) -> Variant | None:
     """
     if not options.with_decoder:
         if options.decoder_checkpoint is not None:
-            raise UsageError("--decoder-checkpoint needs --with-decoder", hint="add --with-decoder")
+            raise UsageError("--checkpoint decoder=FILE needs --with-decoder", hint="add --with-decoder")
         return None
     sampling = variant.recipe.sampling
     if sampling is None:
@@ -393,7 +395,7 @@ def resolve_decoder(variant: Variant, options: BuildOptions) -> Variant | None:
         if options.decoder_checkpoint is not None:
             raise UsageError(
                 f"{variant.recipe.name}'s outputs become images by {sampling.decoder!r}, which has no weights",
-                hint="leave out --decoder-checkpoint",
+                hint="leave out --checkpoint decoder=...",
             )
         return None
     decoder = resolve(registered_recipe(sampling.decoder), latent=variant.latent)

@@ -23,11 +23,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dexport.choices import FLAVOURS
 from dexport.errors import DexportError, GateError, InputError, MachineError, UsageError
 from dexport.exporter import machine
 from dexport.files import draft_of, write_whole
 
-FLAVOURS = ("tensorrt", "tensorrt-rtx")
 # One plan serves all targets, and bfloat16 attention does not build for sm75: so sm75 only on request.
 DEFAULT_RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120")
 

@@ -43,7 +43,7 @@ def options_of(
             hint=f"dexport quantize {bundle.stitch[0][0].path} -o PART ..., then dexport build --stitch PART:SHARE,...",
         )
     if not any(choices.get(name) is not None for name in ("int8", "ternary", "precision_map", "budget")):
-        raise UsageError("nothing says how to quantise", hint="give --int8, --ternary, --precision-map or --budget")
+        raise UsageError("nothing says how to quantise", hint="give --quantize, such as --quantize int8")
     given = {name: value for name, value in choices.items() if value is not None}
     found, recorded = recorded_options(bundle, output, checkpoint, recipe, profile)
     if given.get("ternary") is False:  # dense weights need no carrier

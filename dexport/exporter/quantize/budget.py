@@ -68,14 +68,14 @@ def parse_budget(text: str) -> Budget:
         except ValueError:
             named = {}
         if match is None or not named:
-            raise UsageError(f"--budget {text!r}: {part!r} is no budget", hint=EXAMPLES)
+            raise UsageError(f"--quantize budget={text}: {part!r} is no budget", hint=EXAMPLES)
         name = "snr_db" if "snr_db" in named else "megabytes" if match["unit"] else "fraction"
         if name in found or {name, *found} == {"megabytes", "fraction"}:
-            raise UsageError(f"--budget {text!r} says the same thing twice", hint=EXAMPLES)
+            raise UsageError(f"--quantize budget={text} says the same thing twice", hint=EXAMPLES)
         found[name] = next(iter(named.values()))
     if not all(value > 0 for value in found.values()) or found.get("fraction", 0) >= 1:
         raise UsageError(
-            f"--budget {text!r}: an SNR is above 0 dB, a size above 0 and below 1 (or in MB)", hint=EXAMPLES
+            f"--quantize budget={text}: an SNR is above 0 dB, a size above 0 and below 1 (or in MB)", hint=EXAMPLES
         )
     return Budget(text, **found)
 
@@ -127,9 +127,9 @@ class Search:
         if closest.snr_db >= budget.snr_db:
             return schemes, closest
         raise GateError(
-            f"--budget {budget.text!r} cannot be met: {budget.snr_db:g} dB takes {_shown(trial.size, float_bytes)}, "
+            f"--quantize budget={budget.text} cannot be met: {budget.snr_db:g} dB takes {_shown(trial.size, float_bytes)}, "
             f"and {_shown(closest.size, float_bytes)} give {closest.snr_db:.1f} dB",
-            hint=f'--budget "snr>={max(math.floor(closest.snr_db), 1)}", or --budget "size<={_megabytes(trial)}"',
+            hint=f'--quantize "budget=snr>={max(math.floor(closest.snr_db), 1)}", or "budget=size<={_megabytes(trial)}"',
         )
 
     def _at_least(self, snr_db: float) -> tuple[dict[str, str], Trial]:
@@ -171,9 +171,9 @@ class Search:
         if trial.size <= limit:
             return least
         raise GateError(
-            f"--budget {budget.text!r} cannot be met: the smallest file has {trial.size / MB:.2f} MB "
+            f"--quantize budget={budget.text} cannot be met: the smallest file has {trial.size / MB:.2f} MB "
             f"({trial.snr_db:.1f} dB)",
-            hint=f'--budget "size<={_megabytes(trial)}"',
+            hint=f'--quantize "budget=size<={_megabytes(trial)}"',
         )
 
     def _base(self) -> float:
