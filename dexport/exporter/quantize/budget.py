@@ -17,7 +17,7 @@ from dexport.errors import GateError, UsageError
 from dexport.exporter.quantize.assign import Options, TradeOff, total_error, total_size
 from dexport.exporter.quantize.calibrate import OnProgress
 
-EXAMPLES = 'for example "snr>=25", "size<=0.3", "size<=2.5MB", or "snr>=25,size<=0.3"'
+EXAMPLES = 'for example "budget=snr>=25", "budget=size<=2.5MB", or "budget=snr>=25,size<=0.3"'
 TRIALS = 8
 CLOSE_DB = 0.5
 """An assignment this close above the wanted SNR is not made smaller any more."""
@@ -127,9 +127,10 @@ class Search:
         if closest.snr_db >= budget.snr_db:
             return schemes, closest
         raise GateError(
-            f"--quantize budget={budget.text} cannot be met: {budget.snr_db:g} dB takes {_shown(trial.size, float_bytes)}, "
-            f"and {_shown(closest.size, float_bytes)} give {closest.snr_db:.1f} dB",
-            hint=f'--quantize "budget=snr>={max(math.floor(closest.snr_db), 1)}", or "budget=size<={_megabytes(trial)}"',
+            f"--quantize budget={budget.text} cannot be met: {budget.snr_db:g} dB takes "
+            f"{_shown(trial.size, float_bytes)}, and {_shown(closest.size, float_bytes)} give {closest.snr_db:.1f} dB",
+            hint=f'--quantize "budget=snr>={max(math.floor(closest.snr_db), 1)}", or '
+            f'--quantize "budget=size<={_megabytes(trial)}"',
         )
 
     def _at_least(self, snr_db: float) -> tuple[dict[str, str], Trial]:
