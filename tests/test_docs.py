@@ -176,7 +176,13 @@ def test_toml_parses() -> None:
 
 def test_included_sections_exist() -> None:
     included = [match for page in DOCS.glob("*.md") for match in SNIPPET.findall(page.read_text(encoding="utf-8"))]
-    examples = {"examples/my_backbone.py", "examples/serve.py", "examples/ci/validate.sh", "examples/ci/github.yml"}
+    examples = {
+        "examples/my_backbone.py",
+        "examples/serve.py",
+        "examples/ci/validate.sh",
+        "examples/ci/github.yml",
+        "examples/build.toml",
+    }
     assert {file for file, _ in included} == {*examples, "benchmarks/results/small-models.md"}
     for file, section in included:
         source = (ROOT / file).read_text(encoding="utf-8")

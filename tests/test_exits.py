@@ -267,8 +267,8 @@ def test_the_temporary_folder_of_a_killed_command_goes_with_the_next(temporary: 
 # Output
 
 
-BY_CLICK = "cli.click.echo('x' * 1000)"
-BY_RICH = "from dexport import console\nconsole.out.print('x' * 1000)"
+BY_CLICK = "cli.app.click.echo('x' * 1000)"
+BY_RICH = "from dexport.cli import terminal\nterminal.out.print('x' * 1000)"
 
 
 @pytest.mark.parametrize("body", [BY_CLICK, BY_RICH, f"for _ in range(1000): {BY_CLICK}"])
@@ -305,14 +305,14 @@ LETTERS = "Fréchet ± … ─ 画 \udc80"
 def test_terminals_of_few_letters(encoding: dict[str, str], environment: dict[str, str]) -> None:
     body = (
         "from rich.table import Table\n"
-        "from dexport import console\n"
+        "from dexport.cli import terminal\n"
         "from dexport.errors import UsageError\n"
         f"letters = {LETTERS!a}\n"
         "table = Table(letters, title=letters)\n"
         "table.add_row(letters)\n"
-        "console.out.print(table)\n"
-        "console.err.print(table)\n"
-        "cli.click.echo(letters)\n"
+        "terminal.out.print(table)\n"
+        "terminal.err.print(table)\n"
+        "cli.app.click.echo(letters)\n"
         "raise UsageError(letters, hint=letters)"
     )
     done = subprocess.run(printing(body), env={**environment, **encoding}, capture_output=True, check=False)
@@ -323,7 +323,7 @@ def test_terminals_of_few_letters(encoding: dict[str, str], environment: dict[st
 @pytest.mark.parametrize("encoding", ENCODINGS[:2], ids=str)
 def test_json_is_json_on_every_terminal(encoding: dict[str, str], environment: dict[str, str]) -> None:
     colours = {"FORCE_COLOR": "1", "CLICOLOR_FORCE": "1"}
-    body = f"cli._print_json([{LETTERS!a}, 1.5])"
+    body = f"cli.app.print_json([{LETTERS!a}, 1.5])"
     done = subprocess.run(printing(body), env={**environment, **encoding, **colours}, capture_output=True, check=True)
     assert json.loads(done.stdout.decode("ascii")) == [LETTERS, 1.5]
 

@@ -44,7 +44,7 @@ def foreign(plain: Path, tmp_path: Path) -> Path:
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "validate": ("validate", "BUNDLE", "--no-record"),
-    "quantize": ("quantize", "BUNDLE", "-o", "OUT", "--int8", "weight"),
+    "quantize": ("quantize", "BUNDLE", "-o", "OUT", "--quantize", "int8"),
     "diff": ("diff", "BUNDLE"),
     "bench": ("bench", "BUNDLE", "--rounds", "1", "--fail-under", "speedup=0.01"),
     "sample": ("sample", "BUNDLE", "-o", "OUT.png", "--steps", "2"),

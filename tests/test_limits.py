@@ -99,8 +99,8 @@ def test_options_of_sweep(options: tuple[Any, ...], stitched: Path, tmp_path: Pa
         ("diff", ("--seed", BEYOND)),
         ("fid", ("--batch", HUGE)),
         ("fid", ("--seed", BEYOND)),
-        ("quantize", ("-o", "out", "--int8", "w8a8", "--calibration-images", HUGE)),
-        ("quantize", ("-o", "out", "--int8", "w8a8", "--calibration-seed", BEYOND)),
+        ("quantize", ("-o", "out", "--quantize", "w8a8", "--calibration-images", HUGE)),
+        ("quantize", ("-o", "out", "--quantize", "w8a8", "--calibration-seed", BEYOND)),
     ],
 )
 def test_options_of_other_commands(command: str, options: tuple[Any, ...], plain: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from dexport import console
+from dexport.cli import terminal
 from dexport.errors import InputError
 from dexport.printable import printable, printable_lines, printable_values
 
@@ -54,11 +54,11 @@ def test_values_of_a_document() -> None:
 @pytest.mark.parametrize("text", [*HOSTILE, "[red]x[/]", "[/]", "[link=https://evil]x[/link]", "[bold"])
 def test_the_console_shows_foreign_text_as_it_is(text: str) -> None:
     shown = io.StringIO()
-    terminal = console.PlainConsole(file=shown, force_terminal=True, color_system=None, markup=False, width=200)
+    screen = terminal.PlainConsole(file=shown, force_terminal=True, color_system=None, markup=False, width=200)
     table = Table(text, title=text)
     table.add_row(text)
-    terminal.print(table)
-    terminal.print(text)
+    screen.print(table)
+    screen.print(text)
     written = shown.getvalue()
     assert written.replace("\n", "").isprintable()
     if text.startswith("["):

@@ -213,7 +213,7 @@ def test_a_baseline_of_a_loss_needs_its_acceptance(validated: Path, tmp_path: Pa
 
 def test_an_accepted_loss_exits_with_0_and_is_recorded(ternary: Path, tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text(json.dumps(COARSE))
-    options = ("--precision-map", tmp_path / "map.json", "--calibration-images", 4)
+    options = ("--quantize", f"map={tmp_path / 'map.json'}", "--calibration-images", 4)
     result = run("quantize", ternary, *options, "-o", tmp_path / "out", "--accept-loss")
     assert result.exit_code == 0, result.output
     assert "LOSSY, accepted: predictions move by" in result.stdout

@@ -26,13 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from dexport import archive, console
+from dexport import archive
 from dexport.archive import check, pack, unpack
 from dexport.bundle import MANIFEST, SIGNATURE, Bundle, hash_files, load_bundle, reading_manifest
+from dexport.cli import terminal
+from dexport.cli.commands.info_printer import print_bundle
 from dexport.errors import DexportError
 from dexport.exporter.weights.loading import open_weights
 from dexport.model_repository import denoiser_config, pipeline_config
@@ -115,8 +116,8 @@ class Manifests:
             text = damaged(rng, json.dumps(self.manifest).encode())
         (self.folder / MANIFEST).write_bytes(text)
         bundle = load_bundle(self.folder)
-        console.out = Console(file=io.TextIOWrapper(io.BytesIO(), "utf-8"))
-        uses: list[Callable[[Bundle], Any]] = [console.print_bundle, read_facts, _pipeline, _configs]
+        terminal.out.file = io.TextIOWrapper(io.BytesIO(), "utf-8")
+        uses: list[Callable[[Bundle], Any]] = [print_bundle, read_facts, _pipeline, _configs]
         errors = []
         for use in uses:
             try:
@@ -287,13 +288,13 @@ READERS: dict[str, Callable[[Path], Reader]] = {
 def reader(name: str) -> Iterator[Reader]:
     """A reader in a temporary folder, with the terminal out of the way."""
     folder = Path(tempfile.mkdtemp())
-    terminal = console.out
+    before = terminal.out.file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield READERS[name](folder)
     finally:
-        console.out = terminal
+        terminal.out.file = before
         shutil.rmtree(folder)
 
 

@@ -91,7 +91,7 @@ class Records:
 
 
 class PrecisionMaps:
-    """Files of ``--precision-map``."""
+    """Files of ``--quantize map=FILE``."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "map.json"

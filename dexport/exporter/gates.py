@@ -65,7 +65,7 @@ def gates_for(name: str, own: Mapping[str, float], budget_snr_db: float | None =
     Args:
         name: its least exact scheme, or its precision.
         own: the recipe's largest relative L2 by such names.
-        budget_snr_db: what ``--budget snr>=DB`` asked for. It judges whatever schemes were chosen to meet it.
+        budget_snr_db: what ``--quantize budget=snr>=DB`` asked for. It judges whatever schemes were chosen to meet it.
 
     Raises:
         InputError: a name that no gate has.

@@ -112,7 +112,7 @@ def settle(variant: Variant, options: BuildOptions, place: Workplace) -> Settled
     if ternary is not None and options.opset < FUNCTIONS_OPSET:
         raise UsageError(
             f"packed ternary weights need opset {FUNCTIONS_OPSET}",
-            hint=f"--opset {FUNCTIONS_OPSET}, or --no-ternary",
+            hint=f"--opset {FUNCTIONS_OPSET}, or --quantize none",
         )
     islands = _islands(variant, options)
     request = request_of(variant, asked_of(options), ternary, islands.modules, choice, plugins, options.opset)

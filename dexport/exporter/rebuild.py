@@ -45,7 +45,7 @@ def options_of(
             hint="quantise a bundle of each, then join them with dexport build --stitch PART:SHARE,...",
         )
     if not any(choices.get(name) is not None for name in ("int8", "ternary", "precision_map", "budget")):
-        raise UsageError("nothing says how to quantise", hint="give --int8, --ternary, --precision-map or --budget")
+        raise UsageError("nothing says how to quantise", hint="give --quantize, such as --quantize int8")
     given = {name: value for name, value in choices.items() if value is not None}
     found, recorded = recorded_options(bundle, output, checkpoint, recipe, profile)
     if given.get("ternary") is False:  # dense weights need no carrier

@@ -41,7 +41,9 @@ def resolve_network(recipe: Recipe, options: BuildOptions) -> Variant:
     if options.init_from is not None and options.checkpoint is not None:
         raise UsageError("--checkpoint and --init-from exclude each other", hint="give one of the two")
     if options.islands and options.precision == "fp32" and not asked_of(options).quantises:
-        raise UsageError("--island needs --fp16, --bf16 or --int8: everything is float32 already", hint="add --fp16")
+        raise UsageError(
+            "--island needs --fp16, --bf16 or --quantize: everything is float32 already", hint="add --fp16"
+        )
     if options.seed > limits.LARGEST_SEED:
         raise UsageError(f"--seed {limits.shown(options.seed)} is too large", hint=f"up to {limits.LARGEST_SEED}")
     latent = options.latent

@@ -49,7 +49,7 @@ def build_and_validate(
     if stitch is not None:
         players = {"denoiser": parse_stitch(stitch), **players}
     if decoder_checkpoint is not None and not with_decoder:
-        raise UsageError("--decoder-checkpoint needs --with-decoder", hint="add --with-decoder")
+        raise UsageError("--checkpoint decoder=FILE needs --with-decoder", hint="add --with-decoder")
     if with_decoder:
         players["decoder"] = (Player(checkpoint=decoder_checkpoint),)
     if guidance not in ("none", "fused"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dexport.bundle import Bundle, Network
+from dexport.choices import DEFAULT_LEVELS, LEVELS
 from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter.gates import NetworkGates, gates_of
 from dexport.exporter.origin import variant_of, weights_of
@@ -40,8 +41,6 @@ from dexport.validate.report.document import Run, document
 from dexport.verdict import Loss
 from dexport.version import __version__
 
-LEVELS = ("op", "forward", "trajectory", "distribution")
-DEFAULT_LEVELS = ("op", "forward", "trajectory")
 SAMPLED = ("trajectory", "distribution")
 OF_PICTURES = ("psnr", "ssim", "lpips")
 NO_PICTURES = "pictures: the bundle makes none, so the states were compared"

@@ -26,7 +26,7 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.reuse import is_built_in
 from dexport.exporter.variant import resolve
 from dexport.files import PARTIAL
-from tests.test_cli import invoke
+from tests.cli.test_command_line import invoke
 
 TINY = {"hidden_size": 24, "depth": 1, "num_heads": 2, "num_classes": 5, "input_size": 4}
 

@@ -54,7 +54,7 @@ def changed(bundle: Bundle, **changes: Any) -> Bundle:
 
 
 def test_everything_but_the_weights_stays(folder: Path, tmp_path: Path) -> None:
-    done = invoke("quantize", folder / "plain", "-o", tmp_path / "out", "--int8", "weight", "--no-parity", "--json")
+    done = invoke("quantize", folder / "plain", "-o", tmp_path / "out", "--quantize", "int8", "--no-parity", "--json")
     assert done.exit_code == 0, done.output
     before, after = load_bundle(folder / "plain").manifest, load_bundle(tmp_path / "out").manifest
     assert json.loads(done.stdout)["files"] == after["files"]
@@ -114,7 +114,9 @@ def test_the_recipe_of_another_bundle_is_refused(plain: Path, tmp_path: Path) ->
     with pytest.raises(UsageError, match=r"recipe 'dit-fashion', and 'dit-s-2' was given") as caught:
         options_of(load_bundle(plain), tmp_path / "out", int8="weight", recipe=find_recipe("dit-s-2"))
     assert "--recipe" in caught.value.hint
-    done = invoke("quantize", plain, "-o", tmp_path / "out", "--int8", "weight", "--recipe", "examples/my_backbone.py")
+    done = invoke(
+        "quantize", plain, "-o", tmp_path / "out", "--quantize", "int8", "--recipe", "examples/my_backbone.py"
+    )
     assert done.exit_code == 2
     assert "recipe 'dit-fashion'" in done.stderr
 
@@ -133,12 +135,10 @@ def test_ternary_layers_stay_as_they_were_stored(tmp_path: Path) -> None:
     assert (chosen.ternary, chosen.ternary_carrier) == (None, "packed")
     _, dense = options_of(changed(packed, ternary=None), tmp_path / "out", int8="weight")
     assert dense.ternary is False
-    done = invoke("quantize", tmp_path / "packed", "--int8", "weight", "-o", tmp_path / "out")
+    done = invoke("quantize", tmp_path / "packed", "--quantize", "int8", "-o", tmp_path / "out")
     assert done.exit_code == 2
-    assert "--no-ternary" in done.stderr
-    done = invoke(
-        *("quantize", tmp_path / "packed", "--int8", "weight", "--no-ternary", "--no-parity", "-o", tmp_path / "out")
-    )
+    assert "--quantize none,int8" in done.stderr
+    done = invoke(*("quantize", tmp_path / "packed", "--quantize", "none,int8", "--no-parity", "-o", tmp_path / "out"))
     assert done.exit_code == 0, done.output
     stored = load_bundle(tmp_path / "out").manifest
     assert stored["ternary"] is None and set(stored["precision"]["layers"].values()) == {"float", "int8"}
@@ -182,7 +182,7 @@ def test_an_incomplete_manifest_is_bad_input(plain: Path, tmp_path: Path) -> Non
 
 
 def test_a_stitched_bundle_is_quantised_part_by_part(stitched: Path, tmp_path: Path) -> None:
-    done = invoke("quantize", stitched, "--int8", "weight", "-o", tmp_path / "out")
+    done = invoke("quantize", stitched, "--quantize", "int8", "-o", tmp_path / "out")
     assert done.exit_code == 2
     assert "holds 2 denoisers" in done.stderr
     assert not any(tmp_path.iterdir())

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 import dexport
 from dexport.bundle import load_bundle
 from dexport.cli import main
-from dexport.console import out, print_result
+from dexport.cli.commands.build_printer import print_result
+from dexport.cli.terminal import out
 from dexport.errors import InputError, UsageError
 from dexport.exporter.build import BuildOptions
 from dexport.exporter.stitch import Share, build_stitched, parse_stitch

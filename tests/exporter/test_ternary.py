@@ -294,7 +294,7 @@ def test_choices_that_are_refused(
 def test_an_older_opset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="need opset 23") as caught:
         dexport.build("terdit-600m", tmp_path / "out", settings=TINY, opset=22)
-    assert "--no-ternary" in caught.value.hint
+    assert "--quantize none" in caught.value.hint
 
 
 def test_auto_is_what_the_benchmark_found() -> None:

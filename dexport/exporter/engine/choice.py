@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dexport.choices import FLAVOURS
 from dexport.errors import MachineError, UsageError
 from dexport.exporter import machine
 
-FLAVOURS = ("tensorrt", "tensorrt-rtx")
 # One plan serves all targets, and bfloat16 attention does not build for sm75: so sm75 only on request.
 DEFAULT_RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120")
 

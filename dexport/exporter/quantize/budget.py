@@ -17,7 +17,7 @@ from dexport.errors import GateError, UsageError
 from dexport.exporter.quantize.assign import Options, TradeOff, total_error, total_size
 from dexport.exporter.quantize.calibrate import OnProgress
 
-EXAMPLES = 'for example "snr>=25", "size<=0.3", "size<=2.5MB", or "snr>=25,size<=0.3"'
+EXAMPLES = 'for example "budget=snr>=25", "budget=size<=2.5MB", or "budget=snr>=25,size<=0.3"'
 TRIALS = 8
 CLOSE_DB = 0.5
 """An assignment this close above the wanted SNR is not made smaller any more."""
@@ -68,14 +68,14 @@ def parse_budget(text: str) -> Budget:
         except ValueError:
             named = {}
         if match is None or not named:
-            raise UsageError(f"--budget {text!r}: {part!r} is no budget", hint=EXAMPLES)
+            raise UsageError(f"--quantize budget={text}: {part!r} is no budget", hint=EXAMPLES)
         name = "snr_db" if "snr_db" in named else "megabytes" if match["unit"] else "fraction"
         if name in found or {name, *found} == {"megabytes", "fraction"}:
-            raise UsageError(f"--budget {text!r} says the same thing twice", hint=EXAMPLES)
+            raise UsageError(f"--quantize budget={text} says the same thing twice", hint=EXAMPLES)
         found[name] = next(iter(named.values()))
     if not all(value > 0 for value in found.values()) or found.get("fraction", 0) >= 1:
         raise UsageError(
-            f"--budget {text!r}: an SNR is above 0 dB, a size above 0 and below 1 (or in MB)", hint=EXAMPLES
+            f"--quantize budget={text}: an SNR is above 0 dB, a size above 0 and below 1 (or in MB)", hint=EXAMPLES
         )
     return Budget(text, **found)
 
@@ -127,9 +127,10 @@ class Search:
         if closest.snr_db >= budget.snr_db:
             return schemes, closest
         raise GateError(
-            f"--budget {budget.text!r} cannot be met: {budget.snr_db:g} dB takes {_shown(trial.size, float_bytes)}, "
-            f"and {_shown(closest.size, float_bytes)} give {closest.snr_db:.1f} dB",
-            hint=f'--budget "snr>={max(math.floor(closest.snr_db), 1)}", or --budget "size<={_megabytes(trial)}"',
+            f"--quantize budget={budget.text} cannot be met: {budget.snr_db:g} dB takes "
+            f"{_shown(trial.size, float_bytes)}, and {_shown(closest.size, float_bytes)} give {closest.snr_db:.1f} dB",
+            hint=f'--quantize "budget=snr>={max(math.floor(closest.snr_db), 1)}", or '
+            f'--quantize "budget=size<={_megabytes(trial)}"',
         )
 
     def _at_least(self, snr_db: float) -> tuple[dict[str, str], Trial]:
@@ -171,9 +172,9 @@ class Search:
         if trial.size <= limit:
             return least
         raise GateError(
-            f"--budget {budget.text!r} cannot be met: the smallest file has {trial.size / MB:.2f} MB "
+            f"--quantize budget={budget.text} cannot be met: the smallest file has {trial.size / MB:.2f} MB "
             f"({trial.snr_db:.1f} dB)",
-            hint=f'--budget "size<={_megabytes(trial)}"',
+            hint=f'--quantize "budget=size<={_megabytes(trial)}"',
         )
 
     def _base(self) -> float:

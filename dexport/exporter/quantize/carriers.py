@@ -81,7 +81,7 @@ def store_packed(graph: ir.Graph, layer: Layer) -> None:
     if rows % VALUES_PER_BYTE:
         raise InputError(
             f"{layer.name} has {rows} rows, which cannot be packed four to a byte",
-            hint="choose --ternary-carrier int8, or --no-ternary",
+            hint="choose --ternary-carrier int8, or --quantize none",
         )
     weight = _stored(graph, layer, pack, ir.DataType.UINT8, (rows // VALUES_PER_BYTE, columns))
     _replace(graph, layer.scaled, TERNARY_MATMUL.name, [layer.matmul.inputs[0], weight, _scale(layer)], domain=DOMAIN)
@@ -95,7 +95,7 @@ def store_int4(graph: ir.Graph, layer: Layer) -> None:
     if block is None:
         raise InputError(
             f"{layer.name} has {columns} columns, no multiple of {INT4_BLOCKS[-1]}, the smallest block of INT4 weights",
-            hint="choose --ternary-carrier int8, or --no-ternary",
+            hint="choose --ternary-carrier int8, or --quantize none",
         )
     weight = _stored(graph, layer, int4_bytes, ir.DataType.INT4, (rows, columns))
     inputs = [weight, _ones(graph, (rows, columns // block))]
@@ -165,7 +165,7 @@ def _stored(
     def checked(values: Tensor) -> Tensor:
         whole = values.to(torch.int8)
         if whole.min() < -1 or whole.max() > 1 or not torch.equal(whole, values):
-            raise InputError(f"{name} holds values that are not ternary", hint="build with --no-ternary")
+            raise InputError(f"{name} holds values that are not ternary", hint="build with --quantize none")
         return encode(whole)
 
     def packed() -> ir.TensorProtocol:

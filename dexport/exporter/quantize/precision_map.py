@@ -30,12 +30,12 @@ def read_map(path: str | Path) -> dict[str, str]:
     try:
         document = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise UsageError(f"--precision-map {path} does not exist", hint=f"give {FORM}") from error
+        raise UsageError(f"--quantize map={path} does not exist", hint=f"give {FORM}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--precision-map {path} is not readable JSON: {error}", hint=f"give {FORM}") from error
+        raise InputError(f"--quantize map={path} is not readable JSON: {error}", hint=f"give {FORM}") from error
     found = _map_of_manifest(document, path) if isinstance(document, dict) and "schema" in document else document
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise InputError(f"--precision-map {path} is no map from layers to schemes", hint=f"give {FORM}")
+        raise InputError(f"--quantize map={path} is no map from layers to schemes", hint=f"give {FORM}")
     return found
 
 
@@ -74,7 +74,7 @@ def resolve_map(
         if not any(inside(path, name) for path in (*layers, *already_ternary)):
             raise UsageError(f"precision map: no layer is called {name!r}", hint=_near(name, layers))
         if name in already_ternary and scheme not in LOW_BITS[1:]:
-            raise UsageError(f"precision map: {name} is ternary by construction", hint="build with --no-ternary")
+            raise UsageError(f"precision map: {name} is ternary by construction", hint="build with --quantize none")
         if name in layers and layers[name].convolution and scheme in LOW_BITS:
             raise UsageError(
                 f"precision map: {name} is a convolution, which cannot be {scheme}", hint="choose float, int8 or w8a8"

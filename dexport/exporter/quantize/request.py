@@ -44,7 +44,7 @@ class Asked:
     """The options that decide about quantisation; names follow the command line.
 
     Attributes:
-        ternary: ``--ternary``: rounds the weights of a network that is not ternary by construction.
+        ternary: ``--quantize ternary``: rounds the weights of a network that is not ternary by construction.
         precision_map: a file, or patterns -> schemes.
         budget: see :func:`~dexport.exporter.quantize.budget.parse_budget`.
     """
@@ -98,21 +98,23 @@ def check_asked(recipe: Recipe, asked: Asked) -> None:
     """
     if asked.int8 not in (None, *UNIFORM):
         raise UsageError(f"no INT8 scheme {asked.int8!r}", hint=f"choose from {', '.join(UNIFORM)}")
-    options = {"--int8": asked.int8, "--precision-map": asked.precision_map, "--budget": asked.budget}
+    options = {"int8": asked.int8, "map": asked.precision_map, "budget": asked.budget}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} exclude each other", hint="give one of them")
+        raise UsageError(f"--quantize {' and '.join(given)} exclude each other", hint="give one of them")
     if not asked.calibrates and (asked.calibration_images, asked.calibration_seed) != (DEFAULT_IMAGES, 0):
         raise UsageError(
             "--calibration-images and --calibration-seed need a calibration",
-            hint="add --int8 w8a8, --ternary, --precision-map or --budget",
+            hint="add --quantize w8a8, ternary, map=FILE or budget=...",
         )
     if asked.calibrates:
         _ = asked.calibration
     if asked.budget is not None:
         parse_budget(asked.budget)
     if asked.int8 == "w8a8" and not recipe.has_program:
-        raise UsageError(f"{recipe.name} has no program: there is no trajectory to calibrate on", hint="--int8 weight")
+        raise UsageError(
+            f"{recipe.name} has no program: there is no trajectory to calibrate on", hint="--quantize int8"
+        )
 
 
 def request_of(
@@ -137,17 +139,19 @@ def request_of(
     if storage is not None and asked.int8 is not None:
         raise UsageError(
             f"{recipe.name}'s weights are ternary, which takes fewer bits than INT8",
-            hint="leave out --int8, or store them dense with --no-ternary",
+            hint="store them dense first: --quantize none,int8 or none,w8a8",
         )
     rounds = bool(asked.ternary) and storage is None
     chosen = asked.int8 is not None or asked.precision_map is not None or asked.budget is not None
     if rounds and chosen:
         raise UsageError(
-            "--ternary excludes --int8, --precision-map and --budget", hint="say it in a precision map, layer by layer"
+            "--quantize ternary excludes int8, w8a8, map and budget", hint="say it in a precision map, layer by layer"
         )
     if not rounds and not chosen:
         if asked.ternary_carrier != AUTO and storage is None:
-            raise UsageError(f"{recipe.name} has no ternary layers to carry", hint="add --ternary, or leave it out")
+            raise UsageError(
+                f"{recipe.name} has no ternary layers to carry", hint="add --quantize ternary, or leave it out"
+            )
         return None
     layers = network_layers(variant, ternary=storage is None)
     _check_exclusions(variant)
@@ -167,7 +171,7 @@ def request_of(
     if all(scheme == FLOAT for scheme in schemes.values()):
         raise UsageError(
             f"nothing to quantise: every layer is excluded by {', '.join(exclude)}",
-            hint="leave out --int8, --ternary or --budget, or name layers in a --precision-map",
+            hint="leave out --quantize, or name layers: --quantize map=FILE",
         )
     if rounds:
         schemes |= _sensitive(schemes, layers, islands)
@@ -203,7 +207,7 @@ def _check_possible(recipe: Recipe, request: Request, opset: int) -> None:
     if request.has(W8A8, *LOW_BITS) and not recipe.has_program:
         raise UsageError(
             f"{recipe.name} has no program: there is no trajectory to calibrate on, which W8A8, INT4 and ternary need",
-            hint="--int8 weight",
+            hint="--quantize int8",
         )
     if request.has(*LOW_BITS) and opset < FUNCTIONS_OPSET:
         raise UsageError(f"INT4 and ternary weights need opset {FUNCTIONS_OPSET}", hint=f"--opset {FUNCTIONS_OPSET}")
@@ -230,7 +234,7 @@ class Quantisation:
 
     Attributes:
         settings: of the calibration.
-        budget: what was asked for and what the plan measures; None without ``--budget``.
+        budget: what was asked for and what the plan measures; None without a budget.
         sensitivity: of every layer, where a budget needed it.
     """
 

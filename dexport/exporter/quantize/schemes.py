@@ -11,7 +11,7 @@ in blocks; ternary weights."""
 LOW_BITS = (INT4, TERNARY)
 """Weights that are rounded along a calibration; plain rounding would lose too much."""
 UNIFORM = {"weight": INT8, "w8a8": W8A8}
-"""What ``--int8`` takes -> the scheme of every layer."""
+"""What ``BuildOptions.int8`` takes -> the scheme of every layer, by which ``--quantize`` calls it."""
 
 
 def quantised_layers(schemes: Mapping[str, str]) -> tuple[str, ...]:

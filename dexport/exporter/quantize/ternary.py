@@ -74,7 +74,7 @@ def find_layer(graph: ir.Graph, name: str) -> Layer:
     if weight is None or transpose is None or matmul is None or scaled is None:
         raise InputError(
             f"{name} is not used as (x W^T) * scale with x (B, T, in), so it cannot be stored as a ternary weight",
-            hint="build with --no-ternary",
+            hint="build with --quantize none",
         )
     return Layer(weight, transpose, matmul, scaled)
 
@@ -90,7 +90,7 @@ def choose_storage(
     """How to store the layers that are ternary by construction; None for dense weights, or where there are none.
 
     Args:
-        asked: ``--ternary`` or ``--no-ternary``; None for where there are ternary layers, as it is exact.
+        asked: ``--quantize ternary`` or ``none``; None for where there are ternary layers, as it is exact.
         carrier: ``auto`` or one of :data:`CARRIERS`.
         engine: what will be built from the file.
         plugins: whether that engine takes plugins.
@@ -100,7 +100,7 @@ def choose_storage(
     """
     layers = ternary_layers(variant)
     if asked is False and carrier != AUTO:
-        raise UsageError("--ternary-carrier and --no-ternary exclude each other", hint="give one of the two")
+        raise UsageError("--ternary-carrier and --quantize none exclude each other", hint="give one of the two")
     if not layers or asked is False:
         return None
     chosen, reason = choose_carrier(carrier, engine, plugins, FASTEST_IN_ONNXRUNTIME)

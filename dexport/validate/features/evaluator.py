@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dexport.choices import EVALUATORS
 from dexport.errors import UsageError
 from dexport.validate.distances import PIXELS, pooled_pixels
 
 if TYPE_CHECKING:  # pixels need no torch
     from torch import Tensor, nn
-
-EVALUATORS = ("inception", "efficientnet-lite0", "pixels")
 
 
 class Features(NamedTuple):

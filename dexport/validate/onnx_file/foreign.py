@@ -1,4 +1,4 @@
-"""``dexport validate model.onnx``: an ONNX file that something else made, against the PyTorch network of a recipe."""
+"""``dexport compare model.onnx``: an ONNX file that something else made, against the PyTorch network of a recipe."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def validate_foreign(
             cannot run.
     """
     if not model.is_file():
-        raise UsageError(f"{model} does not exist", hint="name an ONNX file, or a bundle's folder")
+        raise UsageError(f"{model} does not exist", hint="name an ONNX file")
     session = OnnxSession(model)
     variant = variant_for(recipe, session)
     weights = open_weights(checkpoint, variant.outline, seed=seed, adapt=recipe.adapt)

@@ -271,8 +271,8 @@ def test_a_build_meets_its_budget_and_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": "snr>=25", "int8": "weight"}, r"--int8 and --budget exclude each other"),
-        ({"budget": "snr>=25", "ternary": True}, r"--ternary excludes"),
+        ({"budget": "snr>=25", "int8": "weight"}, r"--quantize int8 and budget exclude each other"),
+        ({"budget": "snr>=25", "ternary": True}, r"--quantize ternary excludes"),
         ({"budget": "fast"}, r"is no budget"),
     ],
 )

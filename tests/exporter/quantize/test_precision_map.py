@@ -55,7 +55,7 @@ def test_names_beat_patterns_and_exclusions(asked: dict[str, str], expected: dic
         ({"*": "int9"}, r"the unknown scheme 'int9'", "did you mean int"),
         ({"*": "q"}, r"the unknown scheme 'q'", "choose from float, int8, w8a8, int4, ternary"),
         ({"blocks.1.conv": "int4"}, r"blocks.1.conv is a convolution, which cannot be int4", "float, int8 or w8a8"),
-        ({"own": "int8"}, r"own is ternary by construction", "--no-ternary"),
+        ({"own": "int8"}, r"own is ternary by construction", "--quantize none"),
     ],
 )
 def test_what_is_wrong_is_named(asked: dict[str, str], message: str, hint: str) -> None:
@@ -145,8 +145,8 @@ def test_the_manifest_gives_the_map_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"int8": "weight", "precision_map": {"*": "int4"}}, r"--int8 and --precision-map exclude each other"),
-        ({"int8": "weight", "ternary": True}, r"--ternary excludes"),
+        ({"int8": "weight", "precision_map": {"*": "int4"}}, r"--quantize int8 and map exclude each other"),
+        ({"int8": "weight", "ternary": True}, r"--quantize ternary excludes"),
         ({"ternary": True, "opset": 22}, r"need opset 23"),
         ({"ternary_carrier": "int8"}, r"no ternary layers to carry"),
         ({"precision_map": {"blocks.9": "int8"}}, r"no layer is called 'blocks.9'"),

@@ -49,7 +49,7 @@ def test_one_changed_weight_fails(foreign: Path) -> None:
     weight = max(model.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
     onnx.save(model, foreign)
-    command = ["validate", str(foreign), "--recipe", "dit-fashion-s", "--checkpoint", CHECKPOINT]
+    command = ["compare", str(foreign), "--recipe", "dit-fashion-s", "--checkpoint", CHECKPOINT]
     result = CliRunner().invoke(main, [*command, "--json", "-o", str(foreign.with_suffix(".json"))])
     assert result.exit_code == GateError.exit_code
     assert json.loads(result.stdout) == json.loads(foreign.with_suffix(".json").read_text())
@@ -67,7 +67,13 @@ def test_what_does_not_fit_is_told(foreign: Path, trained: Path, tmp_path: Path)
     shutil.copy(trained / "manifest.json", tmp_path / "text.onnx")
     with pytest.raises(InputError, match="cannot load"):
         validate_foreign(tmp_path / "text.onnx", recipe, CHECKPOINT)
-    assert CliRunner().invoke(main, ["validate", str(foreign)]).exit_code == UsageError.exit_code
+    assert CliRunner().invoke(main, ["compare", str(foreign)]).exit_code == UsageError.exit_code
+    refused = CliRunner().invoke(main, ["validate", str(foreign)])
+    assert refused.exit_code == UsageError.exit_code
+    assert f"fix: dexport compare {foreign} --recipe NAME" in refused.stderr
+    refused = CliRunner().invoke(main, ["compare", str(trained), "--recipe", "dit-fashion-s"])
+    assert refused.exit_code == UsageError.exit_code
+    assert f"dexport validate {trained}" in refused.stderr
 
 
 def changed(foreign: Path, change: Callable[[onnx.GraphProto], None]) -> Path:

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
+from dexport.choices import LEVELS
 from dexport.printable import printable_values
 from dexport.validate.report.parity_table import gate_text, word
 from dexport.validate.report.views import text
 from dexport.verdict import LOSSY
-
-LEVELS = ("op", "forward", "trajectory", "distribution")
 
 
 def junit(report: Mapping[str, Any]) -> str:

@@ -28,9 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import dexport
-from dexport import cli, drafts
+from dexport import drafts
 from dexport.bundle import hash_files, load_bundle
-from dexport.cli import main
+from dexport.cli import groups, main
+from dexport.cli.commands.build import GROUPS
+from dexport.cli.parameters import ExpertOption, by_part
 from dexport.errors import UsageError
 from dexport.exporter import export, recipes
 from dexport.exporter.recipes import find_recipe
@@ -38,95 +40,124 @@ from dexport.exporter.variant import resolve
 from dexport.exporter.weights.loading import open_weights
 
 # A new option is a deliberate change: README, CHANGELOG, and this literal.
-QUANTISATION = [
-    "--int8 weight|w8a8",
-    "--precision-map text",
-    "--budget text",
+QUANTIZATION = [
+    "--quantize text ...",
     "--calibration-images integer = 32",
     "--calibration-seed integer = 0",
-    "--ternary/--no-ternary",
     "--ternary-carrier auto|packed|int4|int8|nbits2|nbits4 = auto",
 ]
+SAMPLING = ["--steps integer", "--cfg float", "--sampler text", "--seed integer = 0"]
 FROZEN = {
-    "recipes": ["--json"],
-    "info": ["NAME", "--require-signature path", "--json"],
     "build": [
         "[recipe]",
-        "-o/--output path",
-        "--checkpoint text",
+        "--checkpoint text ...",
         "--init-from text",
         "--seed integer = 0",
         "--set text ...",
-        "--outputs last|all",
         "--image-size integer",
         "--latent text",
+        "--outputs last|all",
+        "--stitch text",
+        "--with-decoder/--without-decoder",
         "--guidance none|fused = none",
-        "--fp32 -> precision=fp32 = fp32",
-        "--fp16 -> precision=fp16",
-        "--bf16 -> precision=bf16",
-        "--precision fp32|fp16|bf16|auto",
-        "--island text ...",
-        *QUANTISATION,
         "--fold-steps integer",
         "--opset integer = 23",
         "--no-pass text ...",
-        "--trt",
+        "--precision fp32|fp16|bf16|auto = fp32",
+        "--fp32",
+        "--fp16",
+        "--bf16",
+        "--island text ...",
+        *QUANTIZATION,
+        "--trt/--no-trt",
         "--engine auto|tensorrt|tensorrt-rtx = auto",
         "--target text ...",
         "--plugins auto|on|off = auto",
         "--profile text = latency",
-        "--stitch text",
-        "--with-decoder",
-        "--decoder-checkpoint text",
+        "-o/--output path",
         "--parity/--no-parity = True",
-        "--accept-loss",
+        "--accept-loss/--no-accept-loss",
         "--force",
         "--cache/--no-cache = True",
         "--json",
+        "-c/--config path",
+        "--help-all",
     ],
     "quantize": [
         "BUNDLE",
-        "-o/--output path required",
-        *QUANTISATION,
+        *QUANTIZATION,
         "--checkpoint text",
         "--recipe text",
         "--profile text",
+        "-o/--output path required",
         "--parity/--no-parity = True",
-        "--accept-loss",
+        "--accept-loss/--no-accept-loss",
         "--force",
+        "--json",
         "--require-signature path",
+        "--help-all",
+    ],
+    "sample": [
+        "BUNDLE",
+        "--classes text",
+        "--count integer = 1",
+        "--batch integer = 8",
+        *SAMPLING,
+        "--provider cpu|cuda|tensorrt = cpu",
+        "--decoder path",
+        "--require-signature path",
+        "--stitch-fraction float",
+        "-o/--output path",
+        "--force",
         "--json",
     ],
-    "cache": [],
-    "cache ls": ["--json"],
-    "cache prune": ["--keep-gb float range = 0.0", "--json"],
     "validate": [
         "BUNDLE",
         "--level op|forward|trajectory|distribution ... = ('op', 'forward', 'trajectory')",
-        "-o/--output path",
-        "--junit path",
-        "--markdown path",
-        "--html path",
         "--checkpoint text ...",
         "--recipe text",
-        "--port text ...",
         "--against text ...",
         "--classes text",
-        "--steps integer",
-        "--cfg float",
-        "--sampler text",
-        "--seed integer = 0",
+        *SAMPLING,
         "--reference path",
         "--count integer = 10",
-        "--batch integer = 8",
         "--evaluator inception|efficientnet-lite0|pixels = inception",
+        "--batch integer = 8",
         "--evaluator-weights path",
         "--work path",
         "--fail-under text ...",
         "--fail-over text ...",
         "--baseline path",
         "--accept-loss",
+        "-o/--output path",
+        "--junit path",
+        "--markdown path",
+        "--html path",
         "--record/--no-record = True",
+        "--json",
+        "--require-signature path",
+        "--help-all",
+    ],
+    "compare": [
+        "MODEL",
+        "--recipe text required",
+        "--checkpoint text",
+        "--port text ...",
+        "--seed integer = 0",
+        "-o/--output path",
+        "--accept-loss",
+        "--json",
+    ],
+    "diff": [
+        "BUNDLE",
+        "[other]",
+        "--checkpoint text",
+        "--recipe text",
+        "--profile text",
+        "--states example|trajectory = example",
+        "--seed integer = 0",
+        "--fix",
+        "-o/--output path",
         "--require-signature path",
         "--json",
     ],
@@ -145,57 +176,19 @@ FROZEN = {
         "--require-signature path",
         "--json",
     ],
-    "diff": [
-        "BUNDLE",
-        "[other]",
-        "--checkpoint text",
-        "--recipe text",
-        "--states example|trajectory = example",
-        "--seed integer = 0",
-        "--fix",
-        "--profile text",
-        "-o/--output path",
-        "--require-signature path",
-        "--json",
-    ],
-    "report": ["REPORT", "--junit path", "--markdown path", "--html path", "--baseline path"],
-    "baseline": [],
-    "baseline update": ["SOURCE", "-o/--output path required"],
-    "sample": [
-        "BUNDLE",
-        "-o/--output path",
-        "--classes text",
-        "--count integer = 1",
-        "--steps integer",
-        "--cfg float",
-        "--sampler text",
-        "--seed integer = 0",
-        "--batch integer = 8",
-        "--provider cpu|cuda|tensorrt = cpu",
-        "--decoder path",
-        "--stitch-fraction float",
-        "--require-signature path",
-        "--force",
-        "--json",
-    ],
     "sweep": [
         "BUNDLE",
         "-o/--output path",
         "--fractions text = 0,0.2,0.4,0.6,0.8,1",
         "--reference path",
         "--count integer = 1",
-        "--steps integer",
-        "--cfg float",
-        "--sampler text",
-        "--seed integer = 0",
         "--batch integer = 8",
+        *SAMPLING,
         "--provider cpu|cuda|tensorrt = cpu",
         "--decoder path",
         "--require-signature path",
         "--json",
     ],
-    "pack": ["BUNDLE", "-o/--output path", "--sign path", "--triton path", "--force", "--json"],
-    "unpack": ["ARCHIVE", "-o/--output path", "--require-signature path", "--force", "--json"],
     "fid": [
         "A",
         "[b]",
@@ -206,6 +199,52 @@ FROZEN = {
         "--seed integer = 0",
         "--json",
     ],
+    "report": [
+        "REPORT",
+        "--junit path",
+        "--markdown path",
+        "--html path",
+        "--baseline path",
+    ],
+    "baseline": [],
+    "baseline update": [
+        "SOURCE",
+        "-o/--output path required",
+    ],
+    "pack": [
+        "BUNDLE",
+        "-o/--output path",
+        "--sign path",
+        "--triton path",
+        "--force",
+        "--json",
+    ],
+    "unpack": [
+        "ARCHIVE",
+        "-o/--output path",
+        "--require-signature path",
+        "--force",
+        "--json",
+    ],
+    "recipes": [
+        "--json",
+    ],
+    "info": [
+        "NAME",
+        "--require-signature path",
+        "--json",
+    ],
+    "doctor": [
+        "--json",
+    ],
+    "cache": [],
+    "cache ls": [
+        "--json",
+    ],
+    "cache prune": [
+        "--keep-gb float range = 0.0",
+        "--json",
+    ],
     "plugins": [],
     "plugins compile": [
         "--target text ...",
@@ -213,7 +252,25 @@ FROZEN = {
         "-o/--output path",
         "--json",
     ],
-    "doctor": ["--json"],
+}
+
+# Shown by --help-all only; docs/build-options.md explains those of a build.
+EXPERT = {
+    "build": [
+        "--init-from",
+        "--seed",
+        "--outputs",
+        "--opset",
+        "--no-pass",
+        "--calibration-images",
+        "--calibration-seed",
+        "--ternary-carrier",
+        "--engine",
+        "--plugins",
+        "--cache",
+    ],
+    "quantize": ["--calibration-images", "--calibration-seed", "--ternary-carrier"],
+    "validate": ["--batch", "--evaluator-weights", "--work"],
 }
 
 SETTINGS = {"hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
@@ -312,8 +369,51 @@ def test_help(command: tuple[str, ...], option: str) -> None:
     result = invoke(*command, option)
     assert result.exit_code == 0
     assert result.stdout.startswith("Usage: ")
+    expert = EXPERT.get(" ".join(command), [])
     for listed in FROZEN[" ".join(command)] if command else FROZEN:
+        name = listed.split(" ", 1)[0].split("/")[0]
+        shown = re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", result.stdout, flags=re.IGNORECASE)
+        assert (shown is None) == (name in expert), name
+
+
+@pytest.mark.parametrize("command", ["build", "quantize", "validate"])
+def test_help_all_shows_every_option(command: str) -> None:
+    result = invoke(command, "--help-all")
+    assert result.exit_code == 0
+    for listed in FROZEN[command]:
         assert listed.split(" ", 1)[0].split("/")[0].upper() in result.stdout.upper()
+    assert not invoke(command, "--help").stdout.count(EXPERT[command][0])
+
+
+def test_the_options_for_experts_are_frozen() -> None:
+    assert {
+        name: [parameter.opts[-1] for parameter in command.params if isinstance(parameter, ExpertOption)]
+        for name, command in commands(main)
+        if any(isinstance(parameter, ExpertOption) for parameter in command.params)
+    } == EXPERT
+
+
+def test_commands_are_shown_under_headings() -> None:
+    shown = invoke("--help").stdout
+    found = {heading: re.findall(r"^  (\w+)  ", text, flags=re.MULTILINE) for heading, text in sections(shown).items()}
+    assert {heading: names for heading, names in found.items() if heading != "Options"} == {
+        "Make": ["build", "quantize"],
+        "Run": ["sample"],
+        "Prove": ["validate", "compare", "diff", "bench", "sweep", "fid", "report", "baseline"],
+        "Ship": ["pack", "unpack"],
+        "Look": ["recipes", "info", "doctor", "cache", "plugins"],
+    }
+
+
+def test_options_of_a_build_are_shown_under_headings() -> None:
+    headings = list(sections(invoke("build", "--help").stdout))
+    assert headings == [*(group.title for group in GROUPS), "Other options"]
+
+
+def sections(shown: str) -> dict[str, str]:
+    """Headings of a help and what is below them."""
+    parts = re.split(r"^(\w[\w ]*):$", shown, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def test_help_of_build_explains_every_option() -> None:
@@ -804,7 +904,7 @@ def test_killed_engine_builder_leaves_its_log_only(folder: Path) -> None:
 
 
 def test_error_without_hint_prints_no_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_parse_latent", lambda _: (_ for _ in ()).throw(dexport.errors.GateError("just so")))
+    monkeypatch.setattr(groups, "_parse_latent", lambda _: (_ for _ in ()).throw(dexport.errors.GateError("just so")))
     result = invoke("build", "dico-s")
     assert (result.exit_code, result.stderr) == (1, "error: just so\n")
 
@@ -813,10 +913,10 @@ def test_a_file_with_an_equals_sign_names_no_part(tmp_path: Path) -> None:
     file = tmp_path / "lr=1" / "w.pt"
     file.parent.mkdir()
     file.touch()
-    assert cli._by_part((str(file),)) == {"": str(file)}
-    assert cli._by_part((f"{file}:Class",)) == {"": f"{file}:Class"}
-    assert cli._by_part((f"decoder={file}", f"dit-s-2={file}:Class")) == {
+    assert by_part((str(file),)) == {"": str(file)}
+    assert by_part((f"{file}:Class",)) == {"": f"{file}:Class"}
+    assert by_part((f"decoder={file}", f"dit-s-2={file}:Class")) == {
         "decoder": str(file),
         "dit-s-2": f"{file}:Class",
     }
-    assert cli._by_part(("decoder=absent.pt", "absent.pt")) == {"decoder": "absent.pt", "": "absent.pt"}
+    assert by_part(("decoder=absent.pt", "absent.pt")) == {"decoder": "absent.pt", "": "absent.pt"}

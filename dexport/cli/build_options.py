@@ -1,0 +1,68 @@
+"""The one place where option groups become the keyword arguments of a build."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from dexport.bundle import DECODER
+from dexport.choices import AUTO
+from dexport.cli.groups import Engine, Graph, Network, Output, Precision, Quantization, Weights
+
+
+def build_arguments(
+    weights: Weights,
+    network: Network,
+    graph: Graph,
+    precision: Precision,
+    quantization: Quantization,
+    engine: Engine,
+    output: Output,
+) -> dict[str, Any]:
+    """Fields of :class:`dexport.exporter.build.BuildOptions` but for ``output``, and ``stitch``.
+
+    Raises:
+        UsageError: settings that are not ``NAME=VALUE``.
+    """
+    from dexport.exporter.variant import parse_settings
+
+    settings = parse_settings(network.settings)
+    if network.outputs is not None:
+        settings["outputs"] = network.outputs
+    return {
+        "stitch": network.stitch,
+        "checkpoint": weights.main,
+        "decoder_checkpoint": weights.checkpoints.get(DECODER),
+        "init_from": weights.init_from,
+        "seed": weights.seed,
+        "settings": settings,
+        "latent": network.latent,
+        "image_size": network.image_size,
+        "with_decoder": network.with_decoder,
+        **asdict(graph),
+        **asdict(precision),
+        **quantization_arguments(quantization),
+        **asdict(engine),
+        "parity": output.parity,
+        "accept_loss": output.accept_loss,
+        "force": output.force,
+        "cache": output.cache,
+    }
+
+
+def quantization_arguments(quantization: Quantization) -> dict[str, Any]:
+    """The fields about quantisation alone."""
+    return {
+        **asdict(quantization.scheme),
+        "ternary_carrier": quantization.ternary_carrier,
+        "calibration_images": quantization.calibration_images,
+        "calibration_seed": quantization.calibration_seed,
+    }
+
+
+def requantization_arguments(quantization: Quantization) -> dict[str, Any]:
+    """The same for a bundle that is built again; the carrier that it has stays unless another one is asked for."""
+    arguments = quantization_arguments(quantization)
+    if quantization.ternary_carrier == AUTO:
+        del arguments["ternary_carrier"]
+    return arguments

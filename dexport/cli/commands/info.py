@@ -1,0 +1,50 @@
+"""``dexport info``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cloup
+
+from dexport.cli.app import print_json
+from dexport.cli.parameters import as_json, require_signature
+
+
+@cloup.command("info")
+@cloup.argument("name")
+@require_signature
+@as_json
+def info_command(name: str, require_signature: Path | None, as_json: bool) -> None:
+    """Show a recipe (NAME, or a recipe file), a bundle (its folder) or an archive.
+
+    Write ./NAME if a recipe is called like the folder.
+    """
+    from dexport.archive import check, is_archive
+    from dexport.cli.commands.info_printer import print_archive, print_bundle
+
+    if is_archive(name):
+        archive = check(name, require_signature)
+        print_json(archive.manifest) if as_json else print_archive(archive, verified=require_signature is not None)
+        return
+    if Path(name).is_dir() and not _is_recipe(name):
+        from dexport.bundle import load_bundle
+
+        bundle = load_bundle(name, require_signature)
+        print_json(bundle.manifest) if as_json else print_bundle(bundle)
+        return
+    from dexport.cli.commands.recipes_printer import print_recipe
+    from dexport.exporter.describe import describe_recipe
+    from dexport.exporter.recipes import find_recipe
+
+    described = describe_recipe(find_recipe(name))
+    print_json(described) if as_json else print_recipe(described)
+
+
+def _is_recipe(name: str) -> bool:
+    if Path(name).name != name:
+        return False
+    try:
+        from dexport.exporter.recipes import all_recipes
+    except ModuleNotFoundError:  # nothing can be built here, so it names a folder
+        return False
+    return name in all_recipes()

@@ -1,0 +1,20 @@
+"""``dexport recipes``."""
+
+from __future__ import annotations
+
+import cloup
+
+from dexport.cli.app import print_json
+from dexport.cli.parameters import as_json
+
+
+@cloup.command("recipes")
+@as_json
+def recipes_command(as_json: bool) -> None:
+    """List the model variants that can be built, with their parameter counts."""
+    from dexport.cli.commands.recipes_printer import print_recipes
+    from dexport.exporter.describe import describe_recipe
+    from dexport.exporter.recipes import all_recipes
+
+    described = [describe_recipe(recipe) for recipe in all_recipes().values()]
+    print_json(described) if as_json else print_recipes(described)

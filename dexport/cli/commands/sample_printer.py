@@ -1,0 +1,24 @@
+"""What ``dexport sample`` made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dexport.cli.terminal import out
+
+if TYPE_CHECKING:
+    from dexport.runtime.generate import Generated
+
+
+def print_generated(generated: Generated) -> None:
+    """What ``dexport sample`` made."""
+    settings = generated.settings
+    guidance = f"cfg {settings['cfg']:g}, " if settings["cfg"] != 1 else ""
+    out.print(
+        f"{generated.made} images in {generated.seconds:.1f} s"
+        + (f", {generated.kept} kept" if generated.kept else "")
+        + f": {settings['steps']} {settings['sampler']} steps, {guidance}seed {settings['seed']}, {generated.runner}"
+    )
+    out.print(f"  {generated.grid}\n  {generated.folder}")
+    for name in generated.set_aside:
+        out.print(f"  not of this run, and kept: {generated.folder / name}", soft_wrap=True)
