@@ -23,6 +23,8 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from dexport.exporter.stitch import check_agreement, parse_stitch, promise_of_recipe
+from dexport.runtime.pipeline import Pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -34,11 +36,9 @@ from dexport.exporter.build import BuildOptions, resolve_decoder, resolve_option
 from dexport.exporter.machine import RTX_TARGETS
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.recipes.recipe import DEFAULT_GATES
-from dexport.exporter.stitch import check_agreement, parse_stitch, promise_of_recipe
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.loading import open_weights
 from dexport.profiles import load_profile
-from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.samplers import SAMPLERS
 from tests.commands import parsed
 from tests.runtime.test_environment import NEEDED

@@ -21,8 +21,8 @@ from dexport.graphs.layers import sincos_table
 from dexport.graphs.rotary import rotary_tables
 from dexport.limits import check_pictures, check_setting, check_whole, shown
 from dexport.profiles import load_profile
-from dexport.runtime.guidance import find_rule
 from dexport.runtime.draws import Draws
+from dexport.runtime.guidance import find_rule
 from dexport.runtime.samplers import EDM, SAMPLERS, FlowEuler, make_sampler
 
 HUGE = 10**9

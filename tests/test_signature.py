@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from dexport.runtime.pipeline import Pipeline
 
 import dexport
 from dexport.bundle import MANIFEST, SIGNATURE, hash_files, load_bundle
 from dexport.cli import main
 from dexport.errors import InputError, MachineError
-from dexport.runtime.pipeline import Pipeline
 from dexport.signature import MAKE_KEYS, read_signature, sign, verify
 
 TEXT = b'{"schema": 1}'

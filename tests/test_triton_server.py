@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dexport.runtime.pipeline import Pipeline
 
 import dexport
 from dexport.bundle import hash_files
 from dexport.model_repository import CONFIG, pack_for_triton
-from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.service import Picture, make_pictures
 from tests.golden import assert_golden
 from tests.triton_server import Server, serving, why_not

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from dexport.bundle import DECODER
 from dexport.choices import AUTO
 from dexport.cli.groups import Engine, Graph, Network, Output, Precision, Quantization, Weights
+from dexport.cli.roles import MAIN
 
 
 def build_arguments(
@@ -19,7 +19,7 @@ def build_arguments(
     engine: Engine,
     output: Output,
 ) -> dict[str, Any]:
-    """Fields of :class:`dexport.exporter.build.BuildOptions` but for ``output``, and ``stitch``.
+    """Fields of :class:`dexport.validate.build.build_and_validate` but for the recipe and ``output``.
 
     Raises:
         UsageError: settings that are not ``NAME=VALUE``.
@@ -32,7 +32,7 @@ def build_arguments(
     return {
         "stitch": network.stitch,
         "checkpoint": weights.main,
-        "decoder_checkpoint": weights.checkpoints.get(DECODER),
+        "checkpoints": {role: file for role, file in weights.checkpoints.items() if role != MAIN},
         "init_from": weights.init_from,
         "seed": weights.seed,
         "settings": settings,

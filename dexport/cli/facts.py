@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -10,6 +10,9 @@ from rich.text import Text
 from dexport.bundle import Bundle
 from dexport.cli.terminal import MB
 from dexport.verdict import LOSSY, lossy_text
+
+MOST_VALUES = 4
+"""Of a list that is spelled out."""
 
 
 def engine_line(engine: Mapping[str, Any]) -> Text:
@@ -43,19 +46,31 @@ def lost_line(bundle: Bundle) -> Text:
     return Text(str(bundle.loss))
 
 
-def sampling_line(facts: Mapping[str, Any] | None) -> str:
+def program_line(facts: Mapping[str, Any] | None) -> str:
+    """A program's kind and facts, those that are set."""
     if facts is None:
         return "none"
-    shown = "{steps} {sampler} steps, {schedule}, {prediction}, latent scale {latent_scale:g}, decoder {decoder}"
-    return shown.format(**facts)
+    return ", ".join([str(facts["kind"]), *_facts("", {name: v for name, v in facts.items() if name != "kind"})])
 
 
-def times_line(manifest: Mapping[str, Any]) -> str:
-    tables = manifest.get("sizes", {}).get("time_tables")
+def _facts(prefix: str, facts: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _facts(f"{prefix}{name}.", value)
+        elif isinstance(value, (list, tuple)):
+            if value:
+                yield f"{prefix}{name} {len(value)} values" if len(value) > MOST_VALUES else f"{prefix}{name} {value}"
+        elif value not in (None, ""):
+            yield f"{prefix}{name} {value:g}" if isinstance(value, float) else f"{prefix}{name} {value}"
+
+
+def times_line(network: Mapping[str, Any]) -> str:
+    """The times that a network's graphs take."""
+    tables = network["sizes"]["time_tables"]
     if tables is None:
         return "any"
     return (
-        f"those of {manifest['sampling']['folded']['steps']} steps: {tables['tables']} tables, "
+        f"those of {network['folded']} steps: {tables['tables']} tables, "
         f"{tables['bytes'] / MB:.2f} MB in place of {tables['weight_bytes'] / MB:.2f} MB of weights and "
         f"{tables['nodes']} nodes"
     )

@@ -40,7 +40,7 @@ from dexport.cli.parameters import (
     split_commas,
 )
 from dexport.cli.quantize_spec import Scheme, parse_specs
-from dexport.cli.roles import DENOISER, checkpoints_by_role
+from dexport.cli.roles import MAIN, checkpoints_by_role
 from dexport.errors import UsageError
 from dexport.limits import shown
 
@@ -64,7 +64,7 @@ class Weights:
     @property
     def main(self) -> str | None:
         """The checkpoint of the network that the recipe names."""
-        return self.checkpoints.get(DENOISER)
+        return self.checkpoints.get(MAIN)
 
 
 def _weights(checkpoints: tuple[str, ...], init_from: str | None, seed: int) -> Weights:
@@ -453,6 +453,11 @@ class Sampling:
     count: int = 1
     batch: int = 8
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the program, by name; None is its own."""
+        return {"steps": self.steps, "cfg_scale": self.cfg_scale, "sampler": self.sampler}
+
 
 def _sampling(classes: str | None = None, **values: Any) -> Sampling:
     labels = None if classes is None else tuple(parse_numbers(classes, "--classes", "0,1", int))
@@ -500,6 +505,11 @@ class Runtime:
     provider: str
     decoder: Path | None
     require_signature: Path | None
+
+    @property
+    def players(self) -> dict[str, Path]:
+        """Bundles for roles that a bundle leaves open."""
+        return {} if self.decoder is None else {"decoder": self.decoder}
 
 
 RUNTIME = OptionGroup(

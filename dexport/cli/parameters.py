@@ -184,3 +184,9 @@ def by_part(texts: Iterable[str]) -> Mapping[str, str]:
             raise UsageError(f"{found[part]} and {value}: one part is given twice", hint="name other parts: PART=...")
         found[part] = value
     return found
+
+
+one_network = cloup.option(
+    "--network", metavar="NAME", help="Of a bundle with several, such as decoder. [default: the main one]"
+)
+one_graph = cloup.option("--graph", metavar="NAME", help="Of a network with several. [default: the main one]")

@@ -105,10 +105,10 @@ def colored(verdict: str) -> Text:
     return Text(verdict, color)
 
 
-def print_lines(lines: Mapping[str, str | Text]) -> None:
-    """Names and values, one pair a line."""
+def print_lines(lines: Mapping[str, str | Text], stem: str = "") -> None:
+    """Names and values, one pair a line, behind a stem."""
     for name, text in lines.items():
-        out.print(Text(f"  {name:<13}") + text, soft_wrap=True)
+        out.print(Text(f"{stem}  {name:<13}") + text, soft_wrap=True)
 
 
 def figure(value: float | None) -> str:

@@ -125,7 +125,7 @@ def open_source(variant: Variant, options: BuildOptions) -> WeightSource:
     """Open the weights of a network.
 
     Raises:
-        InputError, UsageError, MachineError: as :func:`~dexport.exporter.checkpoint.open_weights`.
+        InputError, UsageError, MachineError: as :func:`~dexport.exporter.weights.loading.open_weights`.
     """
     if options.init_from is None:
         return open_weights(options.checkpoint, variant.outline, seed=options.seed, adapt=variant.recipe.adapt)

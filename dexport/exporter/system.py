@@ -84,6 +84,7 @@ def plan_system(recipe: str | Recipe | System | None, options: BuildOptions) -> 
     variant = resolve_network(found, options)
     check_program(variant)
     program = program_of(variant)
+    options = _main_checkpoint(options, ALONE if program is None else role_of(program))
     if program is None:
         if options.players:
             role = next(iter(options.players))
@@ -93,6 +94,25 @@ def plan_system(recipe: str | Recipe | System | None, options: BuildOptions) -> 
         return Plan(found.name, None, (Part(ALONE, variant, options),))
     main = Part(role_of(program), variant, options)
     return _with_players(found.name, program, [main], options)
+
+
+def _main_checkpoint(options: BuildOptions, role: str) -> BuildOptions:
+    """Options whose ``checkpoint`` is that of the main role, by whichever name it was given.
+
+    Raises:
+        UsageError: checkpoints of networks that are not built.
+    """
+    files = dict(options.checkpoints)
+    own = files.pop(role, None)
+    if files:
+        name = next(iter(files))
+        raise UsageError(
+            f"--checkpoint {name}=FILE: nothing plays the role {name}",
+            hint=f"add --with-{name}, or name a file that has = in its name as ./{name}=...",
+        )
+    if own is not None and options.checkpoint is not None:
+        raise UsageError(f"{options.checkpoint} and {own} are both for the {role}", hint="give one of them")
+    return replace(options, checkpoint=own or options.checkpoint, checkpoints={})
 
 
 def _of_system(system: System, options: BuildOptions) -> Plan:

@@ -85,6 +85,7 @@ class Generated:
 
     Attributes:
         grid, folder: the picture of all samples, and the folder that holds each of them.
+        run: the program and its settings, in words.
         settings: what fixes every picture, as the folder records it.
         made, kept: pictures made now, and those that were there already.
         seconds: for those made now.
@@ -95,6 +96,7 @@ class Generated:
 
     grid: Path
     folder: Path
+    run: str
     settings: dict[str, Any]
     made: int
     kept: int
@@ -165,6 +167,7 @@ def generate(
     return Generated(
         grid=output,
         folder=folder,
+        run=chosen.program.title,
         settings=settings,
         made=len(missing),
         kept=len(labels) - len(missing),

@@ -112,13 +112,13 @@ def feed_of(graph: Graph, clock: Clock | None = None) -> Feed:
         )
 
     def feed(x: np.ndarray, t: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-        fed = {state.name: x, time.name: _in_unit(t, clock, time.clock)}
+        fed = {state.name: x, time.name: in_unit(t, clock, time.clock)}
         return fed if label is None else {**fed, label.name: y}
 
     return feed
 
 
-def _in_unit(t: np.ndarray, of: Clock | None, to: Clock | None) -> np.ndarray:
+def in_unit(t: np.ndarray, of: Clock | None, to: Clock | None) -> np.ndarray:
     """Times (B,) float32 of one unit in another; both are linear between their ends."""
     if of is None or to is None or of == to:
         return t

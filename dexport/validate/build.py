@@ -33,6 +33,7 @@ def build_and_validate(
     stitch: str | None = None,
     with_decoder: bool = False,
     decoder_checkpoint: str | None = None,
+    checkpoints: Mapping[str, str] | None = None,
     guidance: str = "none",
     listener: Listener | None = None,
     **options: Any,
@@ -42,21 +43,24 @@ def build_and_validate(
     Args:
         recipe: None with ``stitch``.
         stitch: several denoisers with their shares of the trajectory, ``NAME[=CHECKPOINT]:SHARE,...``.
-        with_decoder: fill the role ``decoder``, from ``decoder_checkpoint``.
+        with_decoder: fill the role ``decoder``, from ``decoder_checkpoint`` or ``checkpoints["decoder"]``.
+        checkpoints: by the names of networks.
         guidance: ``fused`` exports the graph ``guided``.
     """
     players: dict[str, tuple[Player, ...]] = dict(options.pop("players", {}))
+    files = dict(checkpoints or {})
+    if decoder_checkpoint is not None:
+        files["decoder"] = decoder_checkpoint
     if stitch is not None:
         players = {"denoiser": parse_stitch(stitch), **players}
-    if decoder_checkpoint is not None and not with_decoder:
-        raise UsageError("--checkpoint decoder=FILE needs --with-decoder", hint="add --with-decoder")
     if with_decoder:
-        players["decoder"] = (Player(checkpoint=decoder_checkpoint),)
+        players["decoder"] = (Player(checkpoint=files.pop("decoder", None)),)
     if guidance not in ("none", "fused"):
         raise UsageError(f"no guidance {guidance!r}", hint="choose none or fused")
     if guidance == "fused":
         options["graphs"] = (*options.get("graphs", ()), GUIDED)
-    return build(recipe, BuildOptions(output=Path(output), players=players, **options), forward_parity, listener)
+    chosen = BuildOptions(output=Path(output), players=players, checkpoints=files, **options)
+    return build(recipe, chosen, forward_parity, listener)
 
 
 def parse_stitch(text: str) -> tuple[Player, ...]:

@@ -82,6 +82,18 @@ def shares_of(program: OpenProgram, fractions: Sequence[float]) -> dict[Any, dic
     return {first: {"route": (Route(first), Route(second))} for first, (_, second) in shares.items()}
 
 
+def points_of(program: OpenProgram, setting: str, values: Sequence[Any]) -> tuple[str, dict[Any, dict[str, Any]]]:
+    """What changes in a sweep, in words, and its points.
+
+    Args:
+        setting: of the program; empty for the share of the first of two networks.
+        values: of the setting, the first of which is the comparison.
+    """
+    if not setting:
+        return SHARE, shares_of(program, values)
+    return setting, {value: {setting: value} for value in values}
+
+
 def sweep(
     program: OpenProgram,
     over: str,

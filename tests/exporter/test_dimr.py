@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dexport.runtime.pipeline import Pipeline
 from safetensors.torch import save_file
 
 import dexport
@@ -15,7 +16,6 @@ from dexport.errors import UsageError
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.runtime.draws import Draws
-from dexport.runtime.pipeline import Pipeline
 from tests.golden import assert_golden, load_golden
 from tests.graphs.test_dimr import CONVNEXT, TRANSFORMER
 

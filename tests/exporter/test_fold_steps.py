@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from dexport.runtime.manifest_checks import check_denoiser
+from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.time_table import evaluated_times
 from safetensors.torch import save_file
 
 import dexport
@@ -21,12 +24,9 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.reuse import facts_of
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.source import Origin
-from dexport.runtime.guidance import feed_of
-from dexport.runtime.manifest_checks import check_denoiser
 from dexport.runtime.draws import Draws
-from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.guidance import feed_of
 from dexport.runtime.samplers import DPMSolver, make_sampler
-from dexport.runtime.time_table import evaluated_times
 from dexport.validate.compare.diff import TRAJECTORY, diff
 from dexport.validate.metrics import compare
 from dexport.validate.references.recipe_network import reference_of

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dexport.runtime.pipeline import Pipeline
 
 import dexport
 from dexport.errors import UsageError
@@ -17,7 +18,6 @@ from dexport.exporter.recipes.fashion import CLASSES
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.variant import resolve
 from dexport.runtime.generate import generate
-from dexport.runtime.pipeline import Pipeline
 
 NARROW = {"hidden_size": 16, "depth": 1, "num_heads": 2}
 BRANCH = find_recipe("dimr-xl-2r").config["stage_configs"][0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from dexport.exporter.stitch import Share, build_stitched, parse_stitch
 
 import dexport
 from dexport.bundle import load_bundle
@@ -15,7 +16,6 @@ from dexport.cli.commands.build_printer import print_result
 from dexport.cli.terminal import out
 from dexport.errors import InputError, UsageError
 from dexport.exporter.build import BuildOptions
-from dexport.exporter.stitch import Share, build_stitched, parse_stitch
 
 NARROW = {"hidden_size": 16, "depth": 1, "num_heads": 2}
 

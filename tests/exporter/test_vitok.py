@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dexport.runtime.pipeline import Pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,7 +21,6 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.runtime.decode import VaeDecoder
 from dexport.runtime.generate import generate
-from dexport.runtime.pipeline import Pipeline
 from tests.golden import Golden, assert_golden, load_golden
 
 ENGINE = {"trt": True, "engine": "tensorrt-rtx"} if find_spec("tensorrt_rtx") else {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dexport.runtime.pipeline import Pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,7 +21,6 @@ from dexport.exporter.build import BuildResult
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.runtime.generate import generate
-from dexport.runtime.pipeline import Pipeline
 
 NARROW = {"hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dexport.runtime.pipeline import Pipeline
 
 from dexport.bundle import Bundle, load_bundle
 from dexport.errors import InputError
 from dexport.model_repository import _why_not
 from dexport.runtime.batches import BatchRange, InBatches, batch_range
 from dexport.runtime.decode import VaeDecoder
+from dexport.runtime.draws import Draws
 from dexport.runtime.engine_checks import check_ranges, read_facts
 from dexport.runtime.generate import generate
-from dexport.runtime.draws import Draws
-from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.service import Picture, make_pictures
 from dexport.runtime.session import open_session
 from dexport.runtime.tensorrt_session import TensorRtSession

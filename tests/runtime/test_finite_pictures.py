@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dexport.runtime.pipeline import Pipeline
+from dexport.validate.stitch_sweep import sweep
 
 from dexport.bundle import load_bundle
 from dexport.errors import DexportError, GateError, InputError
 from dexport.runtime.decode import PixelShuffle, VaeDecoder, clipped, to_uint8
-from dexport.runtime.generate import generate
 from dexport.runtime.draws import Draws
-from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.generate import generate
 from dexport.runtime.service import Picture, make_pictures
 from dexport.validate.images.sampled_sets import sample_set
 from dexport.validate.levels.trajectory import check_trajectory
-from dexport.validate.stitch_sweep import sweep
 
 BAD = [np.nan, np.inf, -np.inf]
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from dexport.runtime.pipeline import Pipeline
 
 from dexport.cli import main
 from dexport.errors import UsageError
 from dexport.runtime.gallery import Gallery
 from dexport.runtime.generate import Generated, generate
-from dexport.runtime.pipeline import Pipeline
 
 
 def run(bundle: Path, output: Path, **options: object) -> Generated:

@@ -12,8 +12,8 @@ from dexport.errors import UsageError
 from dexport.exporter.recipes import all_recipes
 from dexport.graphs.guidance import Guided
 from dexport.runtime import guidance
-from dexport.runtime.guidance import ALL_CHANNELS, RULES, all_channels, feed_of, find_rule, fused, guided, unguided
 from dexport.runtime.draws import Replay
+from dexport.runtime.guidance import ALL_CHANNELS, RULES, all_channels, feed_of, find_rule, fused, guided, unguided
 from dexport.runtime.samplers import DDIM, DDPM, Sampler, last
 from tests.golden import TOLERANCE_LOOP, assert_golden
 from tests.runtime.sampler_golden import as_session, golden_session, sampler_golden, schedule

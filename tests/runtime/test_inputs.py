@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dexport.runtime.pipeline import Pipeline
 
 import dexport
 from dexport.bundle import Bundle, load_bundle
@@ -16,7 +17,6 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.runtime.guidance import check_labels
 from dexport.runtime.inputs import Accepted, accepted_of, check_inputs, port_of
-from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.service import Picture, make_pictures
 from dexport.runtime.session import open_session
 from dexport.runtime.tensorrt_session import TensorRtSession

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from dexport.runtime.pipeline import Pipeline
 
 from dexport.bundle import MANIFEST, Bundle, load_bundle
 from dexport.cli import main
 from dexport.errors import InputError
 from dexport.runtime.engine_checks import read_facts
-from dexport.runtime.pipeline import Pipeline
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dexport.runtime.pipeline import Pipeline, sampler_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dexport.bundle import MANIFEST, Bundle, load_bundle
 from dexport.errors import InputError
-from dexport.runtime.pipeline import Pipeline, sampler_of
 from dexport.validate.levels.trajectory import captions
 
 SECONDS = 5

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import save_file
 
 import dexport
-from dexport.runtime.guidance import fused, guided
 from dexport.runtime.draws import Draws, Replay
+from dexport.runtime.guidance import fused, guided
 from dexport.runtime.samplers import DDIM, DDPM, Sampler, last, make_sampler, sample
 from dexport.runtime.stitch import Stitch
 from dexport.validate.metrics import compare

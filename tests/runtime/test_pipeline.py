@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dexport.runtime.pipeline import Pipeline
 
 import dexport
 from dexport.bundle import MANIFEST, load_bundle
 from dexport.errors import GateError, InputError, UsageError
-from dexport.runtime.guidance import FIRST_FOUR, guided
 from dexport.runtime.draws import Draws
-from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.guidance import FIRST_FOUR, guided
 from dexport.runtime.samplers import make_sampler, sample
 from dexport.validate.metrics import compare
 from tests.bundles import build_narrow

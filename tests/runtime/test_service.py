@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dexport.runtime.pipeline import Pipeline
 
 from dexport.errors import UsageError
 from dexport.runtime.draws import Draws
-from dexport.runtime.pipeline import Pipeline
 from dexport.runtime.service import Picture, Service, Worker, make_pictures
 
 

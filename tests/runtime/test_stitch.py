@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from dexport.runtime.time_table import evaluated_times
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from dexport.errors import UsageError
 from dexport.runtime.draws import Draws
 from dexport.runtime.samplers import DDIM, EDM, SAMPLERS, FlowEuler, Sampler, make_sampler, sample
 from dexport.runtime.stitch import Stitch, choose
-from dexport.runtime.time_table import evaluated_times
 from tests.runtime.sampler_golden import sampler_golden, schedule
 
 

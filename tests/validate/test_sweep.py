@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from dexport.runtime.pipeline import Pipeline
+from dexport.validate.stitch_sweep import sweep
 from PIL import Image
 
 import dexport
 from dexport.cli import main
 from dexport.errors import MachineError, UsageError
-from dexport.runtime.pipeline import Pipeline
-from dexport.validate.stitch_sweep import sweep
 
 
 def test_evaluations_move_from_the_second_to_the_first(stitched: Path) -> None:

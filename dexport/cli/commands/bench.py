@@ -17,6 +17,8 @@ from dexport.cli.parameters import (
     THREADS,
     as_json_beside_progress,
     choice,
+    one_graph,
+    one_network,
     parse_ports,
     ports,
     require_signature,
@@ -30,6 +32,8 @@ from dexport.errors import GateError
 @cloup.option("--recipe", metavar="FILE|NAME", help="The recipe, where BUNDLE is an ONNX file or was built from one.")
 @cloup.option("--checkpoint", metavar="FILE", help="Where the weights of the build are now, if they were moved.")
 @ports
+@one_network
+@one_graph
 @cloup.option("--batch", "batches", multiple=True, type=BATCH, help="Repeatable. [default: the profile's]")
 @cloup.option("--threads", type=THREADS, help="Of the CPU, for every side. [default: one per core]")
 @cloup.option("--rounds", type=ROUNDS, default=7, show_default=True, help="Evaluations of each side, which take turns.")
@@ -49,6 +53,8 @@ def bench_command(
     recipe: str | None,
     checkpoint: str | None,
     ports: tuple[str, ...],
+    network: str | None,
+    graph: str | None,
     batches: tuple[int, ...],
     threads: int | None,
     rounds: int,
@@ -63,7 +69,7 @@ def bench_command(
     """
     from dexport.cli.commands.bench_printer import print_bench
     from dexport.cli.terminal import Progress
-    from dexport.validate.bench import bench
+    from dexport.validate.bench.bench import bench
     from dexport.validate.gates import OF_BENCH, parse_limits
 
     limits = parse_limits(gates.fail_under, gates.fail_over, OF_BENCH)
@@ -81,6 +87,8 @@ def bench_command(
             provider=provider,
             limits=limits,
             ports=parse_ports(ports),
+            network=network,
+            graph=graph or "",
             on_progress=progress.advance,
         )
     print_json(report.to_json()) if as_json else print_bench(report)

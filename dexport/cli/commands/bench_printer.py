@@ -11,7 +11,7 @@ from rich.text import Text
 from dexport.cli.terminal import colored, out
 
 if TYPE_CHECKING:
-    from dexport.validate.bench import BenchReport
+    from dexport.validate.bench.bench import BenchReport
     from dexport.validate.gates import Gate
 
 
@@ -40,7 +40,7 @@ def print_bench(report: BenchReport) -> None:
 
 def print_gates(gates: Sequence[Gate]) -> None:
     """Every judged metric."""
-    from dexport.validate.views.text import limit_of, value_of
+    from dexport.validate.report.views.text import limit_of, value_of
 
     table = Table("gate", "value", "limit", "of", "result", title="gates")
     for gate in gates:

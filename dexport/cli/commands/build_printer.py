@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from dexport.bundle import ENGINES, MODEL, PARTS, REPORTS
+from dexport.bundle import ENGINES, NETWORKS, REPORTS, graph_file
 from dexport.cli.commands.compare_printer import print_parity
 from dexport.cli.facts import engine_line, layers_line, lost_line, times_line
 from dexport.cli.terminal import colored, out
@@ -19,32 +19,42 @@ if TYPE_CHECKING:
 
 
 def print_result(result: BuildResult) -> None:
-    """What a build made: the parity table, the engine, and the paths to look at."""
-    manifest, path = result.bundle.manifest, result.bundle.path
-    if manifest["weights"]["random"]:
-        seed = manifest["weights"]["seed"]  # None for several denoisers with different ones
-        about = f"{'' if seed is None else f' (seed {seed})'}: this is not a trained model"
-        out.print(Text.assemble(("RANDOM weights", "yellow"), about))
-    for part, bundle in {"": result.bundle, **result.bundle.parts}.items():
-        _print_ranges(part, bundle.manifest.get("precision", {}).get("ranges"))
-    for part, verdict in {"": result.verdict, **result.parts}.items():
-        if verdict is not None:
-            print_parity(verdict, part)  # type: ignore[arg-type]
-    if manifest["status"] == NOT_VERIFIED:
-        out.print(Text.assemble("parity: ", ("not run", "yellow"), " (--no-parity)"))
-    if any(scheme != "float" for scheme in manifest.get("precision", {}).get("layers", {}).values()):
-        out.print(f"layers: {layers_line(manifest['precision'])}")
-    if "sizes" in manifest and manifest["sizes"]["time_tables"] is not None:
-        out.print(f"times: {times_line(manifest)}")
-    for name, bundle in {"": result.bundle, **result.bundle.parts}.items():
-        if bundle.manifest.get("engine"):
-            out.print(Text(f"engine{name and f' of {name}'}: ") + engine_line(bundle.manifest["engine"]))
-    if lost := lost_line(result.bundle):
+    """What a build made: the parity tables, the engines, and the paths to look at."""
+    bundle = result.bundle
+    several = len(bundle.networks) > 1
+    for network in bundle.networks.values():
+        m, name = network.manifest, network.name if several else ""
+        if m["weights"]["random"]:
+            about = f"{of(name)} (seed {m['weights']['seed']}): this is not a trained model"
+            out.print(Text.assemble(("RANDOM weights", "yellow"), about))
+    for network in bundle.networks.values():
+        m, name = network.manifest, network.name if several else ""
+        _print_ranges(name, m["precision"]["ranges"])
+        for graph, verdict in result.verdicts.get(network.name, {}).items():
+            title = " ".join(filter(None, (name, graph if len(network.graphs) > 1 else "")))
+            print_parity(verdict, title)  # type: ignore[arg-type]
+        if m["status"] == NOT_VERIFIED:
+            out.print(Text.assemble(f"parity{of(name)}: ", ("not run", "yellow"), " (--no-parity)"))
+        if any(scheme != "float" for scheme in m["precision"]["layers"].values()):
+            out.print(f"layers{of(name)}: {layers_line(m['precision'])}")
+        if m["sizes"]["time_tables"] is not None:
+            out.print(f"times{of(name)}: {times_line(m)}")
+        for graph in network.graphs:
+            if engine := network.entry(graph)["engine"]:
+                title = " ".join(filter(None, (name, graph if len(network.graphs) > 1 else "")))
+                out.print(Text(f"engine{of(title)}: ") + engine_line(engine))
+    if lost := lost_line(bundle):
         out.print(Text("lost: ") + lost, soft_wrap=True)
-    out.print(Text.assemble(f"bundle: {path} (", colored(manifest["status"]), ")"))
-    for name in (MODEL, ENGINES, REPORTS, PARTS):
-        if (path / name).exists():
-            out.print(f"  {path / name}")
+    out.print(Text.assemble(f"bundle: {bundle.path} (", colored(bundle.status), ")"))
+    graphs = [graph_file(graph) for graph in bundle.network.graphs]
+    for file in (*graphs, ENGINES, REPORTS, NETWORKS):
+        if (bundle.path / file).exists():
+            out.print(f"  {bundle.path / file}")
+
+
+def of(name: str) -> str:
+    """What tells one network or graph from others; nothing where there is one."""
+    return f" of {name}" if name else ""
 
 
 def _print_ranges(part: str, ranges: Mapping[str, Any] | None) -> None:

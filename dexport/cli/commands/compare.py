@@ -44,7 +44,7 @@ def compare_command(
     from dexport.cli.terminal import Progress
     from dexport.exporter.recipes import find_recipe
     from dexport.files import write_whole
-    from dexport.validate.foreign import validate_foreign
+    from dexport.validate.onnx_file.foreign import validate_foreign
 
     if model.is_dir():
         raise UsageError(f"{model} is a folder, not an ONNX file", hint=f"for a bundle: dexport validate {model}")

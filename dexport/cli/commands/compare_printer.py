@@ -11,12 +11,12 @@ from dexport.cli.terminal import colored, out
 from dexport.verdict import LOSSY
 
 if TYPE_CHECKING:
-    from dexport.validate.parity import ParityReport
+    from dexport.validate.levels.forward import ParityReport
 
 
 def print_parity(report: ParityReport, part: str = "") -> None:
     """The table of checks."""
-    from dexport.validate.report import COLUMNS, lost, rows
+    from dexport.validate.report.parity_table import COLUMNS, lost, rows
 
     table = Table(*COLUMNS, title=f"{part and f'{part}: '}{report.precision} against {report.reference}")
     for row in rows(report):

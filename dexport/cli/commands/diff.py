@@ -10,7 +10,15 @@ import cloup
 from dexport.choices import STATES
 from dexport.cli.app import print_json
 from dexport.cli.groups import Recorded, recorded
-from dexport.cli.parameters import PATH, SEED, as_json_beside_progress, choice, require_signature
+from dexport.cli.parameters import (
+    PATH,
+    SEED,
+    as_json_beside_progress,
+    choice,
+    one_graph,
+    one_network,
+    require_signature,
+)
 from dexport.errors import GateError, UsageError
 
 PROFILE = cloup.option(
@@ -22,6 +30,8 @@ PROFILE = cloup.option(
 @cloup.argument("bundle", type=PATH)
 @cloup.argument("other", type=PATH, required=False)
 @recorded(PROFILE)
+@one_network
+@one_graph
 @cloup.option(
     "--states",
     type=choice(*STATES),
@@ -38,6 +48,8 @@ def diff_command(
     bundle: Path,
     other: Path | None,
     recorded: Recorded,
+    network: str | None,
+    graph: str | None,
     states: str,
     seed: int,
     fix: bool,
@@ -56,8 +68,8 @@ def diff_command(
     from dexport.cli.terminal import Progress
     from dexport.exporter.rebuild import recorded_options
     from dexport.exporter.recipes import find_recipe
-    from dexport.validate.diff import diff, refuse_stitched
-    from dexport.validate.fix import fixing_islands, rebuild
+    from dexport.validate.compare.diff import diff
+    from dexport.validate.compare.fix import fixing_islands, rebuild
 
     _check_fix(fix, output, recorded.profile, other)
     place = bundle.absolute()
@@ -65,13 +77,14 @@ def diff_command(
     if fix and target.exists():
         raise UsageError(f"{target} exists already", hint="choose another folder with -o")
     loaded, recipe = load_bundle(bundle, require_signature), find_recipe(recorded.recipe) if recorded.recipe else None
-    refuse_stitched(loaded)
     built = recorded_options(loaded, target, recorded.checkpoint, recipe, recorded.profile) if fix else None
     with Progress() as progress:
         progress.start("diff")
         result = diff(
             loaded,
             load_bundle(other, require_signature) if other else None,
+            network=network,
+            graph=graph or "",
             checkpoint=recorded.checkpoint,
             recipe=recipe,
             states=states,

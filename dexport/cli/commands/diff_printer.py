@@ -11,7 +11,7 @@ from dexport.cli.terminal import colored, figure, out
 from dexport.verdict import PASSED, lossy_text
 
 if TYPE_CHECKING:
-    from dexport.validate.diff import Diff, Finding
+    from dexport.validate.compare.diff import Diff, Finding
 
 DIFFERENCES = 6
 """Differences of a block that are shown."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from dexport.bundle import Bundle, reading_manifest
-from dexport.cli.facts import engine_line, layers_line, lost_line, sampling_line, signature, times_line
+from dexport.bundle import Bundle, Network, graph_file, reading_manifest
+from dexport.cli.facts import engine_line, layers_line, lost_line, program_line, signature, times_line
 from dexport.cli.terminal import colored, out, print_lines
 from dexport.verdict import Loss
 
@@ -29,36 +29,60 @@ def print_bundle(bundle: Bundle) -> None:
 
 def _print_bundle(bundle: Bundle) -> None:
     m = bundle.manifest
-    if bundle.stitch:
-        _print_stitched(bundle)
-        return
-    named = f": {m['recipe']['family']} {m['name']}, "
-    out.print(Text.assemble((str(bundle.source), "bold"), named, colored(m["status"]), ", hashes verified"))
-    precision = m["precision"]
-    kinds: dict[str, int] = {}
-    for dtype in precision["nodes"].values():
-        kinds[dtype] = kinds.get(dtype, 0) + 1
-    engine = m["engine"]
+    out.print(
+        Text.assemble((str(bundle.source), "bold"), f": {m['name']}, ", colored(m["status"]), ", hashes verified")
+    )
     print_lines(
         {
-            "weights": "RANDOM, not a trained model" if m["weights"]["random"] else m["weights"]["path"],
-            "inputs": signature(m["io"]["inputs"]),
-            "outputs": signature(m["io"]["outputs"]),
-            "batch": "{min} to {max}, tuned for {opt}".format(**m["batch"]),
-            "precision": f"{precision['name']} ({', '.join(f'{n} nodes {d}' for d, n in kinds.items())})",
-            "layers": layers_line(precision),
-            "guidance": m["guidance"],
-            "sampling": sampling_line(m.get("sampling")),
-            "times": times_line(m),
-            "parts": ", ".join(m.get("parts", ())) or "none",
-            "custom ops": ", ".join(map(_custom_op, m["custom_ops"])) or "none",
-            "engine": engine_line(engine) if engine else "none",
+            "program": program_line(m["program"]),
             "lost": lost_line(bundle) or "not measured",
             "validation": _validation_line(m.get("validation")),
-            "built with": f"dexport {m['dexport']}, opset {m['opset']}",
+            "built with": f"dexport {m['dexport']}",
         }
     )
+    for number, network in enumerate(bundle.networks.values(), start=1):
+        _print_network(network, last=number == len(bundle.networks))
     _print_files(m["files"])
+
+
+def _print_network(network: Network, last: bool) -> None:
+    """A branch of the tree of roles, networks and graphs."""
+    m = network.manifest
+    precision = m["precision"]
+    folder = f" ({network.folder}/)" if network.folder else ""
+    named = f": {m['recipe']['family']} {m['name']}{folder}, "
+    out.print(Text.assemble("└─ " if last else "├─ ", (network.name, "bold"), named, colored(m["status"])))
+    stem = "   " if last else "│  "
+    lines = {
+        "weights": "RANDOM, not a trained model" if m["weights"]["random"] else m["weights"]["path"],
+        "batch": "{min} to {max}, tuned for {opt}".format(**m["batch"]),
+        "precision": precision["name"],
+        "layers": layers_line(precision),
+        "times": times_line(m),
+        "opset": str(m["opset"]),
+    }
+    print_lines(lines, stem)
+    for number, name in enumerate(network.graphs, start=1):
+        end = number == len(network.graphs)
+        out.print(Text.assemble(stem, "└─ " if end else "├─ ", (name, "bold"), f": {graph_file(name)}"))
+        _print_graph(network.entry(name), stem + ("   " if end else "│  "))
+
+
+def _print_graph(graph: Mapping[str, Any], stem: str) -> None:
+    kinds: dict[str, int] = {}
+    for dtype in graph["nodes"].values():
+        kinds[dtype] = kinds.get(dtype, 0) + 1
+    engine = graph["engine"]
+    print_lines(
+        {
+            "inputs": signature(graph["inputs"]),
+            "outputs": signature(graph["outputs"]),
+            "computes in": ", ".join(f"{n} nodes {d}" for d, n in kinds.items()),
+            "custom ops": ", ".join(map(_custom_op, graph["custom_ops"])) or "none",
+            "engine": engine_line(engine) if engine else "none",
+        },
+        stem,
+    )
 
 
 def print_archive(archive: Archive, verified: bool) -> None:
@@ -77,17 +101,6 @@ def _print_files(files: Mapping[str, Any]) -> None:
     for name, entry in files.items():
         table.add_row(name, f"{entry['size']:,}", entry["sha256"][:16])
     out.print(table)
-
-
-def _print_stitched(bundle: Bundle) -> None:
-    m = bundle.manifest
-    named = (str(bundle.source), "bold"), f": {m['name']}, "
-    out.print(Text.assemble(*named, colored(m["status"]), ", hashes verified"))
-    if lost := lost_line(bundle):
-        out.print(Text("  ") + lost, soft_wrap=True)
-    print_lines({f"{fraction:.0%}": str(part.path) for part, fraction in bundle.stitch})
-    for part, _ in bundle.stitch:
-        _print_bundle(part)
 
 
 def _validation_line(record: Mapping[str, Any] | None) -> Text:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dexport.cli.facts import sampling_line, signature
+from dexport.cli.facts import program_line, signature
 from dexport.cli.terminal import out, print_lines
 
 
@@ -38,9 +38,7 @@ def print_recipe(recipe: Mapping[str, Any]) -> None:
         "custom ops": ", ".join(recipe["custom_ops"]) or "none",
         "fp32 islands": ", ".join(itertools.chain(*recipe["islands"].values())),
         "gates": ", ".join(f"{p} {gate:g}" for p, gate in recipe["gates_relative_l2"].items()) + " (relative L2)",
-        "guidance": "{rule}, default scale {default_scale:g}".format(**recipe["guidance"])
-        if recipe["guidance"]
-        else "none",
-        "sampling": sampling_line(recipe["sampling"]),
+        "graphs": ", ".join(recipe["graphs"]),
+        "program": program_line(recipe["program"]),
     }
     print_lines(lines)

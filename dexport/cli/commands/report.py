@@ -23,9 +23,9 @@ def report_command(report: Path, written: Views, baseline: Path | None) -> None:
 
     Without an option, Markdown is printed.
     """
-    from dexport.validate import views
-    from dexport.validate.baseline import check_same, read_baseline
-    from dexport.validate.document import acceptable, judged, read_report
+    from dexport.validate.report import views
+    from dexport.validate.report.baseline import check_same, judged, read_baseline
+    from dexport.validate.report.document import acceptable, read_report
 
     content = read_report(report)
     if baseline is not None:
@@ -48,7 +48,7 @@ def baseline_group() -> None:
 @cloup.option("-o", "--output", type=OutputPath(), required=True, help="The baseline's file, to commit.")
 def baseline_update_command(source: Path, output: Path) -> None:
     """Write the baseline of a validation: SOURCE is a stored report, or a bundle whose manifest records one."""
-    from dexport.validate.baseline import update
+    from dexport.validate.report.baseline import update
 
     written = update(source, output)
     click.echo(f"{output}: {len(written.content['metrics'])} metrics of {written.content['date']}")

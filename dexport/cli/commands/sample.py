@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cloup
 
@@ -54,25 +52,19 @@ def sample_command(
     """
     from dexport.cli.commands.sample_printer import print_generated
     from dexport.cli.terminal import Progress, warn
-    from dexport.runtime.generate import check_request, generate
-    from dexport.runtime.pipeline import Pipeline
+    from dexport.contract import Route
+    from dexport.runtime.generate import SampleRequest, check_request, generate
+    from dexport.runtime.opened import OpenProgram
     from dexport.runtime.stitch import halves
 
-    request: dict[str, Any] = {
-        "output": output,
-        "classes": sampling.classes or (),
-        "count": sampling.count,
-        "sampler": sampling.sampler,
-        "steps": sampling.steps,
-        "cfg_scale": sampling.cfg_scale,
-        "seed": sampling.seed,
-        "batch": sampling.batch,
-        "fractions": () if fraction is None else halves(fraction),
-    }
+    settings = sampling.settings
+    if fraction is not None:
+        settings["route"] = tuple(map(Route, halves(fraction)))
+    request = SampleRequest(sampling.classes or (), sampling.count, sampling.seed, sampling.batch, settings)
     with Progress() as progress:
         progress.start("sample")
-        check = partial(check_request, **request)
-        pipeline = Pipeline.open(bundle, runtime.provider, runtime.decoder, runtime.require_signature, check=check)
-        warn(pipeline.bundle)
-        generated = generate(pipeline, **request, force=force, on_progress=progress.advance)
+        program = OpenProgram.open(bundle, runtime.provider, runtime.players, runtime.require_signature)
+        check_request(program, output, request)
+        warn(program.bundle)
+        generated = generate(program, output, request, force=force, on_progress=progress.advance)
     print_json(vars(generated)) if as_json else print_generated(generated)

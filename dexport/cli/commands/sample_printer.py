@@ -13,11 +13,10 @@ if TYPE_CHECKING:
 def print_generated(generated: Generated) -> None:
     """What ``dexport sample`` made."""
     settings = generated.settings
-    guidance = f"cfg {settings['cfg']:g}, " if settings["cfg"] != 1 else ""
     out.print(
         f"{generated.made} images in {generated.seconds:.1f} s"
         + (f", {generated.kept} kept" if generated.kept else "")
-        + f": {settings['steps']} {settings['sampler']} steps, {guidance}seed {settings['seed']}, {generated.runner}"
+        + f": {generated.run}, seed {settings['seed']}, {generated.runner}"
     )
     out.print(f"  {generated.grid}\n  {generated.folder}")
     for name in generated.set_aside:

@@ -17,13 +17,17 @@ def print_sweep(result: Sweep, path: Path) -> None:
     """The table of ``dexport sweep``."""
     from dexport.validate.distances import PIXELS
 
-    title = f"{result.bundle}: {result.images} images, {result.steps} {result.sampler} steps, cfg {result.cfg:g}"
-    columns = ["share", "evaluations", "ms per image", "cost", "relative L2 to share 0"]
+    title = f"{result.bundle}: {result.images} images, {result.run}"
+    columns = [result.over, "evaluations", "ms per image", "cost", f"relative L2 to {result.points[0].value}"]
     table = Table(
         *columns, *[f"{PIXELS} to {result.reference_images} images"] * (result.reference_images > 0), title=title
     )
     for point in result.points:
-        row = [f"{point.fraction:g}", "+".join(map(str, point.evaluations)), f"{point.seconds * 1000:.1f}"]
+        row = [
+            f"{point.value:g}" if isinstance(point.value, float) else str(point.value),
+            "+".join(map(str, point.evaluations)),
+            f"{point.seconds * 1000:.1f}",
+        ]
         row += [f"{point.cost:.2f}x", f"{point.relative_l2:.4f}"]
         table.add_row(*row, *([] if point.frechet is None else [f"{point.frechet:.4f}"]))
     out.print(table)

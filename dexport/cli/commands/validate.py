@@ -88,14 +88,14 @@ SUBJECT = OptionGroup(
             "--checkpoint",
             "checkpoints",
             multiple=True,
-            metavar="[PART=]FILE",
+            metavar="[NETWORK=]FILE",
             help="Where the weights of the build are now, if they were moved. Repeatable.",
         ),
         cloup.option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one."),
         cloup.option(
             "--against",
             multiple=True,
-            metavar="[PART=]FILE.py:CLASS",
+            metavar="[NETWORK=]FILE.py:CLASS",
             help="A PyTorch module of your own as the reference, such as the official code. Repeatable.",
         ),
     ),
@@ -169,11 +169,11 @@ def validate_command(
     from dexport.cli.terminal import Progress
     from dexport.exporter.recipes import find_recipe
     from dexport.files import write_whole
-    from dexport.validate.baseline import read_baseline
-    from dexport.validate.document import summary
     from dexport.validate.gates import parse_limits
+    from dexport.validate.report.baseline import read_baseline
+    from dexport.validate.report.document import summary
+    from dexport.validate.report.views import write_views
     from dexport.validate.validate import Distribution, validate
-    from dexport.validate.views import write_views
 
     if bundle.suffix == ".onnx" and not bundle.is_dir():
         raise UsageError(
@@ -196,9 +196,7 @@ def validate_command(
             recipe=find_recipe(subject.recipe) if subject.recipe else None,
             against=by_part(subject.against),
             labels=None if sampling.classes is None else list(sampling.classes),
-            steps=sampling.steps,
-            cfg_scale=sampling.cfg_scale,
-            sampler=sampling.sampler,
+            settings=sampling.settings,
             seed=sampling.seed,
             distribution=Distribution(
                 distances.reference,

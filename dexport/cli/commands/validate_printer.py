@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -13,13 +14,16 @@ from dexport.cli.terminal import colored, out
 from dexport.verdict import ACCEPT, LOSSY, lossy_text
 
 if TYPE_CHECKING:
-    from dexport.validate.distribution import DistributionReport
-    from dexport.validate.ops import OpReport
-    from dexport.validate.trajectory import TrajectoryReport
+    from dexport.validate.levels.distribution import DistributionReport
+    from dexport.validate.levels.ops import OpReport
+    from dexport.validate.levels.trajectory import TrajectoryReport
     from dexport.validate.validate import Validation
 
 ROWS = 12
 """Steps of a trajectory that a table shows."""
+
+CLOSE = 1e-5
+"""Of a time that went through another unit."""
 
 
 def print_validation(result: Validation) -> None:
@@ -65,9 +69,7 @@ def print_ops(report: OpReport) -> None:
 
 def print_distribution(report: DistributionReport) -> None:
     """The paired delta first: absolute distances mean little at this many images."""
-    title = (
-        f"{report.count:,} images each, {report.sampler}, cfg {report.cfg:g}, seed {report.seed}: {report.evaluator}"
-    )
+    title = f"{report.count:,} images each, {report.run}, seed {report.seed}: {report.evaluator}"
     table = Table("distance", "delta", "95 % interval", "bundle", "PyTorch", "floor", title=title)
     floor = report.floor
     for name, delta, real in (
@@ -90,21 +92,25 @@ def print_distribution(report: DistributionReport) -> None:
 
 def print_trajectory(report: TrajectoryReport) -> None:
     """The table of steps: at most a dozen, evenly spread, the last among them."""
-    from dexport.validate.report import WORDS
+    from dexport.validate.report.parity_table import WORDS
 
     images = f"{len(report.labels)} image{'s' * (len(report.labels) > 1)}"
-    title = f"{report.sampler}, {images}, cfg {report.cfg:g}: {report.runner} against {report.reference}"
+    title = f"{report.run}, {images}: {report.runner} against {report.reference}"
     table = Table("step", "t", "state SNR dB", "state relative L2", "evaluation relative L2", title=title)
     count = len(report.states)
     shown = sorted({round(index * (count - 1) / (ROWS - 1)) for index in range(ROWS)})
     for index in shown:
         state = report.states[index]
-        local = [at.metrics.relative_l2 for at in report.evaluations if at.t == state.t]
+        local = [
+            at.metrics.relative_l2
+            for at in report.evaluations
+            if math.isclose(at.t, state.t, rel_tol=CLOSE, abs_tol=CLOSE)
+        ]
         row = (f"{state.metrics.snr_db:.1f}", f"{state.metrics.relative_l2:.2e}")
         table.add_row(str(index + 1), f"{state.t:g}", *row, f"{max(local):.2e}" if local else "-")
     out.print(table)
     last, worst = report.states[-1].metrics, report.worst_evaluation
-    final = f"final latents: SNR {last.snr_db:.1f} dB, gate {report.gate_snr_db:g} dB: "
+    final = f"final states: SNR {last.snr_db:.1f} dB, gate {report.gate_snr_db:g} dB: "
     out.print(Text.assemble(final, colored(WORDS[report.status])))
     out.print(f"worst evaluation: relative L2 {worst.metrics.relative_l2:.2e} at t = {worst.t:g}")
     out.print(report.drift)

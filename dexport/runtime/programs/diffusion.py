@@ -25,6 +25,7 @@ from dexport.contract import (
     SCALE,
     STATE,
     TIME,
+    Clock,
     Decoding,
     Graph,
     GuidanceRule,
@@ -107,6 +108,10 @@ class Diffusion(Program):
     def title(self) -> str:
         guidance = "" if self.cfg_scale == UNGUIDED else f", cfg {self.cfg_scale:g}"
         return f"{self.steps} {self.sampler} steps{guidance}"
+
+    @property
+    def clock(self) -> Clock | None:
+        return self.make_sampler().clock
 
     @property
     def shares(self) -> list[float]:

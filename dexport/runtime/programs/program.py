@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, get_type_hints
 import msgspec
 import numpy as np
 
-from dexport.contract import UNCONDITIONAL, Condition, Graph
+from dexport.contract import UNCONDITIONAL, Clock, Condition, Graph
 from dexport.errors import UsageError
 from dexport.limits import shown
 from dexport.runtime.draws import Draws
@@ -128,6 +128,11 @@ class Program:
     def makes(self, networks: Mapping[str, Sequence[Mapping[str, Graph]]]) -> Mapping[str, tuple[int, ...]]:
         """The shapes of the results for one image, by name."""
         raise NotImplementedError
+
+    @property
+    def clock(self) -> Clock | None:
+        """The unit of its steps' time; None where it is not linear."""
+        return None
 
     @property
     def values(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dexport.exporter.gates import GATES
 from dexport.runtime.calls import Call, Recorder
 from dexport.runtime.draws import Draws, Replay
 from dexport.runtime.generate import caption
+from dexport.runtime.guidance import in_unit
 from dexport.runtime.opened import OpenProgram
 from dexport.runtime.programs.program import PICTURES, Request, Step
 from dexport.validate.images.picture_metrics import LPIPS_SMALLEST, PictureDistance, ssim
@@ -218,5 +219,7 @@ def _at_reference(program: OpenProgram, calls: Sequence[Call]) -> Iterator[At]:
             continue
         output = graph.outputs[0].name
         found = network(call.graph, **call.inputs)[output]
-        at = 0.0 if time is None else float(call.inputs[time.name].flat[0])
+        at = 0.0
+        if time is not None:
+            at = float(in_unit(call.inputs[time.name], time.clock, program.program.clock).flat[0])
         yield At(at, compare(call.outputs[output], found))

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dexport.runtime.pipeline import Pipeline
 
 from dexport.bundle import load_bundle
 from dexport.errors import InputError, UsageError
 from dexport.exporter.torch_session import TorchSession
-from dexport.runtime.pipeline import Pipeline
 from dexport.validate.images.picture_metrics import psnr, ssim
 from dexport.validate.levels.trajectory import TrajectoryReport, check_trajectory
 from dexport.validate.references.recipe_network import reference_of, variant_of, weights_of
