@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from dexport.bundle import DECODER
 from dexport.choices import AUTO
 from dexport.cli.groups import Engine, Graph, Network, Output, Precision, Quantization, Weights
 
@@ -24,6 +23,7 @@ def build_arguments(
     Raises:
         UsageError: settings that are not ``NAME=VALUE``.
     """
+    from dexport.bundle import DECODER
     from dexport.exporter.variant import parse_settings
 
     settings = parse_settings(network.settings)

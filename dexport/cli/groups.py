@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import cloup
 from click.core import ParameterSource
 
 from dexport.choices import (
@@ -20,6 +19,7 @@ from dexport.choices import (
     PRECISIONS,
     PROVIDERS,
 )
+from dexport.cli.headings import Decorator, Option, expert_option, option
 from dexport.cli.option_group import OptionGroup
 from dexport.cli.parameters import (
     BATCH,
@@ -30,10 +30,8 @@ from dexport.cli.parameters import (
     SCALE,
     SEED,
     STEPS,
-    Decorator,
     OutputPath,
     choice,
-    expert_option,
     parse_numbers,
     refuse_contradiction,
     require_signature,
@@ -76,7 +74,7 @@ WEIGHTS = OptionGroup(
     "Weights",
     _weights,
     (
-        cloup.option(
+        option(
             "--checkpoint",
             "checkpoints",
             multiple=True,
@@ -131,27 +129,27 @@ NETWORK = OptionGroup(
     "Network",
     _network,
     (
-        cloup.option(
+        option(
             "--set",
             "settings",
             multiple=True,
             metavar="NAME=VALUE",
             help="A constructor argument, such as hidden_size=384. Repeatable.",
         ),
-        cloup.option("--image-size", type=PIXELS, metavar="PIXELS", help="Side of the square image."),
-        cloup.option("--latent", metavar="HxW", help="Spatial size of the network's input, such as 8x20."),
+        option("--image-size", type=PIXELS, metavar="PIXELS", help="Side of the square image."),
+        option("--latent", metavar="HxW", help="Spatial size of the network's input, such as 8x20."),
         expert_option(
             "--outputs",
             type=choice(*OUTPUTS),
             help="all: also what the branches of lower resolution predict, where a model has branches (DiMR).",
         ),
-        cloup.option(
+        option(
             "--stitch",
             metavar="NAME[=CHECKPOINT]:SHARE,...",
             help="Instead of RECIPE: several denoisers, noisiest first, with their shares of the trajectory. "
             "NAME is a recipe, or the folder of a bundle.",
         ),
-        cloup.option(
+        option(
             "--with-decoder/--without-decoder", default=False, help="Put the decoder of the latents into the bundle."
         ),
     ),
@@ -173,14 +171,14 @@ GRAPH = OptionGroup(
     "Graph",
     Graph,
     (
-        cloup.option(
+        option(
             "--guidance",
             type=choice(*GUIDANCE),
             default=GUIDANCE[0],
             show_default=True,
             help="fused: the graph applies the system's own guidance.",
         ),
-        cloup.option(
+        option(
             "--fold-steps",
             type=STEPS,
             metavar="STEPS",
@@ -223,7 +221,7 @@ PRECISION = OptionGroup(
     "Precision",
     _precision,
     (
-        cloup.option(
+        option(
             "--precision",
             type=choice(*PRECISIONS, AUTO),
             default=PRECISIONS[0],
@@ -231,11 +229,8 @@ PRECISION = OptionGroup(
             help=f"What it computes in, around float32 islands; {', '.join(f'--{name}' for name in PRECISIONS)} say it "
             "in short. auto: float16 but for modules that it cannot hold, found by sampling with PyTorch.",
         ),
-        *(
-            cloup.option(f"--{name}", is_flag=True, hidden=True, help=f"Short for --precision {name}.")
-            for name in PRECISIONS
-        ),
-        cloup.option(
+        *(option(f"--{name}", is_flag=True, hidden=True, help=f"Short for --precision {name}.") for name in PRECISIONS),
+        option(
             "--island",
             "islands",
             multiple=True,
@@ -265,7 +260,7 @@ QUANTIZATION = OptionGroup(
     "Quantization",
     _quantization,
     (
-        cloup.option(
+        option(
             "--quantize",
             "specs",
             multiple=True,
@@ -317,7 +312,7 @@ def _profile_help() -> str:
     return f"Batch range: {', '.join(builtin_profiles())}, or a TOML file."
 
 
-class ProfileOption(cloup.Option):
+class ProfileOption(Option):
     """Its help lists the built-in profiles, which are looked up when it is shown."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
@@ -330,7 +325,7 @@ ENGINE = OptionGroup(
     "Engine",
     _engine,
     (
-        cloup.option("--trt/--no-trt", default=False, help="Build a TensorRT engine as well."),
+        option("--trt/--no-trt", default=False, help="Build a TensorRT engine as well."),
         expert_option(
             "--engine",
             type=choice(AUTO, *FLAVOURS),
@@ -338,7 +333,7 @@ ENGINE = OptionGroup(
             show_default=True,
             help="auto: tensorrt where there is a GPU and the package, else tensorrt-rtx.",
         ),
-        cloup.option(
+        option(
             "--target",
             "targets",
             multiple=True,
@@ -353,7 +348,7 @@ ENGINE = OptionGroup(
             help="Plugin kernels in tensorrt engines (TensorRT-RTX has none); the ONNX file has function bodies either "
             "way.",
         ),
-        cloup.option(
+        option(
             "--profile",
             cls=ProfileOption,
             default="latency",
@@ -377,17 +372,17 @@ class Output:
     cache: bool = True
 
 
-parity = cloup.option("--parity/--no-parity", default=True, show_default=True, help="Compare with PyTorch and gate.")
-accept_loss = cloup.option(
+parity = option("--parity/--no-parity", default=True, show_default=True, help="Compare with PyTorch and gate.")
+accept_loss = option(
     "--accept-loss/--no-accept-loss",
     default=False,
     help="Exit with 0 although more is lost than is fit to ship; the manifest keeps that it was accepted.",
 )
-accept_loss_of_report = cloup.option(
+accept_loss_of_report = option(
     "--accept-loss", is_flag=True, help="Exit with 0 although more is lost than is fit to ship; the report says so."
 )
-force = cloup.option("--force", is_flag=True, help="Replace an existing bundle.")
-manifest_as_json = cloup.option(
+force = option("--force", is_flag=True, help="Replace an existing bundle.")
+manifest_as_json = option(
     "--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr."
 )
 OUTPUT = OptionGroup(
@@ -395,7 +390,7 @@ OUTPUT = OptionGroup(
     "Output",
     Output,
     (
-        cloup.option("-o", "--output", type=PATH, help="Folder of the bundle. [default: RECIPE]"),
+        option("-o", "--output", type=PATH, help="Folder of the bundle. [default: RECIPE]"),
         parity,
         accept_loss,
         force,
@@ -410,7 +405,7 @@ NEW_BUNDLE = OptionGroup(
     "Output",
     Output,
     (
-        cloup.option("-o", "--output", type=PATH, required=True, help="Folder of the new bundle."),
+        option("-o", "--output", type=PATH, required=True, help="Folder of the new bundle."),
         parity,
         accept_loss,
         force,
@@ -428,10 +423,10 @@ class Recorded:
     profile: str | None = None
 
 
-recorded_checkpoint = cloup.option(
+recorded_checkpoint = option(
     "--checkpoint", metavar="FILE", help="Where the weights of the build are now, if they were moved."
 )
-recorded_recipe = cloup.option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one.")
+recorded_recipe = option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one.")
 
 
 def recorded(profile: Decorator) -> OptionGroup:
@@ -461,12 +456,12 @@ def _sampling(classes: str | None = None, **values: Any) -> Sampling:
 
 def class_labels(text: str) -> Decorator:
     """``--classes``, with this help."""
-    return cloup.option("--classes", metavar="N,N", help=text)
+    return option("--classes", metavar="N,N", help=text)
 
 
 pictures = (
-    cloup.option("--count", type=COUNT, default=1, show_default=True, help="Pictures per class."),
-    cloup.option("--batch", type=BATCH, default=8, show_default=True, help="Pictures that are made together."),
+    option("--count", type=COUNT, default=1, show_default=True, help="Pictures per class."),
+    option("--batch", type=BATCH, default=8, show_default=True, help="Pictures that are made together."),
 )
 
 
@@ -483,12 +478,12 @@ def sampling(*more: Decorator, seed: str = "Seed of the noise.") -> OptionGroup:
         _sampling,
         (
             *more,
-            cloup.option("--steps", type=STEPS, help="Sampling steps. [default: the system's]"),
-            cloup.option("--cfg", "cfg_scale", type=SCALE, help="Guidance scale, 1 for none. [default: the system's]"),
-            cloup.option(
+            option("--steps", type=STEPS, help="Sampling steps. [default: the system's]"),
+            option("--cfg", "cfg_scale", type=SCALE, help="Guidance scale, 1 for none. [default: the system's]"),
+            option(
                 "--sampler", metavar="NAME", help="Such as ddpm or ddim, where the model fits. [default: the system's]"
             ),
-            cloup.option("--seed", type=SEED, default=0, show_default=True, help=seed),
+            option("--seed", type=SEED, default=0, show_default=True, help=seed),
         ),
     )
 
@@ -507,14 +502,14 @@ RUNTIME = OptionGroup(
     "Running",
     Runtime,
     (
-        cloup.option(
+        option(
             "--provider",
             type=choice(*PROVIDERS, FLAVOURS[0]),
             default=PROVIDERS[0],
             show_default=True,
             help="What runs the networks.",
         ),
-        cloup.option("--decoder", type=PATH, help="A decoder's bundle, where BUNDLE brings none."),
+        option("--decoder", type=PATH, help="A decoder's bundle, where BUNDLE brings none."),
         require_signature,
     ),
 )
@@ -535,8 +530,8 @@ def gates(under: str, over: str, *more: Decorator, make: Any = Gates) -> OptionG
         "Gates",
         make,
         (
-            cloup.option("--fail-under", multiple=True, metavar="NAME=N", help=under),
-            cloup.option("--fail-over", multiple=True, metavar="NAME=N", help=over),
+            option("--fail-under", multiple=True, metavar="NAME=N", help=under),
+            option("--fail-over", multiple=True, metavar="NAME=N", help=over),
             *more,
         ),
     )
@@ -552,7 +547,7 @@ class Views:
 
 
 views = (
-    cloup.option("--junit", type=OutputPath(), help="Write the report as JUnit XML for CI."),
-    cloup.option("--markdown", type=OutputPath(), help="Write the report for a pull request."),
-    cloup.option("--html", type=OutputPath(), help="Write the report as one page that needs nothing else."),
+    option("--junit", type=OutputPath(), help="Write the report as JUnit XML for CI."),
+    option("--markdown", type=OutputPath(), help="Write the report for a pull request."),
+    option("--html", type=OutputPath(), help="Write the report as one page that needs nothing else."),
 )

@@ -32,7 +32,8 @@ from dexport import drafts
 from dexport.bundle import hash_files, load_bundle
 from dexport.cli import groups, main
 from dexport.cli.commands.build import GROUPS
-from dexport.cli.parameters import ExpertOption, by_part
+from dexport.cli.headings import ExpertOption
+from dexport.cli.parameters import by_part
 from dexport.errors import UsageError
 from dexport.exporter import export, recipes
 from dexport.exporter.checkpoint import open_weights

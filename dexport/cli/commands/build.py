@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import click
-import cloup
 
 from dexport.cli.app import print_json, say_lossy
 from dexport.cli.build_file import read_build_file
@@ -27,6 +26,7 @@ from dexport.cli.groups import (
     Quantization,
     Weights,
 )
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, help_all
 from dexport.collector import collector_paused
 from dexport.errors import UsageError
@@ -40,8 +40,8 @@ def _take_file(context: click.Context, _: click.Parameter, path: Path | None) ->
         context.default_map = read_build_file(path, GROUPS)
 
 
-@cloup.command("build")
-@cloup.argument("recipe", required=False)
+@command("build")
+@click.argument("recipe", required=False)
 @WEIGHTS
 @NETWORK
 @GRAPH
@@ -49,7 +49,7 @@ def _take_file(context: click.Context, _: click.Parameter, path: Path | None) ->
 @QUANTIZATION
 @ENGINE
 @OUTPUT
-@cloup.option(
+@option(
     "-c",
     "--config",
     type=PATH,

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cloup
+import click
 
 from dexport.cli.app import print_json
 from dexport.cli.groups import RUNTIME, Runtime, Sampling, pictures, sampling
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, OutputPath, as_json_beside_progress, parse_numbers
 
 
-@cloup.command("sweep")
-@cloup.argument("bundle", type=PATH)
-@cloup.option(
+@command("sweep")
+@click.argument("bundle", type=PATH)
+@option(
     "-o",
     "--output",
     type=OutputPath(),
@@ -22,8 +23,8 @@ from dexport.cli.parameters import PATH, OutputPath, as_json_beside_progress, pa
     show_default=True,
     help="JSON file; the plot goes beside it, as PNG.",
 )
-@cloup.option("--fractions", default="0,0.2,0.4,0.6,0.8,1", show_default=True, help="Shares of the first denoiser.")
-@cloup.option("--reference", type=PATH, help="Real images: an .npz with arr_0 (N,H,W,C) uint8.")
+@option("--fractions", default="0,0.2,0.4,0.6,0.8,1", show_default=True, help="Shares of the first denoiser.")
+@option("--reference", type=PATH, help="Real images: an .npz with arr_0 (N,H,W,C) uint8.")
 @sampling(*pictures, seed="Seed of the noise, the same at every share.")
 @RUNTIME
 @as_json_beside_progress
