@@ -9,7 +9,7 @@ import click
 
 from dexport.choices import PROVIDERS
 from dexport.cli.app import print_json
-from dexport.cli.groups import Gates, gates
+from dexport.cli.groups.gates import Gates, gates
 from dexport.cli.headings import command, option
 from dexport.cli.parameters import (
     BATCH,

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from dexport.cli.app import print_json, say_lossy
-from dexport.cli.groups import accept_loss_of_report
+from dexport.cli.groups.gates import accept_loss_of_report
 from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, SEED, OutputPath, as_json_beside_progress, parse_ports, ports
 from dexport.errors import GateError, UsageError

@@ -9,7 +9,7 @@ import click
 
 from dexport.choices import STATES
 from dexport.cli.app import print_json
-from dexport.cli.groups import Recorded, recorded
+from dexport.cli.groups.recorded import Recorded, recorded
 from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, SEED, as_json_beside_progress, choice, require_signature
 from dexport.errors import GateError, UsageError

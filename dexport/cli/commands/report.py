@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dexport.cli.groups import Views, views
+from dexport.cli.groups.views import Views, views
 from dexport.cli.headings import command, option
 from dexport.cli.option_group import OptionGroup
 from dexport.cli.parameters import PATH, OutputPath

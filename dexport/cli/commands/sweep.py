@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from dexport.cli.app import print_json
-from dexport.cli.groups import RUNTIME, Runtime, Sampling, pictures, sampling
+from dexport.cli.groups.runtime import RUNTIME, Runtime
+from dexport.cli.groups.sampling import Sampling, pictures, sampling
 from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, OutputPath, as_json_beside_progress, parse_numbers
 

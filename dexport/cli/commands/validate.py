@@ -11,7 +11,9 @@ import click
 
 from dexport.choices import DEFAULT_LEVELS, EVALUATORS, LEVELS
 from dexport.cli.app import print_json, say_lossy
-from dexport.cli.groups import Sampling, Views, accept_loss_of_report, class_labels, gates, sampling, views
+from dexport.cli.groups.gates import accept_loss_of_report, gates
+from dexport.cli.groups.sampling import Sampling, class_labels, sampling
+from dexport.cli.groups.views import Views, views
 from dexport.cli.headings import command, expert_option, option
 from dexport.cli.option_group import OptionGroup
 from dexport.cli.parameters import (
