@@ -19,5 +19,7 @@ LEVELS = ("op", "forward", "trajectory", "distribution")
 """Of ``dexport validate``."""
 DEFAULT_LEVELS = ("op", "forward", "trajectory")
 EVALUATORS = ("inception", "efficientnet-lite0", "pixels")
+DTYPES = ("float16", "bfloat16", "float32")
+"""That kernels are compiled for."""
 STATES = ("example", "trajectory")
 """Inputs of ``dexport diff``."""

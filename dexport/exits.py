@@ -25,7 +25,17 @@ import click
 from dexport.drafts import LiveFolder, clear_remains
 from dexport.errors import DEFECT, DexportError, InputError, MachineError
 
-BUILDING = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "psutil", "ml_dtypes")
+BUILDING = (
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "safetensors",
+    "huggingface_hub",
+    "msgspec",
+    "psutil",
+    "ml_dtypes",
+)
 """Packages that building needs and sampling does not: an environment may lack them."""
 OF_A_SIGNAL = 128
 BROKEN_PIPE = OF_A_SIGNAL + 13

@@ -60,7 +60,18 @@ def _normal(name: str) -> str:
 
 
 def test_importing_dexport_and_its_command_line_imports_no_framework() -> None:
-    heavy = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "rich", "tensorrt", "tensorrt_rtx")
+    heavy = (
+        "torch",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "onnxruntime",
+        "numpy",
+        "rich",
+        "msgspec",
+        "tensorrt",
+        "tensorrt_rtx",
+    )
     script = f"import sys, dexport, dexport.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -20,9 +20,9 @@ from dexport.cli.commands.sample import sample_command
 from dexport.cli.commands.sweep import sweep_command
 from dexport.cli.commands.validate import validate_command
 
-main.section("Make", build_command, quantize_command)
-main.section("Run", sample_command)
-main.section(
+main.add_section("Make", build_command, quantize_command)
+main.add_section("Run", sample_command)
+main.add_section(
     "Prove",
     validate_command,
     compare_command,
@@ -33,7 +33,7 @@ main.section(
     report_command,
     baseline_group,
 )
-main.section("Ship", pack_command, unpack_command)
-main.section("Look", recipes_command, info_command, doctor_command, cache_group, plugins_group)
+main.add_section("Ship", pack_command, unpack_command)
+main.add_section("Look", recipes_command, info_command, doctor_command, cache_group, plugins_group)
 
 __all__ = ["main"]

@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 import click
-import cloup
 
+from dexport.cli.headings import Group
 from dexport.exits import report, running
 from dexport.verdict import ACCEPT, LOSSY, SHIPPABLE_SNR_DB, Loss, lossy_text
 from dexport.version import __version__
 
 
-class App(cloup.Group):
+class App(Group):
     """Ends every command with a message and the exit code of :mod:`dexport.exits`, whatever went wrong."""
 
     def main(self, *args: Any, **options: Any) -> Any:
@@ -29,7 +29,7 @@ class App(cloup.Group):
             ctx.exit(report(error))
 
 
-@cloup.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dexport")
 def main() -> None:
     """Diffusion backbones from PyTorch to ONNX and TensorRT, with proof that they still compute the same.

@@ -18,8 +18,6 @@ The command line wins: an option that it gives replaces the file's, a repeatable
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -43,6 +41,8 @@ def read_build_file(path: Path, groups: Sequence[OptionGroup]) -> dict[str, Any]
     Raises:
         UsageError: an unreadable file, bad TOML, an unknown key, or a value of another type.
     """
+    import tomllib
+
     import msgspec
 
     try:
@@ -149,6 +149,8 @@ def _refuse_unknown(key: str, known: Iterable[str], path: Path, where: str) -> N
     known = tuple(known)
     if key in known:
         return
+    import difflib
+
     near = difflib.get_close_matches(key, known, n=2)
     guess = f"; did you mean {' or '.join(near)}?" if near else ""
     raise UsageError(

@@ -6,7 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from dexport.choices import AUTO
-from dexport.cli.groups import Engine, Graph, Network, Output, Precision, Quantization, Weights
+from dexport.cli.groups.engine import Engine
+from dexport.cli.groups.graph import Graph
+from dexport.cli.groups.network import Network
+from dexport.cli.groups.output import Output
+from dexport.cli.groups.precision import Precision
+from dexport.cli.groups.quantization import Quantization
+from dexport.cli.groups.weights import Weights
 from dexport.cli.roles import MAIN
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-import cloup
 
-from dexport.cli.parameters import Decorator
+from dexport.cli.headings import Decorator, Option
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class OptionGroup:
         name: the command's argument that gets the value, and the table of a build file.
         title: the heading.
         make: gets the options by their parameters' names, and gives the value.
-        options: decorators, such as ``cloup.option``, that add one option each.
+        options: decorators, such as :func:`dexport.cli.headings.option`, that add one option each.
     """
 
     name: str
@@ -38,8 +37,12 @@ class OptionGroup:
             command(**values, **{self.name: self.make(**mine)})
 
         before = len(_declared(command))
-        cloup.option_group(self.title, *self.options)(collecting)
-        parameters += [str(parameter.name) for parameter in _declared(collecting)[before:]]
+        for add in reversed(self.options):
+            add(collecting)
+        for parameter in _declared(collecting)[before:]:
+            parameters.append(str(parameter.name))
+            if isinstance(parameter, Option):
+                parameter.heading = self.title
         return collecting
 
     def declared(self) -> list[click.Option]:

@@ -1,4 +1,4 @@
-"""Kinds of parameters that several commands have: limits, files to write, options for experts."""
+"""Kinds of parameters that several commands have: limits, files to write, what many commands share."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import cloup
 from click.core import ParameterSource
 
 from dexport import limits
+from dexport.cli.headings import ALL_OPTIONS, option
 from dexport.errors import UsageError
 
 Number = TypeVar("Number", int, float)
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
-ALL_OPTIONS = "dexport.all_options"
-"""Key of a context's ``meta``: the help shows the options for experts too."""
 PATH = click.Path(path_type=Path)
 
 
@@ -60,18 +57,6 @@ ROUNDS = AtMost(click.INT, limits.MOST_ROUNDS)
 GIGABYTES = AtMost(click.FloatRange(min=0), limits.LARGEST_CACHE_GB)
 
 
-class ExpertOption(cloup.Option):
-    """An option that few need: ``--help`` leaves it out, ``--help-all`` shows it."""
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        return super().get_help_record(ctx) if ctx.meta.get(ALL_OPTIONS) else None
-
-
-def expert_option(*names: str, **settings: Any) -> Decorator:
-    """Like ``cloup.option``, for an :class:`ExpertOption`."""
-    return cloup.option(*names, cls=ExpertOption, **settings)
-
-
 def _show_all(context: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked and not context.resilient_parsing:
         context.meta[ALL_OPTIONS] = True
@@ -79,7 +64,7 @@ def _show_all(context: click.Context, _: click.Parameter, asked: bool) -> None:
         context.exit()
 
 
-help_all = cloup.option(
+help_all = option(
     "--help-all",
     is_flag=True,
     is_eager=True,
@@ -87,15 +72,15 @@ help_all = cloup.option(
     callback=_show_all,
     help="Show the options for experts as well.",
 )
-as_json = cloup.option("--json", "as_json", is_flag=True, help="Print JSON.")
-as_json_beside_progress = cloup.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
-require_signature = cloup.option(
+as_json = option("--json", "as_json", is_flag=True, help="Print JSON.")
+as_json_beside_progress = option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+require_signature = option(
     "--require-signature",
     type=PATH,
     metavar="KEY.pub.pem",
     help="Refuse what this public key has not signed (`dexport pack --sign`).",
 )
-ports = cloup.option(
+ports = option(
     "--port",
     "ports",
     multiple=True,
@@ -186,7 +171,7 @@ def by_part(texts: Iterable[str]) -> Mapping[str, str]:
     return found
 
 
-one_network = cloup.option(
+one_network = option(
     "--network", metavar="NAME", help="Of a bundle with several, such as decoder. [default: the main one]"
 )
-one_graph = cloup.option("--graph", metavar="NAME", help="Of a network with several. [default: the main one]")
+one_graph = option("--graph", metavar="NAME", help="Of a network with several. [default: the main one]")

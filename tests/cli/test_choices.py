@@ -14,8 +14,10 @@ from dexport.cli import main
 from dexport.errors import UsageError
 from dexport.exporter.build import BYTES_PER_WEIGHT, BuildOptions
 from dexport.exporter.quantize.carriers import CARRIERS
+from dexport.plugins.op import DTYPES
 from dexport.profiles import builtin_profiles
 from dexport.runtime.session import PROVIDERS, TENSORRT
+from dexport.validate.diff import EXAMPLE, TRAJECTORY
 
 
 def test_lists_are_those_of_the_code() -> None:
@@ -23,6 +25,8 @@ def test_lists_are_those_of_the_code() -> None:
     assert tuple(CARRIERS) == choices.CARRIERS
     assert tuple(PROVIDERS) == choices.PROVIDERS
     assert choices.FLAVOURS[0] == TENSORRT
+    assert choices.DTYPES == DTYPES
+    assert choices.STATES == (EXAMPLE, TRAJECTORY)
 
 
 def test_the_help_lists_the_profiles() -> None:

@@ -30,9 +30,11 @@ from torch import Tensor
 import dexport
 from dexport import drafts
 from dexport.bundle import hash_files, load_bundle
-from dexport.cli import groups, main
+from dexport.cli import main
 from dexport.cli.commands.build import GROUPS
-from dexport.cli.parameters import ExpertOption, by_part
+from dexport.cli.groups import network
+from dexport.cli.headings import ExpertOption
+from dexport.cli.parameters import by_part
 from dexport.errors import UsageError
 from dexport.exporter import export, recipes
 from dexport.exporter.recipes import find_recipe
@@ -904,7 +906,7 @@ def test_killed_engine_builder_leaves_its_log_only(folder: Path) -> None:
 
 
 def test_error_without_hint_prints_no_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "_parse_latent", lambda _: (_ for _ in ()).throw(dexport.errors.GateError("just so")))
+    monkeypatch.setattr(network, "_parse_latent", lambda _: (_ for _ in ()).throw(dexport.errors.GateError("just so")))
     result = invoke("build", "dico-s")
     assert (result.exit_code, result.stderr) == (1, "error: just so\n")
 

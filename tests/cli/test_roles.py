@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dexport.cli.roles import ROLES, checkpoints_by_role
+from dexport.cli.roles import checkpoints_by_role, known_roles
 from dexport.errors import UsageError
 
 
@@ -36,5 +36,5 @@ def test_files_by_role(texts: tuple[str, ...], expected: dict[str, str]) -> None
 def test_what_is_refused(texts: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         checkpoints_by_role(texts)
-    assert set(ROLES) == {"denoiser", "decoder"}
+    assert set(known_roles()) == {"denoiser", "decoder"}
     assert caught.value.hint

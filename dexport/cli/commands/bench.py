@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import cloup
+import click
 
 from dexport.choices import PROVIDERS
 from dexport.cli.app import print_json
-from dexport.cli.groups import Gates, gates
+from dexport.cli.groups.gates import Gates, gates
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import (
     BATCH,
     PATH,
@@ -26,18 +27,18 @@ from dexport.cli.parameters import (
 from dexport.errors import GateError
 
 
-@cloup.command("bench")
-@cloup.argument("bundle", type=PATH)
-@cloup.option("--against", type=PATH, help="Another bundle or ONNX file with the same inputs.")
-@cloup.option("--recipe", metavar="FILE|NAME", help="The recipe, where BUNDLE is an ONNX file or was built from one.")
-@cloup.option("--checkpoint", metavar="FILE", help="Where the weights of the build are now, if they were moved.")
+@command("bench")
+@click.argument("bundle", type=PATH)
+@option("--against", type=PATH, help="Another bundle or ONNX file with the same inputs.")
+@option("--recipe", metavar="FILE|NAME", help="The recipe, where BUNDLE is an ONNX file or was built from one.")
+@option("--checkpoint", metavar="FILE", help="Where the weights of the build are now, if they were moved.")
 @ports
 @one_network
 @one_graph
-@cloup.option("--batch", "batches", multiple=True, type=BATCH, help="Repeatable. [default: the profile's]")
-@cloup.option("--threads", type=THREADS, help="Of the CPU, for every side. [default: one per core]")
-@cloup.option("--rounds", type=ROUNDS, default=7, show_default=True, help="Evaluations of each side, which take turns.")
-@cloup.option(
+@option("--batch", "batches", multiple=True, type=BATCH, help="Repeatable. [default: the profile's]")
+@option("--threads", type=THREADS, help="Of the CPU, for every side. [default: one per core]")
+@option("--rounds", type=ROUNDS, default=7, show_default=True, help="Evaluations of each side, which take turns.")
+@option(
     "--provider",
     type=choice(*PROVIDERS),
     default=PROVIDERS[0],

@@ -6,27 +6,18 @@ import sys
 from pathlib import Path
 
 import click
-import cloup
 
 from dexport.cli.app import print_json, say_lossy
 from dexport.cli.build_file import read_build_file
 from dexport.cli.build_options import build_arguments
-from dexport.cli.groups import (
-    ENGINE,
-    GRAPH,
-    NETWORK,
-    OUTPUT,
-    PRECISION,
-    QUANTIZATION,
-    WEIGHTS,
-    Engine,
-    Graph,
-    Network,
-    Output,
-    Precision,
-    Quantization,
-    Weights,
-)
+from dexport.cli.groups.engine import ENGINE, Engine
+from dexport.cli.groups.graph import GRAPH, Graph
+from dexport.cli.groups.network import NETWORK, Network
+from dexport.cli.groups.output import OUTPUT, Output
+from dexport.cli.groups.precision import PRECISION, Precision
+from dexport.cli.groups.quantization import QUANTIZATION, Quantization
+from dexport.cli.groups.weights import WEIGHTS, Weights
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, help_all
 from dexport.collector import collector_paused
 from dexport.errors import UsageError
@@ -40,8 +31,8 @@ def _take_file(context: click.Context, _: click.Parameter, path: Path | None) ->
         context.default_map = read_build_file(path, GROUPS)
 
 
-@cloup.command("build")
-@cloup.argument("recipe", required=False)
+@command("build")
+@click.argument("recipe", required=False)
 @WEIGHTS
 @NETWORK
 @GRAPH
@@ -49,7 +40,7 @@ def _take_file(context: click.Context, _: click.Parameter, path: Path | None) ->
 @QUANTIZATION
 @ENGINE
 @OUTPUT
-@cloup.option(
+@option(
     "-c",
     "--config",
     type=PATH,

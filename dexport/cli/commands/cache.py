@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import click
-import cloup
 
 from dexport.cli.app import print_json
+from dexport.cli.headings import option
 from dexport.cli.parameters import GIGABYTES, as_json
 from dexport.errors import MachineError
 
 
-@cloup.group("cache")
+@click.group("cache")
 def cache_group() -> None:
     """What earlier builds left for later ones: DEXPORT_CACHE, or dexport in the XDG cache folder."""
 
@@ -31,7 +31,7 @@ def cache_ls_command(as_json: bool) -> None:
 
 
 @cache_group.command("prune")
-@cloup.option("--keep-gb", type=GIGABYTES, default=0.0, show_default=True, help="Keep this much.")
+@option("--keep-gb", type=GIGABYTES, default=0.0, show_default=True, help="Keep this much.")
 @as_json
 def cache_prune_command(keep_gb: float, as_json: bool) -> None:
     """Remove entries, the least recently used first."""

@@ -6,24 +6,25 @@ import json
 import sys
 from pathlib import Path
 
-import cloup
+import click
 
 from dexport.cli.app import print_json, say_lossy
-from dexport.cli.groups import accept_loss_of_report
+from dexport.cli.groups.gates import accept_loss_of_report
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, SEED, OutputPath, as_json_beside_progress, parse_ports, ports
 from dexport.errors import GateError, UsageError
 from dexport.verdict import LOSSY
 
 
-@cloup.command("compare")
-@cloup.argument("model", type=PATH)
-@cloup.option("--recipe", required=True, metavar="NAME|FILE", help="What MODEL should compute.")
-@cloup.option(
+@command("compare")
+@click.argument("model", type=PATH)
+@option("--recipe", required=True, metavar="NAME|FILE", help="What MODEL should compute.")
+@option(
     "--checkpoint", metavar="FILE|HUB", help="The weights that MODEL was made from. Without: seeded random weights."
 )
 @ports
-@cloup.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the inputs.")
-@cloup.option("-o", "--output", type=OutputPath(), help="Write the report as JSON.")
+@option("--seed", type=SEED, default=0, show_default=True, help="Seed of the inputs.")
+@option("-o", "--output", type=OutputPath(), help="Write the report as JSON.")
 @accept_loss_of_report
 @as_json_beside_progress
 def compare_command(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import cloup
+import click
 
 from dexport.choices import STATES
 from dexport.cli.app import print_json
-from dexport.cli.groups import Recorded, recorded
+from dexport.cli.groups.recorded import Recorded, recorded
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import (
     PATH,
     SEED,
@@ -21,27 +22,25 @@ from dexport.cli.parameters import (
 )
 from dexport.errors import GateError, UsageError
 
-PROFILE = cloup.option(
-    "--profile", metavar="FILE", help="The profile's file for --fix, where the bundle was built with one."
-)
+PROFILE = option("--profile", metavar="FILE", help="The profile's file for --fix, where the bundle was built with one.")
 
 
-@cloup.command("diff")
-@cloup.argument("bundle", type=PATH)
-@cloup.argument("other", type=PATH, required=False)
+@command("diff")
+@click.argument("bundle", type=PATH)
+@click.argument("other", type=PATH, required=False)
 @recorded(PROFILE)
 @one_network
 @one_graph
-@cloup.option(
+@option(
     "--states",
     type=choice(*STATES),
     default=STATES[0],
     show_default=True,
     help="Inputs: the recipe's examples, or states of a short sampling run with PyTorch.",
 )
-@cloup.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the inputs.")
-@cloup.option("--fix", is_flag=True, help="Where rounding or overflow is at fault, build again with the islands found.")
-@cloup.option("-o", "--output", type=PATH, help="Folder of that bundle. [default: BUNDLE-fixed]")
+@option("--seed", type=SEED, default=0, show_default=True, help="Seed of the inputs.")
+@option("--fix", is_flag=True, help="Where rounding or overflow is at fault, build again with the islands found.")
+@option("-o", "--output", type=PATH, help="Folder of that bundle. [default: BUNDLE-fixed]")
 @require_signature
 @as_json_beside_progress
 def diff_command(

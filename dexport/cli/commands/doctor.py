@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import cloup
-
 from dexport.cli.app import print_json
+from dexport.cli.headings import command
 from dexport.cli.parameters import as_json
 
 
-@cloup.command("doctor")
+@command("doctor")
 @as_json
 def doctor_command(as_json: bool) -> None:
     """Say what this machine can build and run, with versions."""

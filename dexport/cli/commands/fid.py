@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cloup
+import click
 
 from dexport.choices import EVALUATORS
 from dexport.cli.app import print_json
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import BATCH, PATH, SEED, OutputPath, as_json_beside_progress, choice
 from dexport.errors import UsageError
 
 
-@cloup.command("fid")
-@cloup.argument("a", type=PATH)
-@cloup.argument("b", type=PATH, required=False)
-@cloup.option(
+@command("fid")
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH, required=False)
+@option(
     "--evaluator",
     type=choice(*EVALUATORS),
     default=EVALUATORS[0],
     show_default=True,
     help="The features. Only inception's distance is FID; the others are quick checks with names of their own.",
 )
-@cloup.option(
+@option(
     "--weights",
     type=PATH,
     help="File of the evaluator's weights. [default: inside the installed package of the extra fid]",
 )
-@cloup.option("--save-stats", type=OutputPath(), help="Write A's statistics in ADM's layout; without B.")
-@cloup.option("--batch", type=BATCH, default=32, show_default=True, help="Images that are evaluated together.")
-@cloup.option("--seed", type=SEED, default=0, show_default=True, help="Seed of subsets, splits and the floor.")
+@option("--save-stats", type=OutputPath(), help="Write A's statistics in ADM's layout; without B.")
+@option("--batch", type=BATCH, default=32, show_default=True, help="Images that are evaluated together.")
+@option("--seed", type=SEED, default=0, show_default=True, help="Seed of subsets, splits and the floor.")
 @as_json_beside_progress
 def fid_command(
     a: Path,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cloup
+import click
 
 from dexport.cli.app import print_json
+from dexport.cli.headings import command
 from dexport.cli.parameters import as_json, require_signature
 
 
-@cloup.command("info")
-@cloup.argument("name")
+@command("info")
+@click.argument("name")
 @require_signature
 @as_json
 def info_command(name: str, require_signature: Path | None, as_json: bool) -> None:

@@ -5,31 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import cloup
 
 from dexport.cli.app import print_json
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, as_json_beside_progress, require_signature
 from dexport.errors import UsageError
 
 
-@cloup.command("pack")
-@cloup.argument("bundle", type=PATH)
-@cloup.option("-o", "--output", type=PATH, help="The archive. [default: BUNDLE.dexport]")
-@cloup.option(
+@command("pack")
+@click.argument("bundle", type=PATH)
+@option("-o", "--output", type=PATH, help="The archive. [default: BUNDLE.dexport]")
+@option(
     "--sign",
     "sign_key",
     type=PATH,
     metavar="KEY.pem",
     help="Sign the manifest, which hashes every file, with this private ed25519 key.",
 )
-@cloup.option(
+@option(
     "--triton",
     "repository",
     type=PATH,
     metavar="DIR",
     help="Instead of an archive: models of the Triton Inference Server, in this model repository.",
 )
-@cloup.option("--force", is_flag=True, help="Replace an existing archive, or the bundle's models.")
+@option("--force", is_flag=True, help="Replace an existing archive, or the bundle's models.")
 @as_json_beside_progress
 def pack_command(
     bundle: Path, output: Path | None, sign_key: Path | None, repository: Path | None, force: bool, as_json: bool
@@ -62,12 +62,12 @@ def pack_command(
     print_json(facts) if as_json else print_packed(packed)
 
 
-@cloup.command("unpack")
-@cloup.argument("archive", type=PATH)
-@cloup.option("-o", "--output", type=PATH, help="Folder of the bundle. [default: its stem]")
+@command("unpack")
+@click.argument("archive", type=PATH)
+@option("-o", "--output", type=PATH, help="Folder of the bundle. [default: its stem]")
 @require_signature
-@cloup.option("--force", is_flag=True, help="Replace an existing bundle.")
-@cloup.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
+@option("--force", is_flag=True, help="Replace an existing bundle.")
+@option("--json", "as_json", is_flag=True, help="Print the manifest as JSON; progress goes to stderr.")
 def unpack_command(
     archive: Path, output: Path | None, require_signature: Path | None, force: bool, as_json: bool
 ) -> None:

@@ -5,27 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cloup
+import click
 
+from dexport.choices import DTYPES
 from dexport.cli.app import print_json
+from dexport.cli.headings import option
 from dexport.cli.parameters import PATH, as_json, choice, split_commas
-from dexport.plugins.op import DTYPES
 
 
-@cloup.group("plugins")
+@click.group("plugins")
 def plugins_group() -> None:
     """The custom ops and their kernels."""
 
 
 @plugins_group.command("compile")
-@cloup.option(
+@option(
     "--target",
     "targets",
     multiple=True,
     metavar="SM[,SM]",
     help="GPU architectures; no GPU is needed. [default: sm80,sm89,sm90,sm100,sm120]",
 )
-@cloup.option(
+@option(
     "--dtype",
     "dtypes",
     multiple=True,
@@ -34,7 +35,7 @@ def plugins_group() -> None:
     show_default=True,
     help="Types to compile for. Repeatable.",
 )
-@cloup.option("-o", "--output", type=PATH, help="Folder for the PTX and cubin files.")
+@option("-o", "--output", type=PATH, help="Folder for the PTX and cubin files.")
 @as_json
 def compile_command(targets: tuple[str, ...], dtypes: tuple[Any, ...], output: Path | None, as_json: bool) -> None:
     """Compile every kernel at the published sizes; print registers, shared memory and spills."""

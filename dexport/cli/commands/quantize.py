@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import cloup
+import click
 
 from dexport.cli.app import print_json, say_lossy
 from dexport.cli.build_options import requantization_arguments
-from dexport.cli.groups import NEW_BUNDLE, QUANTIZATION, Output, Quantization, Recorded, recorded
+from dexport.cli.groups.output import NEW_BUNDLE, Output
+from dexport.cli.groups.quantization import QUANTIZATION, Quantization
+from dexport.cli.groups.recorded import Recorded, recorded
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, help_all, require_signature
 
-PROFILE = cloup.option("--profile", metavar="FILE", help="The profile, where the bundle was built with a file.")
+PROFILE = option("--profile", metavar="FILE", help="The profile, where the bundle was built with a file.")
 
 
-@cloup.command("quantize")
-@cloup.argument("bundle", type=PATH)
+@command("quantize")
+@click.argument("bundle", type=PATH)
 @QUANTIZATION
 @recorded(PROFILE)
 @NEW_BUNDLE

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import cloup
-
 from dexport.cli.app import print_json
+from dexport.cli.headings import command
 from dexport.cli.parameters import as_json
 
 
-@cloup.command("recipes")
+@command("recipes")
 @as_json
 def recipes_command(as_json: bool) -> None:
     """List the model variants that can be built, with their parameter counts."""

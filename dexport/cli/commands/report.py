@@ -6,18 +6,18 @@ import sys
 from pathlib import Path
 
 import click
-import cloup
 
-from dexport.cli.groups import Views, views
+from dexport.cli.groups.views import Views, views
+from dexport.cli.headings import command, option
 from dexport.cli.option_group import OptionGroup
 from dexport.cli.parameters import PATH, OutputPath
 from dexport.errors import GateError
 
 
-@cloup.command("report")
-@cloup.argument("report", type=PATH)
+@command("report")
+@click.argument("report", type=PATH)
 @OptionGroup("written", "Forms", Views, views)
-@cloup.option("--baseline", type=PATH, help="Compare with this file.")
+@option("--baseline", type=PATH, help="Compare with this file.")
 def report_command(report: Path, written: Views, baseline: Path | None) -> None:
     """Show a stored report of `dexport validate` in other forms; exit with 1 where a gate failed.
 
@@ -38,14 +38,14 @@ def report_command(report: Path, written: Views, baseline: Path | None) -> None:
     sys.exit(0 if acceptable(content) else GateError.exit_code)
 
 
-@cloup.group("baseline")
+@click.group("baseline")
 def baseline_group() -> None:
     """Files that hold what a validation measured, for later ones to be held to."""
 
 
 @baseline_group.command("update")
-@cloup.argument("source", type=PATH)
-@cloup.option("-o", "--output", type=OutputPath(), required=True, help="The baseline's file, to commit.")
+@click.argument("source", type=PATH)
+@option("-o", "--output", type=OutputPath(), required=True, help="The baseline's file, to commit.")
 def baseline_update_command(source: Path, output: Path) -> None:
     """Write the baseline of a validation: SOURCE is a stored report, or a bundle whose manifest records one."""
     from dexport.validate.report.baseline import update

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cloup
+import click
 
 from dexport.cli.app import print_json
-from dexport.cli.groups import RUNTIME, Runtime, Sampling, class_labels, pictures, sampling
+from dexport.cli.groups.runtime import RUNTIME, Runtime
+from dexport.cli.groups.sampling import Sampling, class_labels, pictures, sampling
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, OutputPath, as_json_beside_progress
 
 SAMPLING = sampling(
@@ -17,17 +19,17 @@ SAMPLING = sampling(
 )
 
 
-@cloup.command("sample")
-@cloup.argument("bundle", type=PATH)
+@command("sample")
+@click.argument("bundle", type=PATH)
 @SAMPLING
 @RUNTIME
-@cloup.option(
+@option(
     "--stitch-fraction",
     "fraction",
     type=float,
     help="Share of the trajectory of the first of two stitched denoisers, 0 to 1. [default: the bundle's]",
 )
-@cloup.option(
+@option(
     "-o",
     "--output",
     type=OutputPath(),
@@ -35,7 +37,7 @@ SAMPLING = sampling(
     show_default=True,
     help="PNG file of the labelled grid; the pictures go to a folder beside it.",
 )
-@cloup.option("--force", is_flag=True, help="Replace samples of another run.")
+@option("--force", is_flag=True, help="Replace samples of another run.")
 @as_json_beside_progress
 def sample_command(
     bundle: Path,

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cloup
+import click
 
 from dexport.cli.app import print_json
-from dexport.cli.groups import RUNTIME, Runtime, Sampling, pictures, sampling
+from dexport.cli.groups.runtime import RUNTIME, Runtime
+from dexport.cli.groups.sampling import Sampling, pictures, sampling
+from dexport.cli.headings import command, option
 from dexport.cli.parameters import PATH, OutputPath, as_json_beside_progress, parse_numbers
 from dexport.errors import UsageError
 from dexport.limits import shown
@@ -33,9 +35,9 @@ def _values(over: str | None, fractions: str) -> tuple[str, list[Any]]:
     return name, values
 
 
-@cloup.command("sweep")
-@cloup.argument("bundle", type=PATH)
-@cloup.option(
+@command("sweep")
+@click.argument("bundle", type=PATH)
+@option(
     "-o",
     "--output",
     type=OutputPath(),
@@ -43,9 +45,9 @@ def _values(over: str | None, fractions: str) -> tuple[str, list[Any]]:
     show_default=True,
     help="JSON file; the plot goes beside it, as PNG.",
 )
-@cloup.option("--fractions", default=FRACTIONS, show_default=True, help="Shares of the first of two denoisers.")
-@cloup.option("--over", metavar="NAME=V,V", help="Values of a setting of the program instead, such as steps=10,20,50.")
-@cloup.option("--reference", type=PATH, help="Real images: an .npz with arr_0 (N,H,W,C) uint8.")
+@option("--fractions", default=FRACTIONS, show_default=True, help="Shares of the first of two denoisers.")
+@option("--over", metavar="NAME=V,V", help="Values of a setting of the program instead, such as steps=10,20,50.")
+@option("--reference", type=PATH, help="Real images: an .npz with arr_0 (N,H,W,C) uint8.")
 @sampling(*pictures, seed="Seed of the noise, the same at every share.")
 @RUNTIME
 @as_json_beside_progress

@@ -7,11 +7,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import cloup
+import click
 
 from dexport.choices import DEFAULT_LEVELS, EVALUATORS, LEVELS
 from dexport.cli.app import print_json, say_lossy
-from dexport.cli.groups import Sampling, Views, accept_loss_of_report, class_labels, gates, sampling, views
+from dexport.cli.groups.gates import accept_loss_of_report, gates
+from dexport.cli.groups.sampling import Sampling, class_labels, sampling
+from dexport.cli.groups.views import Views, views
+from dexport.cli.headings import command, expert_option, option
 from dexport.cli.option_group import OptionGroup
 from dexport.cli.parameters import (
     BATCH,
@@ -21,7 +24,6 @@ from dexport.cli.parameters import (
     as_json_beside_progress,
     by_part,
     choice,
-    expert_option,
     given_options,
     help_all,
     require_signature,
@@ -75,7 +77,7 @@ SUBJECT = OptionGroup(
     "Comparison",
     Subject,
     (
-        cloup.option(
+        option(
             "--level",
             "levels",
             multiple=True,
@@ -84,15 +86,15 @@ SUBJECT = OptionGroup(
             show_default=True,
             help="Custom ops, single evaluations, whole sampling runs, distances to real images. Repeatable.",
         ),
-        cloup.option(
+        option(
             "--checkpoint",
             "checkpoints",
             multiple=True,
             metavar="[NETWORK=]FILE",
             help="Where the weights of the build are now, if they were moved. Repeatable.",
         ),
-        cloup.option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one."),
-        cloup.option(
+        option("--recipe", metavar="FILE", help="The recipe file, where the bundle was built from one."),
+        option(
             "--against",
             multiple=True,
             metavar="[NETWORK=]FILE.py:CLASS",
@@ -108,11 +110,9 @@ DISTANCES = OptionGroup(
     "Level distribution",
     Distances,
     (
-        cloup.option("--reference", type=PATH, help="Real images, as `dexport fid` has B."),
-        cloup.option("--count", type=COUNT, default=10, show_default=True, help="Images per class."),
-        cloup.option(
-            "--evaluator", type=choice(*EVALUATORS), default=EVALUATORS[0], show_default=True, help="The features."
-        ),
+        option("--reference", type=PATH, help="Real images, as `dexport fid` has B."),
+        option("--count", type=COUNT, default=10, show_default=True, help="Images per class."),
+        option("--evaluator", type=choice(*EVALUATORS), default=EVALUATORS[0], show_default=True, help="The features."),
         expert_option("--batch", type=BATCH, default=8, show_default=True, help="Images that are made together."),
         expert_option("--evaluator-weights", type=PATH, help="File of the evaluator's weights."),
         expert_option(
@@ -123,7 +123,7 @@ DISTANCES = OptionGroup(
 LIMITS = gates(
     "Smallest snr, psnr, ssim, cosine. Repeatable.",
     "Largest relative_l2, fid_delta, kid_delta, ... Repeatable. [default: by recipe and precision]",
-    cloup.option("--baseline", type=PATH, help="Fail where a figure falls behind this file."),
+    option("--baseline", type=PATH, help="Fail where a figure falls behind this file."),
     accept_loss_of_report,
     make=Limits,
 )
@@ -132,18 +132,16 @@ REPORT = OptionGroup(
     "Report",
     Report,
     (
-        cloup.option("-o", "--output", type=OutputPath(), help="Write the report as JSON."),
+        option("-o", "--output", type=OutputPath(), help="Write the report as JSON."),
         *views,
-        cloup.option(
-            "--record/--no-record", default=True, show_default=True, help="Put the summary into the manifest."
-        ),
+        option("--record/--no-record", default=True, show_default=True, help="Put the summary into the manifest."),
         as_json_beside_progress,
     ),
 )
 
 
-@cloup.command("validate")
-@cloup.argument("bundle", type=PATH)
+@command("validate")
+@click.argument("bundle", type=PATH)
 @SUBJECT
 @SAMPLING
 @DISTANCES
