@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from tests.bundles import fused, other, plain, stitched, trained  # noqa: F401 - fixtures
 from tests.golden import Golden, load_golden
-from tests.torch_operators import shared_table
+from tests.torch_operators import shared_tables
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["DEXPORT_CACHE"] = ""  # a test of a build is to build
@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def torch_operators() -> Iterator[None]:
-    with shared_table():
+    with shared_tables():
         yield
 
 
