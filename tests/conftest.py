@@ -9,6 +9,7 @@ if (
 ):  # one thread a worker: more would wait for each other, and take up to five times as long
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from tests.bundles import fused, other, plain, stitched, trained  # noqa: F401 - fixtures
 from tests.golden import Golden, load_golden
+from tests.torch_operators import shared_tables
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["DEXPORT_CACHE"] = ""  # a test of a build is to build
@@ -36,6 +38,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, text in report.user_properties:
             if name == "measured":
                 terminalreporter.write_line(f"measured: {text}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torch_operators() -> Iterator[None]:
+    with shared_tables():
+        yield
 
 
 @pytest.fixture(scope="session", params=["dit-s", "dico-s", "diffit-latent"])

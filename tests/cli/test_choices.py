@@ -17,7 +17,7 @@ from dexport.exporter.quantize.carriers import CARRIERS
 from dexport.plugins.op import DTYPES
 from dexport.profiles import builtin_profiles
 from dexport.runtime.session import PROVIDERS, TENSORRT
-from dexport.validate.diff import EXAMPLE, TRAJECTORY
+from dexport.validate.compare.diff import EXAMPLE, TRAJECTORY
 
 
 def test_lists_are_those_of_the_code() -> None:

@@ -8,10 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from dexport.runtime.manifest_checks import check_denoiser
-from dexport.runtime.pipeline import Pipeline
-from dexport.runtime.time_table import evaluated_times
-from safetensors.torch import save_file
 
 import dexport
 from dexport.bundle import load_bundle
@@ -32,7 +28,8 @@ from dexport.validate.metrics import compare
 from dexport.validate.references.recipe_network import reference_of
 from dexport.validate.validate import validate
 from tests.bundles import NARROW, build_narrow
-from tests.golden import assert_golden, load_golden
+from tests.exporter.test_dimr import SMALL as DIMR
+from tests.golden import assert_golden
 
 STEPS = 6
 
@@ -45,15 +42,12 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dimr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Guidance in the graph, so that the times are doubled, and one of its own that grows with time."""
-    golden, folder = load_golden("dimr-2r"), tmp_path_factory.mktemp("dimr")
-    save_file(golden.weights, folder / "weights.safetensors")
-    settings = {**golden.config, "cfg_scale_pow": 2.0}
+    folder = tmp_path_factory.mktemp("dimr")
     dexport.build(
         "dimr-xl-2r",
         folder / "bundle",
-        checkpoint=str(folder / "weights.safetensors"),
-        settings=settings,
-        latent=(16, 16),
+        settings={**DIMR, "cfg_scale_pow": 2.0},
+        latent=(8, 8),
         guidance="fused",
         fold_steps=STEPS,
         profile="ci",

@@ -13,6 +13,7 @@ from torch.nn import functional
 from dexport.exporter.tracing.repeats import Body
 from tests.exporter.tracing.test_repeats import both_ways, count_full_traces, variant_of
 
+BLOCKS_OF_A_NETWORK = 3
 SETTINGS: dict[str, float] = {}
 """A global that networks set and blocks read."""
 
@@ -34,7 +35,7 @@ class Call:
 
 
 class Block(nn.Module):
-    """Called four times by its network, which prepares each call and follows it up."""
+    """Called by its network, which prepares each call and follows it up."""
 
     factor = 1.0
 
@@ -63,7 +64,7 @@ class Network(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         block = BLOCKS[kind]
-        self.blocks = nn.ModuleList(block() for _ in range(4))
+        self.blocks = nn.ModuleList(block() for _ in range(BLOCKS_OF_A_NETWORK))
         self.start = nn.Parameter(torch.zeros(4))
         self.store = Store()
         for own in self.blocks:
@@ -211,7 +212,7 @@ class WeightsThatAreComputed(Block):
 
 class WeightsUsedOutside(Block):
     def follow_up(self, call: Call, x: Tensor) -> Tensor:
-        return x + functional.linear(x, call.network.blocks[3 - call.index].linear.weight)
+        return x + functional.linear(x, call.network.blocks[BLOCKS_OF_A_NETWORK - 1 - call.index].linear.weight)
 
 
 class WritesABuffer(Block):
@@ -247,7 +248,7 @@ class Sibling(Block):
     """One block calls the next one."""
 
     def prepare(self, call: Call) -> None:
-        self.__dict__["next"] = call.network.blocks[(call.index + 1) % 4]
+        self.__dict__["next"] = call.network.blocks[(call.index + 1) % BLOCKS_OF_A_NETWORK]
 
     def forward(self, x: Tensor, depth: int = 1) -> Tensor:
         x = super().forward(x)
@@ -328,4 +329,4 @@ def test_state_is_seen_wherever_it_is_kept(kind: str, monkeypatch: pytest.Monkey
     assert once == every
     if kind in SHARED | APART:
         assert given_up == []
-        assert len(copies) == (3 if kind in SHARED else 0)
+        assert len(copies) == (BLOCKS_OF_A_NETWORK - 1 if kind in SHARED else 0)

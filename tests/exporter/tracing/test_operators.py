@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -252,13 +254,30 @@ def variant_of(kind: str) -> Variant:
     return resolve(replace(find_recipe("dico-s"), constructor=Network, config={"kind": kind}, signature=signature))
 
 
+@functools.cache
+def short_path(kind: str) -> ir.Model:
+    variant = variant_of(kind)
+    return passes.clean()(trace(variant, open_weights(None, variant.outline))).model
+
+
+REWRITTEN = ("attention", "batch norm", "dropout", "moving", "pieces", "products of functions")
+"""With views, casts and composite operators, where the paths differ. Torch's own takes three seconds a kind."""
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in REWRITTEN else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
+def test_both_paths_give_the_same_graph(kind: str) -> None:
+    variant = variant_of(kind)
+    full = passes.clean()(trace(variant, open_weights(None, variant.outline), every_block=True)).model
+    assert described(short_path(kind)) == described(full)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_paths_give_the_graph_that_computes_the_same(kind: str, tmp_path: Path) -> None:
+def test_the_short_path_gives_a_graph_that_computes_the_same(kind: str, tmp_path: Path) -> None:
     variant = variant_of(kind)
     weights = open_weights(None, variant.outline)
-    short, full = (passes.clean()(trace(variant, weights, every_block=every)).model for every in (False, True))
-    assert described(short) == described(full)
-    save(short, tmp_path / "model.onnx")
+    save(short_path(kind).clone(), tmp_path / "model.onnx")
     feed = variant.signature.example(3, seed=1)
     (out,) = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"]).run(None, feed)
     with torch.no_grad():
