@@ -114,7 +114,7 @@ def ours(recipe: str, checkpoint: str, out: str) -> list[dict[str, Any]]:
 
     options = {"ternary_carrier": "packed"} if recipe in PACKED else {}
     result = dexport.build(recipe, out, checkpoint=checkpoint, precision="fp16", parity=False, cache=False, **options)
-    return list(result.bundle.manifest["steps"])
+    return list(result.bundle.network.manifest["steps"])
 
 
 def engine(recipe: str, folder: str) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def engine(recipe: str, folder: str) -> dict[str, Any]:
             parity=False,
             cache=False,
         )
-    report = result.bundle.manifest["engine"]
+    report = result.bundle.network.entry()["engine"]
     kept = ("targets", "seconds_parse", "seconds_build", "peak_rss_bytes", "plan_bytes", "version")
     return {key: report[key] for key in kept} | peaks
 

@@ -57,21 +57,21 @@ def measure(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
             bundles[name] = load_bundle(path)
         load = os.getloadavg()[0]
         times = timed(bundles, arguments.batch, arguments.rounds)
-        before, after = (bundle.manifest["ops"]["final"] for bundle in bundles.values())
+        before, after = (bundle.network.entry()["ops"]["final"] for bundle in bundles.values())
     fewer = {op: count - after.get(op, 0) for op, count in before.items() if count > after.get(op, 0)}
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "load": load,
-        "time tables": bundles["folded"].manifest["sizes"]["time_tables"],
+        "time tables": bundles["folded"].network.manifest["sizes"]["time_tables"],
         "fewer operators": fewer,
         **{name: figures(bundle, times[name]) for name, bundle in bundles.items()},
     }
 
 
 def timed(bundles: dict[str, Bundle], batch: int, rounds: int) -> dict[str, Times]:
-    specs = next(iter(bundles.values())).manifest["io"]["inputs"]
+    specs = next(iter(bundles.values())).network.entry()["inputs"]
     inputs = example(map(port_of, specs), batch)
-    sessions = {name: OnnxSession(bundle.model_path, threads=1) for name, bundle in bundles.items()}
+    sessions = {name: OnnxSession(bundle.network.model_path(), threads=1) for name, bundle in bundles.items()}
     return take_turns({name: partial(session, **inputs) for name, session in sessions.items()}, rounds)
 
 

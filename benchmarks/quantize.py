@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from dexport.runtime.pipeline import Pipeline
 
 import dexport
 from dexport.bundle import load_bundle
-from dexport.runtime.int8_products import is_exact, multiply_exactly
 from dexport.runtime.draws import Draws
-from dexport.runtime.pipeline import Pipeline
+from dexport.runtime.int8_products import is_exact, multiply_exactly
 from dexport.runtime.samplers import Denoiser
 from dexport.validate.metrics import compare
 
@@ -147,7 +147,7 @@ def timed(session: ort.InferenceSession, feed: dict[str, np.ndarray]) -> float:
 def example(path: Path) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     feed = {}
-    for spec in load_bundle(path).manifest["io"]["inputs"]:
+    for spec in load_bundle(path).network.entry()["inputs"]:
         shape = [BATCH if dim == "B" else dim for dim in spec["shape"]]
         integers = spec["dtype"] == "int64"
         feed[spec["name"]] = np.ones(shape, np.int64) if integers else rng.standard_normal(shape, np.float32)

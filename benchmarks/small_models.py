@@ -119,7 +119,7 @@ def measure(
     return {
         **figures(report),
         "snr_db": trajectory.states[-1].metrics.snr_db,
-        "onnx_bytes": load_bundle(path).manifest["sizes"]["onnx"],
+        "onnx_bytes": load_bundle(path).network.manifest["sizes"]["onnx"],
         "date": datetime.now(UTC).date().isoformat(),
     }
 

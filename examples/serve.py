@@ -11,10 +11,11 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
-from dexport.errors import UsageError
-from dexport.runtime.gallery import to_pil
-from dexport.runtime.draws import Draws
 from dexport.runtime.pipeline import Pipeline
+
+from dexport.errors import UsageError
+from dexport.runtime.draws import Draws
+from dexport.runtime.gallery import to_pil
 
 
 def picture(pipeline: Pipeline, label: int, seed: int) -> bytes:

@@ -62,7 +62,7 @@ def built(output: Path) -> Path:
 def test_committed_bundle_has_schema_and_hash_of_every_file(output: Path) -> None:
     bundle = write_bundle(output)
     assert bundle.path == output
-    assert bundle.model_path == output / MODEL
+    assert bundle.network.model_path() == output / MODEL
     assert not bundle.failed
     manifest = json.loads((output / MANIFEST).read_text())
     assert manifest == bundle.manifest
@@ -130,7 +130,7 @@ def test_failing_last_rename_gives_the_previous_bundle_back(built: Path, monkeyp
     with pytest.raises(MachineError, match="cannot be written: No space left"):
         write_bundle(built, force=True, text="new")
     monkeypatch.undo()
-    assert load_bundle(built).model_path.read_text() == "graph"
+    assert load_bundle(built).network.model_path().read_text() == "graph"
     assert names_in(built.parent) == ["out"]
 
 
@@ -162,14 +162,14 @@ def test_existing_output_is_refused_without_force(built: Path) -> None:
 
 def test_force_replaces_a_bundle_whole(built: Path) -> None:
     write_bundle(built, force=True, text="new")
-    assert load_bundle(built).model_path.read_text() == "new"
+    assert load_bundle(built).network.model_path().read_text() == "new"
     assert names_in(built.parent) == ["out"]
 
 
 def test_force_replaces_a_tampered_bundle(built: Path) -> None:
     (built / MODEL).unlink()
     write_bundle(built, force=True, text="new")
-    assert load_bundle(built).model_path.read_text() == "new"
+    assert load_bundle(built).network.model_path().read_text() == "new"
 
 
 def test_force_replaces_a_bundle_of_a_newer_schema(built: Path) -> None:
@@ -183,7 +183,7 @@ def test_force_replaces_what_a_link_points_to(built: Path) -> None:
     link.symlink_to(built)
     write_bundle(link, force=True, text="new")
     assert link.is_symlink()
-    assert load_bundle(built).model_path.read_text() == "new"
+    assert load_bundle(built).network.model_path().read_text() == "new"
     assert names_in(built.parent) == ["link", "out"]
 
 
@@ -262,14 +262,14 @@ def test_bundle_that_a_killed_build_moved_away_is_given_back(built: Path) -> Non
     built.rename(moved)
     with pytest.raises(UsageError, match="exists already"):
         Draft(built)
-    assert load_bundle(built).model_path.read_text() == "graph"
+    assert load_bundle(built).network.model_path().read_text() == "graph"
     assert not moved.exists()
 
 
 def test_replaced_bundle_of_a_killed_build_goes_when_the_new_one_is_there(built: Path) -> None:
     shutil.copytree(built, built.with_name(f".out.partial-0123abcd{drafts.REPLACED}"))
     write_bundle(built, force=True, text="new")
-    assert load_bundle(built).model_path.read_text() == "new"
+    assert load_bundle(built).network.model_path().read_text() == "new"
     assert names_in(built.parent) == ["out"]
 
 

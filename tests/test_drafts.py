@@ -33,7 +33,7 @@ def write_bundle(output: Path, text: str = "graph", *, force: bool = False) -> B
 
 
 def text_of(bundle: Path) -> str:
-    return load_bundle(bundle).model_path.read_text()
+    return load_bundle(bundle).network.model_path().read_text()
 
 
 def names_in(folder: Path) -> list[str]:

@@ -61,7 +61,7 @@ def test_the_denoisers_configuration(plain: Path, tmp_path: Path) -> None:
         ("y", "TYPE_INT64", [1], True),
     ]
     assert [(o.name, kind(o), list(o.dims)) for o in config.output] == [("out", "TYPE_FP32", [8, 16, 16])]
-    assert list(config.dynamic_batching.preferred_batch_size) == [load_bundle(plain).manifest["batch"]["opt"]]
+    assert list(config.dynamic_batching.preferred_batch_size) == [load_bundle(plain).network.manifest["batch"]["opt"]]
 
 
 def test_the_pipelines_configuration(plain: Path, tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def test_the_manifest_says_what_was_lost(ternary: Path) -> None:
     assert (bundle.status, bundle.failed, bundle.acceptable) == (LOSSY, False, False)
     assert bundle.manifest["accepted_loss"] is False
     assert bundle.loss.relative_l2 is not None and SHIPPABLE_L2 < bundle.loss.relative_l2 < 0.5
-    assert bundle.manifest["parity"]["status"] == LOSSY
-    assert bundle.manifest["parity"]["passed"] is False
+    assert bundle.network.entry()["parity"]["status"] == LOSSY
+    assert bundle.network.entry()["parity"]["passed"] is False
     assert json.loads((ternary / "reports/parity.json").read_text())["status"] == LOSSY
     page = (ternary / "reports/parity.md").read_text()
     assert "**LOSSY**" in page and "| lossy |" in page and "Lost: predictions move by" in page
@@ -253,5 +253,5 @@ def test_the_python_functions_tell_every_kind(plain: Path, changed: dict[str, An
 def test_what_is_ternary_by_construction_loses_nothing(tmp_path: Path) -> None:
     settings = {"dim": 32, "n_layers": 1, "n_heads": 2}
     result = dexport.build("terdit-600m", tmp_path / "out", settings=settings, latent=(8, 8), profile="ci")
-    assert result.bundle.manifest["ternary"]["exact"] is True
+    assert result.bundle.network.manifest["ternary"]["exact"] is True
     assert (result.status, exit_code(result)) == (PASSED, 0)

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dexport.runtime.pipeline import Pipeline
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
@@ -38,7 +39,6 @@ from dexport.errors import DexportError
 from dexport.exporter.weights.loading import open_weights
 from dexport.model_repository import denoiser_config, pipeline_config
 from dexport.runtime.engine_checks import read_facts
-from dexport.runtime.pipeline import Pipeline
 from dexport.signature import read_signature
 from tests.runtime.mutations import read_mutated_record
 from tests.validate.mutations import read_mutated_npz, read_mutated_picture

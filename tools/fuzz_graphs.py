@@ -141,7 +141,7 @@ class OnnxBundles:
         (self.folder / MODEL).write_bytes(content)
         (self.folder / MANIFEST).write_text(json.dumps(self.manifest | {"files": hash_files(self.folder)}))
         bundle = load_bundle(self.folder)
-        read_graph(bundle.model_path)
+        read_graph(bundle.network.model_path())
         if rng.random() < RUN_SHARE:
             command, *options = rng.choice(COMMANDS)
             result = CliRunner().invoke(main, [command, str(self.folder), *options])

@@ -39,7 +39,7 @@ Ways = Mapping[str, Callable[[Bundle], Any]]
 WAYS: Ways = {
     REFERENCE: lambda bundle: TensorRtSession(bundle, cuda_graph=False),
     "tensorrt, CUDA graphs": lambda bundle: TensorRtSession(bundle),
-    "onnxruntime": lambda bundle: OnnxSession(bundle.model_path, "cuda"),
+    "onnxruntime": lambda bundle: OnnxSession(bundle.network.model_path(), "cuda"),
 }
 
 
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "device": gpu.name,
             "target": gpu.target,
             "bundle": bundle.manifest["name"],
-            "precision": bundle.manifest["precision"]["name"],
-            **compare(bundle, options.batch or sorted(set(bundle.manifest["batch"].values())), WAYS),
+            "precision": bundle.network.manifest["precision"]["name"],
+            **compare(bundle, options.batch or sorted(set(bundle.network.manifest["batch"].values())), WAYS),
         }
     except DexportError as error:
         parser.exit(error.exit_code, f"{error}\n{error.hint}\n")

@@ -524,7 +524,7 @@ def test_random_weights_are_announced(folder: Path) -> None:
     assert result.exit_code == 0
     assert "RANDOM weights (seed 9)" in result.stdout
     assert "not run" in result.stdout
-    assert load_bundle(folder / "out").manifest["weights"]["random"]
+    assert load_bundle(folder / "out").network.manifest["weights"]["random"]
     text = invoke("info", folder / "out").stdout
     assert "RANDOM" in text
     assert "not verified" in text

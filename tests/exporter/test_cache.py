@@ -331,7 +331,7 @@ def test_a_second_build_takes_everything_and_is_the_same(tmp_path: Path, monkeyp
     assert one == two
     dexport.load(tmp_path / "second")
     for name, options in {"other": {"seed": 1}, "fresh": {"cache": False}}.items():
-        steps = build(name, parity=False, **options).bundle.manifest["steps"]
+        steps = build(name, parity=False, **options).bundle.network.manifest["steps"]
         assert not any(step["cached"] for step in steps), name
 
 
@@ -345,14 +345,14 @@ def test_a_second_build_takes_the_engine(tmp_path: Path, monkeypatch: pytest.Mon
         return dexport.build("dit-s-2", tmp_path / name, settings=TINY, profile="ci", parity=False, **engine).bundle
 
     def cached(bundle: Any) -> set[str]:
-        return {step["name"] for step in bundle.manifest["steps"] if step["cached"]}
+        return {step["name"] for step in bundle.network.manifest["steps"] if step["cached"]}
 
     first, second, other = build("first"), build("second"), build("other", "sm120")
     assert (cached(first), cached(second), cached(other)) == (set(), {"onnx", "engine"}, {"onnx"})
-    assert first.manifest["engine"] == second.manifest["engine"]
-    for file in (first.manifest["engine"]["file"], "reports/engine.log"):
+    assert first.network.entry()["engine"] == second.network.entry()["engine"]
+    for file in (first.network.entry()["engine"]["file"], "reports/engine.log"):
         assert (first.path / file).read_bytes() == (second.path / file).read_bytes() != b""
-    assert load_bundle(second.path).manifest["engine"]["targets"] == ["sm89"]
+    assert load_bundle(second.path).network.entry()["engine"]["targets"] == ["sm89"]
 
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Path) -> None:

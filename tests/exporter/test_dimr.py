@@ -74,7 +74,7 @@ def test_half_precision_keeps_the_norms_and_both_ends_in_float32(checkpoint: Pat
 
 def test_int8_leaves_both_ends_alone_and_samples(decoder: Path, tmp_path: Path) -> None:
     path = build(tmp_path / "out", SMALL, latent=(8, 8), int8="w8a8", calibration_images=4)
-    layers = load_bundle(path).manifest["precision"]["layers"]
+    layers = load_bundle(path).network.manifest["precision"]["layers"]
     quantised = {layer for layer, scheme in layers.items() if scheme == "w8a8"}
     assert {"stages.0.blocks.0.block1.query_key_value", "stages.1.upsample.1.kernel"} <= quantised
     assert not any("_layer" in layer for layer in quantised)

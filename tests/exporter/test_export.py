@@ -98,13 +98,13 @@ def test_custom_ops_are_nodes_with_a_function_body(bundle_path: Path, golden_nam
     model = onnx.load(bundle_path / "model.onnx", load_external_data=False)
     assert {node.op_type for node in model.graph.node if node.domain == "dexport"} == OPS[golden_name]
     assert {function.name for function in model.functions} >= OPS[golden_name]
-    recorded = load_bundle(bundle_path).manifest["custom_ops"]
+    recorded = load_bundle(bundle_path).network.entry()["custom_ops"]
     assert {op["name"] for op in recorded} == OPS[golden_name]
     assert all(op["version"] >= 1 and op["nodes"] > 0 and op["ptx_sha256"] == [] for op in recorded)
 
 
 def test_graph_is_clean(bundle_path: Path) -> None:
-    ops = load_bundle(bundle_path).manifest["ops"]
+    ops = load_bundle(bundle_path).network.entry()["ops"]
     leftovers = {"Constant", "Identity", "SplitToSequence", "SequenceAt", "CastLike", "Expand"} & set(ops["final"])
     assert leftovers <= ({"Expand"} if bundle_path.name.endswith("fused") else set())
     assert sum(ops["final"].values()) - ops["final"].get("Cast", 0) < 0.6 * sum(ops["traced"].values())
@@ -127,7 +127,7 @@ def test_manifest_tells_the_whole_story(bundle_path: Path, golden: Golden, preci
 def test_islands_stay_in_float32(bundle_path: Path, precision: str) -> None:
     if precision == "fp32":
         pytest.skip("there are no islands in a float32 graph")
-    nodes = load_bundle(bundle_path).manifest["precision"]["nodes"]
+    nodes = load_bundle(bundle_path).network.entry()["nodes"]
     for name, dtype in nodes.items():
         path, _, op = name.rpartition("/")
         island = path.startswith(("t_embedder", "guidance")) or op.rstrip("_0123456789") in (

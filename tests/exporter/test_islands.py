@@ -25,7 +25,6 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import open_weights
-from dexport.exporter.weights.source import WeightSource
 from tests.exporter.test_dimr import SMALL as DIMR
 from tests.golden import load_golden
 

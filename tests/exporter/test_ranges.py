@@ -62,7 +62,7 @@ def test_an_overflow_fails_in_fp16_and_passes_in_auto(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "kept in float32" in result.output
     bundle = load_bundle(tmp_path / "auto")
-    precision = bundle.manifest["precision"]
+    precision = bundle.network.manifest["precision"]
     assert precision["name"] == "fp16"
     assert {"blocks.1.mlp.fc1", "blocks.1.mlp.act", "blocks.1.mlp.fc2"} == set(precision["ranges"]["kept"])
     assert precision["ranges"]["kept"]["blocks.1.mlp.fc1"]["largest"] > 1e5
@@ -79,7 +79,7 @@ def test_auto_is_fp16_where_everything_fits(tmp_path: Path) -> None:
         dexport.build("dit-s-2", tmp_path / precision, precision=precision, **options)
     auto, fp16 = (hash_files(tmp_path / name) for name in ("auto", "fp16"))
     assert {name: auto[name] for name in fp16} == fp16
-    assert load_bundle(tmp_path / "auto").manifest["precision"]["ranges"]["kept"] == {}
+    assert load_bundle(tmp_path / "auto").network.manifest["precision"]["ranges"]["kept"] == {}
 
 
 def test_values_below_the_normal_range(variant: Variant, tmp_path: Path) -> None:

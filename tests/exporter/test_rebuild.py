@@ -88,7 +88,7 @@ def test_everything_but_the_weights_stays(folder: Path, tmp_path: Path) -> None:
 
 def test_a_moved_checkpoint_is_found_and_another_one_refused(folder: Path, tmp_path: Path) -> None:
     bundle = load_bundle(folder / "plain")
-    origin = bundle.manifest["weights"]
+    origin = bundle.network.manifest["weights"]
     moved = changed(bundle, weights={**origin, "path": str(tmp_path / "gone.safetensors")})
     with pytest.raises(UsageError, match=r"gone.safetensors, which is not there") as caught:
         options_of(moved, tmp_path / "out", int8="weight")
@@ -105,7 +105,7 @@ def test_random_and_inherited_weights_come_again(folder: Path, plain: Path, tmp_
     assert (options.checkpoint, options.seed, options.ternary) == (None, 0, True)
     bundle = load_bundle(folder / "plain")
     lit = {"name": "lit-fashion", "family": "LiT", "source": ""}
-    origin = {**bundle.manifest["weights"], "kind": "inherited", "seed": 4}
+    origin = {**bundle.network.manifest["weights"], "kind": "inherited", "seed": 4}
     _, options = options_of(changed(bundle, recipe=lit, weights=origin), tmp_path / "out", int8="weight")
     assert (options.checkpoint, options.init_from, options.seed) == (None, origin["path"], 4)
 

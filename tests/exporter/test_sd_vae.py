@@ -162,8 +162,8 @@ def test_onnx_gives_the_official_output(half: str, layout: str, tmp_path: Path) 
     path = save(convert(whole_vae()), tmp_path / f"vae{suffix}")
     options = {"settings": golden.config, "latent": chosen.latent, "checkpoint": str(path), "parity": False}
     result = dexport.build(chosen.recipe, tmp_path / "out", **options)
-    assert result.bundle.manifest["weights"]["layout"] == layout
-    assert not result.bundle.manifest["weights"]["random"]
+    assert result.bundle.network.manifest["weights"]["layout"] == layout
+    assert not result.bundle.network.manifest["weights"]["random"]
     outputs = dexport.load(tmp_path / "out")(**{name: tensor.numpy() for name, tensor in golden.inputs.items()})
     assert list(outputs) == (["image"] if half == "decoder" else ["mean", "logvar"])
     for name, array in outputs.items():

@@ -88,7 +88,7 @@ def test_a_stitched_bundle_holds_whole_bundles(stitched: Path) -> None:
         ("2-dit-fashion", 0.5),
     ]
     assert bundle.manifest["status"] == "not verified"  # as the one that was joined
-    assert bundle.manifest["weights"]["random"]
+    assert bundle.network.manifest["weights"]["random"]
     for part, _ in bundle.stitch:
         assert load_bundle(part.path).manifest == part.manifest
 
@@ -134,7 +134,7 @@ def test_random_weights_of_several_seeds(tmp_path: Path) -> None:
     for seed in (1, 2):
         dexport.build("dit-fashion-s", tmp_path / str(seed), settings=NARROW, seed=seed, parity=False)
     result = dexport.build(None, tmp_path / "out", stitch=f"{tmp_path / '1'}:0.4,{tmp_path / '2'}:0.6")
-    assert result.bundle.manifest["weights"] == {"random": True, "seed": None}
+    assert result.bundle.network.manifest["weights"] == {"random": True, "seed": None}
     with out.capture() as captured:
         print_result(result)
     assert "RANDOM weights: this is not a trained model" in captured.get()

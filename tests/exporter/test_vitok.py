@@ -39,7 +39,7 @@ def build(recipe: str, golden: Golden, path: Path, latent: tuple[int, int], **op
 
 def assert_engine(path: Path) -> None:
     """It was built, where TensorRT-RTX is installed, with the types that were asked for."""
-    engine = load_bundle(path).manifest["engine"]
+    engine = load_bundle(path).network.entry()["engine"]
     assert (engine["checked_nodes"] > 10 and engine["plan_bytes"] > 0) if ENGINE else engine is None
 
 

@@ -43,8 +43,8 @@ def test_a_bundle_with_its_decoder_makes_pictures(tmp_path: Path) -> None:
     assert result.bundle.manifest["status"] == "passed"
     assert set(result.parts) == {"decoder"}
     decoder = load_bundle(tmp_path / "out").parts["decoder"]
-    assert decoder.manifest["precision"]["name"] == "fp16"
-    assert decoder.manifest["io"]["outputs"][0]["shape"] == ["B", 3, 64, 64]
+    assert decoder.network.manifest["precision"]["name"] == "fp16"
+    assert decoder.network.entry()["outputs"][0]["shape"] == ["B", 3, 64, 64]
     generate(Pipeline.open(tmp_path / "out"), tmp_path / "grid.png", classes=[1, 2], steps=2)
     assert Image.open(tmp_path / "grid-images" / "00000.png").size == (64, 64)
 

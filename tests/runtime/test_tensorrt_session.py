@@ -449,7 +449,7 @@ def test_on_this_machine_without_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="no NVIDIA GPU can be used here") as caught:
         dexport.load(bundle.path, provider="tensorrt")
     assert caught.value.exit_code == 3
-    assert load_bundle(bundle.path).manifest["engine"]["version"] == trt.__version__
+    assert load_bundle(bundle.path).network.entry()["engine"]["version"] == trt.__version__
 
 
 @pytest.mark.rtx

@@ -127,13 +127,13 @@ def test_the_manifest_gives_the_map_back(tmp_path: Path) -> None:
     }
     options = {"settings": NARROW, "profile": "ci", "calibration_images": 4, "parity": False}
     first = dexport.build("dit-fashion", tmp_path / "a", precision_map=given, **options).bundle
-    layers = first.manifest["precision"]["layers"]
+    layers = first.network.manifest["precision"]["layers"]
     assert {layers[path] for path in layers if path.startswith("t_embedder")} == {"float"}
     assert layers["final_layer.linear"] == "int8"
     assert layers["blocks.0.adaLN_modulation.1"] == "float"
-    assert first.manifest["precision"]["gate"] == "ternary"
+    assert first.network.manifest["precision"]["gate"] == "ternary"
     again = dexport.build("dit-fashion", tmp_path / "b", precision_map=tmp_path / "a/manifest.json", **options).bundle
-    assert again.manifest["precision"] == first.manifest["precision"]
+    assert again.network.manifest["precision"] == first.network.manifest["precision"]
     assert {name: entry for name, entry in again.manifest["files"].items() if name.startswith("model")} == {
         name: entry for name, entry in first.manifest["files"].items() if name.startswith("model")
     }

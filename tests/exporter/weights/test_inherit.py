@@ -72,7 +72,7 @@ def test_the_manifest_lists_what_was_inherited(tmp_path: Path) -> None:
     write("dit-s-2", tmp_path / "dit.safetensors")
     result = dexport.build("lit-s-2", tmp_path / "out", settings=SETTINGS, init_from=str(tmp_path / "dit.safetensors"))
     assert result.verdict.passed
-    weights = load_bundle(tmp_path / "out").manifest["weights"]
+    weights = load_bundle(tmp_path / "out").network.manifest["weights"]
     assert weights["kind"] == "inherited"
     assert weights["random"] is True
     assert "blocks.0.mlp.fc1.weight" in weights["inherited"]

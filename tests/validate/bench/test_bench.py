@@ -141,7 +141,7 @@ def test_models_of_other_inputs_are_refused(plain: Path, tmp_path: Path) -> None
 def test_lost_weights_are_replaced_and_told(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "b")
     bundle = load_bundle(tmp_path / "b")
-    change_manifest(bundle, weights={**bundle.manifest["weights"], "path": "gone.pt"})
+    change_manifest(bundle, weights={**bundle.network.manifest["weights"], "path": "gone.pt"})
     report = bench(tmp_path / "b", threads=1, rounds=1)
     assert "gone.pt" in report.notes[0]
     assert report.results[0].rows[1].owner == "PyTorch"
@@ -188,7 +188,7 @@ def test_an_engine_is_compared_with_pytorch_on_the_gpu(
 ) -> None:
     shutil.copytree(plain, tmp_path / "b")
     change_manifest(load_bundle(tmp_path / "b"), engine={})
-    monkeypatch.setattr("dexport.validate.bench.contestants.TensorRtSession", lambda b: OnnxSession(b.model_path))
+    monkeypatch.setattr("dexport.validate.bench.contestants.TensorRtSession", lambda b: OnnxSession(b.network.model_path()))
     monkeypatch.setattr(eager.Eager, "session", lambda *_: OnnxSession(plain / "model.onnx"))
     # The matrix product, the file, the engine, PyTorch on the CPU and on the GPU.
     report = bench(tmp_path / "b", threads=1, rounds=1, wall=ticking(1, 4, 1, 6, 3), limits=limits(speedup=2))

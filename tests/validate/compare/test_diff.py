@@ -176,8 +176,8 @@ def test_one_evaluation_of_the_whole_network_shows_most_faults(built: Built, tmp
     recipe, edit, *_, visible = FAULTS[name]
     bundle = plant(built(recipe, "fp32"), tmp_path / "planted", edit)
     variant = variant_of(bundle.manifest)
-    weights = weights_of(bundle.manifest["weights"], variant)
-    report = check_parity(variant, weights, bundle.model_path, precision="fp32", max_batch=2)
+    weights = weights_of(bundle.network.manifest["weights"], variant)
+    report = check_parity(variant, weights, bundle.network.model_path(), precision="fp32", max_batch=2)
     assert report.passed is not visible
 
 
@@ -236,9 +236,9 @@ def test_an_overflow_is_mended_by_islands(loud: Path, tmp_path: Path) -> None:
     assert mend["enough"] and mend["before"]["blocks.1"] is None and mend["after"]["blocks.1"] < 1e-3
     fixed = load_bundle(tmp_path / "fixed")
     assert fixed.manifest["status"] == "passed"
-    assert fixed.manifest["profile"] == "mine"
-    assert set(mend["islands"]) < set(fixed.manifest["precision"]["islands"]["modules"])
-    assert fixed.manifest["config"] == load_bundle(loud).manifest["config"]
+    assert fixed.network.manifest["profile"] == "mine"
+    assert set(mend["islands"]) < set(fixed.network.manifest["precision"]["islands"]["modules"])
+    assert fixed.network.manifest["config"] == load_bundle(loud).network.manifest["config"]
     gates = {gate.metric: gate for gate in validate(load_bundle(loud), ["op"]).gates}
     assert gates["block_l2"].verdict == FAIL and gates["block_l2"].where == "blocks.1"
     assert gates["altered_blocks"].verdict == PASS

@@ -152,7 +152,7 @@ def test_a_failed_gate_marks_the_bundle_and_exits_1(tmp_path: Path) -> None:
     assert "FAIL" in result.output
     bundle = load_bundle(tmp_path / "out")
     assert bundle.failed
-    assert bundle.manifest["parity"]["passed"] is False
+    assert bundle.network.entry()["parity"]["passed"] is False
 
 
 def test_without_parity_the_bundle_says_so(built: Path) -> None:

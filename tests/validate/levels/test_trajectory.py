@@ -63,7 +63,7 @@ def test_a_planted_fault_fails(plain: Path, fault: str) -> None:
     bundle = load_bundle(plain)
     variant = variant_of(bundle.manifest)
     module = variant.module()
-    weights = weights_of(bundle.manifest["weights"], variant)
+    weights = weights_of(bundle.network.manifest["weights"], variant)
     module.load_state_dict({name: weights.read(name, value.dtype) for name, value in module.state_dict().items()})
     if fault == "weight":
         with torch.no_grad():
