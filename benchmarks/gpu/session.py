@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from dexport.bundle import Bundle, load_bundle
+from dexport.bundle import Network, load_bundle
+from dexport.contract import Graph
 from dexport.errors import DexportError, MachineError
+from dexport.runtime.calls import dims
 from dexport.runtime.cuda import Cuda, find_gpu
 from dexport.runtime.session import OnnxSession
 from dexport.runtime.tensorrt_session import TensorRtSession
@@ -35,11 +37,11 @@ TOLERANCES = {"tensorrt, CUDA graphs": 1e-5, "onnxruntime": 1e-2}
 WARM_UP = 5
 REPEATS = 50
 
-Ways = Mapping[str, Callable[[Bundle], Any]]
+Ways = Mapping[str, Callable[[Network], Any]]
 WAYS: Ways = {
-    REFERENCE: lambda bundle: TensorRtSession(bundle, cuda_graph=False),
-    "tensorrt, CUDA graphs": lambda bundle: TensorRtSession(bundle),
-    "onnxruntime": lambda bundle: OnnxSession(bundle.network.model_path(), "cuda"),
+    REFERENCE: lambda network: TensorRtSession(network, cuda_graph=False),
+    "tensorrt, CUDA graphs": lambda network: TensorRtSession(network),
+    "onnxruntime": lambda network: OnnxSession(network.model_path(), "cuda"),
 }
 
 
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "target": gpu.target,
             "bundle": bundle.manifest["name"],
             "precision": bundle.network.manifest["precision"]["name"],
-            **compare(bundle, options.batch or sorted(set(bundle.network.manifest["batch"].values())), WAYS),
+            **compare(bundle.network, options.batch or sorted(set(bundle.network.manifest["batch"].values())), WAYS),
         }
     except DexportError as error:
         parser.exit(error.exit_code, f"{error}\n{error.hint}\n")
@@ -66,19 +68,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if report["correct"] else 1
 
 
-def compare(bundle: Bundle, batches: Sequence[int], ways: Ways) -> dict[str, Any]:
+def compare(network: Network, batches: Sequence[int], ways: Ways) -> dict[str, Any]:
     """Time every way, one after the other, and compare its outputs with the first one's.
 
     Raises:
         DexportError: the first way does not run. Another one that lacks something is reported as not run.
     """
-    feeds = {batch: example_inputs(bundle.manifest, batch) for batch in batches}
+    feeds = {batch: example_inputs(network.graphs[network.main_graph], batch) for batch in batches}
     expected: dict[int, Mapping[str, np.ndarray]] = {}
     results: dict[str, Any] = {}
     for name, open_way in ways.items():
         started = time.perf_counter()
         try:
-            session = open_way(bundle)
+            session = open_way(network)
         except MachineError as error:
             if not expected:
                 raise
@@ -117,16 +119,16 @@ def time_way(session: Any, feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def example_inputs(manifest: Mapping[str, Any], batch: int) -> dict[str, np.ndarray]:
-    """Seeded noise for float inputs, labels for integer ones, in the shapes of the manifest."""
+def example_inputs(graph: Graph, batch: int) -> dict[str, np.ndarray]:
+    """Seeded noise for float inputs, values of their range for integer ones, in the shapes of the ports."""
     random = np.random.default_rng(0)
-    classes = (manifest.get("sampling") or {}).get("classes") or 1
     inputs = {}
-    for spec in manifest["io"]["inputs"]:
-        shape = [batch if isinstance(size, str) else size for size in spec["shape"]]
-        integer = np.issubdtype(np.dtype(spec["dtype"]), np.integer)
-        values = random.integers(0, classes, shape) if integer else random.standard_normal(shape)
-        inputs[spec["name"]] = np.asarray(values, spec["dtype"])
+    for port in graph.inputs:
+        shape = dims(port, batch)
+        low, high = port.range or (0, 0)
+        integer = np.issubdtype(np.dtype(port.dtype), np.integer)
+        values = random.integers(low, high, shape, endpoint=True) if integer else random.standard_normal(shape)
+        inputs[port.name] = np.asarray(values, port.dtype)
     return inputs
 
 

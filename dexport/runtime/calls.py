@@ -13,11 +13,9 @@ from dexport.errors import UsageError
 from dexport.runtime.batches import InBatches
 from dexport.runtime.draws import Draws
 from dexport.runtime.inputs import TIME_TOLERANCE
-from dexport.runtime.programs.program import Calls, Network, Program, Request, Step
+from dexport.runtime.programs.program import Calls, Graphs, Network, Program, Request, Step
 
 Session = Callable[..., Mapping[str, np.ndarray]]
-Graphs = Mapping[str, Sequence[Mapping[str, Graph]]]
-"""The graphs of networks by role."""
 
 
 class SessionNetwork:
@@ -114,7 +112,8 @@ def rehearse(program: Program, graphs: Graphs) -> list[Call]:
         UsageError: the program cannot run these networks, or not with its settings.
     """
     program.check(graphs)
-    recorder = Recorder({role: [_Absent(each) for each in networks] for role, networks in graphs.items()})
+    small = program.smallest(graphs)
+    recorder = Recorder({role: [_Absent(each) for each in networks] for role, networks in small.items()})
     for _ in program.run(recorder.calls, example_request(program.condition, [0], 1), Draws(0, images=[0])):
         pass
     check_times(recorder.made, graphs)

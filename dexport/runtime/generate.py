@@ -46,7 +46,9 @@ class SampleRequest:
         Raises:
             UsageError: classes that it does not have, or numbers that are out of range.
         """
-        check_whole("--batch", self.batch, MOST_BATCH, 1)
+        if self.count < 1 or self.batch < 1:
+            raise UsageError(f"--count {self.count}, --batch {self.batch}: both start at 1", hint="give 1 or more")
+        check_whole("--batch", self.batch, MOST_BATCH)
         Draws(self.seed, images=[0])
         if program.classes is None:
             chosen: Sequence[int | None] = [None]
@@ -54,8 +56,6 @@ class SampleRequest:
         else:
             chosen = self.classes or range(min(DEFAULT_CLASSES, program.classes))
             check_condition(program.condition, Request(len(chosen), tuple(chosen)))
-        if self.count < 1:
-            raise UsageError(f"--count {self.count} starts at 1", hint="give 1 or more")
         check_pictures(len(chosen), self.count)
         return [label for label in chosen for _ in range(self.count)]
 

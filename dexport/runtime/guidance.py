@@ -176,14 +176,18 @@ def guided(
 
 
 def fused(
-    session: Session, y: Sequence[int] | np.ndarray, cfg_scale: float, feed: Feed = feed_class_conditional
+    session: Session,
+    y: Sequence[int] | np.ndarray,
+    cfg_scale: float,
+    feed: Feed = feed_class_conditional,
+    name: str = "cfg_scale",
 ) -> Denoiser:
-    """A graph with ``--guidance fused``: the rule is inside, the scale is one more input."""
+    """A graph with ``--guidance fused``: the rule is inside, the scale is one more input, of this name."""
     _check_scale(cfg_scale)
     labels, scale = _labels(y), np.array(cfg_scale, dtype=np.float32)
 
     def denoise(x: np.ndarray, t: np.ndarray) -> np.ndarray:
-        return session(**feed(x.astype(np.float32, copy=False), t, labels), cfg_scale=scale)["out"]
+        return session(**feed(x.astype(np.float32, copy=False), t, labels), **{name: scale})["out"]
 
     return denoise
 

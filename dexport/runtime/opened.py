@@ -55,7 +55,7 @@ class OpenProgram:
         self.roles = with_players(bundle, self.program, players or {})
         self.graphs = {role: [network.graphs for network in networks] for role, networks in self.roles.items()}
         try:
-            self.program.check(self.graphs)
+            self.rehearse()
             self._batches = {role: [_batch(network) for network in networks] for role, networks in self.roles.items()}
         except UsageError as error:
             raise InputError(f"{bundle.path / MANIFEST}: {error}", hint="build the bundle again") from error

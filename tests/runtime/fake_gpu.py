@@ -20,7 +20,7 @@ from dexport.bundle import MODEL, Bundle, Draft
 PLAN = b"a plan of the pretended TensorRT"
 ANY = -1
 VERSION = "10.13.0.35"
-FILE = "engines/tensorrt-sm89.plan"
+FILE = "engines/model-tensorrt-sm89.plan"
 MOST = 8
 
 
@@ -335,9 +335,15 @@ def manifest(**engine: Any) -> dict[str, Any]:
 
 
 def write_bundle(folder: Path, plan: bytes = PLAN, **changed: Any) -> Bundle:
-    """Such a bundle; keyword arguments replace sections of the manifest."""
+    """Such a bundle; keyword arguments replace sections of :func:`manifest`."""
+    facts = {**manifest(), **changed}
+    graph = {**facts.pop("io"), **{name: facts.pop(name) for name in ("engine", "custom_ops")}, "nodes": {}}
+    program = facts.pop("program", None)
     with Draft(folder) as draft:
         draft.write_text(MODEL, "not opened here")
         (draft.path / "engines").mkdir()
         (draft.path / FILE).write_bytes(plan)
-        return draft.commit({**manifest(), **changed})
+        networks = {"network": {**facts, "graphs": {"model": graph}}}
+        return draft.commit(
+            {"name": facts["name"], "status": facts["status"], "program": program, "networks": networks}
+        )

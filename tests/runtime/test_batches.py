@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,20 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dexport.runtime.pipeline import Pipeline
 
 from dexport.bundle import Bundle, load_bundle
 from dexport.errors import InputError
 from dexport.model_repository import _why_not
 from dexport.runtime.batches import BatchRange, InBatches, batch_range
 from dexport.runtime.decode import VaeDecoder
-from dexport.runtime.draws import Draws
 from dexport.runtime.engine_checks import check_ranges, read_facts
-from dexport.runtime.generate import generate
+from dexport.runtime.generate import SampleRequest, generate
 from dexport.runtime.service import Picture, make_pictures
 from dexport.runtime.session import open_session
 from dexport.runtime.tensorrt_session import TensorRtSession
 from tests.runtime.fake_gpu import FakeTensorRt, manifest, write_bundle
+from tests.runtime.running import latents, with_session
 
 RANGES = [(1, 1), (1, 3), (3, 3), (4, 8), (8, 8)]
 
@@ -42,7 +42,7 @@ def test_an_engine_gives_the_rows_that_were_asked_for(
     tmp_path: Path,
     trt: FakeTensorRt,  # noqa: ARG001
 ) -> None:
-    with TensorRtSession(write_bundle(tmp_path / "out", engine=engine_of(least, most))) as session:
+    with TensorRtSession(write_bundle(tmp_path / "out", engine=engine_of(least, most)).network) as session:
         assert session.batch_range == BatchRange(least, most)
         x, y = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4), np.arange(rows)
         out = InBatches(session)(x=x, y=y, scale=np.float32(3))["out"]
@@ -70,27 +70,32 @@ class Engine:
 def test_guidance_doubles_the_batch_of_no_engine_beyond_its_range(
     least: int, most: int, scale: float, plain: Path
 ) -> None:
-    bundle = load_bundle(plain)
-    batch = {"min": least, "opt": most, "max": most}
-    session = open_session(bundle)
-    free = Pipeline(bundle, sessions=[session])
-    limited = Pipeline(Bundle(plain, {**bundle.manifest, "batch": batch}), sessions=[Engine(session, least, most)])
+    session = open_session(load_bundle(plain).network)
+    settings = {"steps": 2, "cfg_scale": scale}
+    free = with_session(plain, session).with_settings(**settings)
+    limited = with_session(of_batch(plain, least, most), Engine(session, least, most)).with_settings(**settings)
     limited._provider = "tensorrt"
-    assert limited.largest_batch(scale) == max(1, most // (2 if scale > 1 else 1))
-    plan, images = free.sampler(steps=2), range(5)
-    wanted, got = (p.sample(list(images), Draws(0, images), sampler=plan, cfg_scale=scale) for p in (free, limited))
+    assert limited.largest_batch() == max(1, most // (2 if scale > 1 else 1))
+    wanted, got = (latents(program, range(5), **settings) for program in (free, limited))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def of_batch(path: Path, least: int, most: int) -> Bundle:
+    """The bundle, as if it had been built for another range."""
+    manifest = copy.deepcopy(dict(load_bundle(path).manifest))
+    manifest["networks"]["denoiser"]["batch"] = {"min": least, "opt": most, "max": most}
+    return Bundle(path, manifest)
 
 
 @pytest.mark.parametrize(("least", "most"), RANGES)
 def test_pictures_and_requests_of_engines_with_a_narrow_profile(
     least: int, most: int, plain: Path, tmp_path: Path
 ) -> None:
-    bundle = load_bundle(plain)
-    pipeline = Pipeline(bundle, sessions=[Engine(open_session(bundle), least, most)])
-    pipeline._provider = "tensorrt"
-    assert generate(pipeline, tmp_path / "grid.png", classes=[1, 2], count=2, steps=2, batch=3).made == 4
-    (answer,) = make_pictures(pipeline, [[Picture(label, 0, steps=2) for label in range(3)]], 0)
+    bundle = of_batch(plain, least, most)
+    program = with_session(bundle, Engine(open_session(bundle.network), least, most)).with_settings(steps=2)
+    program._provider = "tensorrt"
+    assert generate(program, tmp_path / "grid.png", SampleRequest((1, 2), count=2, batch=3)).made == 4
+    (answer,) = make_pictures(program, [[Picture(label, 0) for label in range(3)]], 0)
     assert isinstance(answer, np.ndarray)
     assert answer.shape == (3, 32, 32, 1)
 
@@ -141,7 +146,9 @@ def test_other_rows_than_were_given_are_refused(out: np.ndarray) -> None:
 
 def test_an_engine_whose_shapes_are_not_recorded(tmp_path: Path) -> None:
     shapes = {"x": [[1, 4], [2, 4], [8, 4]]}
-    facts = read_facts(write_bundle(tmp_path / "out", engine=manifest(fingerprint={"shapes": shapes})["engine"]))
+    facts = read_facts(
+        write_bundle(tmp_path / "out", engine=manifest(fingerprint={"shapes": shapes})["engine"]).network
+    )
     with pytest.raises(InputError, match="does not say which shapes of y"):
         check_ranges(facts, {"x": np.zeros((2, 4)), "y": np.zeros(2)})
 
@@ -161,5 +168,5 @@ def test_triton_serves_alone_what_takes_every_batch(
     own = manifest()
     io = {**own["io"], "inputs": [{"name": "x", "dtype": "float32", "shape": [first, 4]}]}
     given = {"engine": own["engine"] if engine else None, "batch": {**own["batch"], "min": least}, "io": io}
-    found = _why_not(write_bundle(tmp_path / "out", **given))
+    found = _why_not(write_bundle(tmp_path / "out", **given).network, "model")
     assert found.endswith(reason) and bool(found) == bool(reason)

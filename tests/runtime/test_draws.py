@@ -54,13 +54,13 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
         Draws(-1, images=[0])
     with pytest.raises(UsageError, match="2 images cannot fill a batch of 3"):
         Draws(0, images=[0, 1]).normal((3, 4))
-    with pytest.raises(InputError, match="no recorded noise"):
+    with pytest.raises(InputError, match="no recorded draws"):
         Replay.load(tmp_path / "missing.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
 def test_files_that_hold_no_recording_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "noise.npz").write_bytes(content)
-    with pytest.raises(InputError, match="no recorded noise") as error:
+    with pytest.raises(InputError, match="no recorded draws") as error:
         Replay.load(tmp_path / "noise.npz")
     assert error.value.hint

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 import dexport
 
-NEEDED = ("click", "numpy", "onnxruntime", "pillow", "rich")
+NEEDED = ("click", "msgspec", "numpy", "onnxruntime", "pillow", "rich")
 
 
 def with_requirements(name: str, seen: set[str]) -> None:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from dexport.runtime.pipeline import Pipeline
-from dexport.validate.stitch_sweep import sweep
 
-from dexport.bundle import load_bundle
 from dexport.errors import DexportError, GateError, InputError
 from dexport.runtime.decode import PixelShuffle, VaeDecoder, clipped, to_uint8
 from dexport.runtime.draws import Draws
-from dexport.runtime.generate import generate
+from dexport.runtime.generate import SampleRequest, generate
+from dexport.runtime.programs.diffusion import Diffusion
+from dexport.runtime.programs.program import Request
+from dexport.runtime.samplers import Step as SamplerStep
 from dexport.runtime.service import Picture, make_pictures
 from dexport.validate.images.sampled_sets import sample_set
 from dexport.validate.levels.trajectory import check_trajectory
+from dexport.validate.sweep import points_of, sweep
+from tests.runtime.running import latents, with_session
 
 BAD = [np.nan, np.inf, -np.inf]
 
@@ -91,17 +93,16 @@ def test_channels_that_no_picture_has(channels: int) -> None:
         to_uint8(np.zeros((1, channels, 4, 4), np.float32))
 
 
-def users(plain: Path, stitched: Path, tmp_path: Path) -> dict[str, tuple[Pipeline, Callable[[Pipeline], Any]]]:
-    one = {"steps": 2, "cfg_scale": 1.0}
-    of_set: dict[str, Any] = {**one, "sampler": None, "seed": 0, "batch": 2, "on_progress": lambda *_: None}
-    single = Pipeline(load_bundle(plain), sessions=[Zeros()])
-    pair = Pipeline(load_bundle(stitched), sessions=[Zeros(), Zeros()])
+def users(plain: Path, stitched: Path, tmp_path: Path) -> dict[str, Callable[[], Any]]:
+    settings = {"steps": 2, "cfg_scale": 1.0}
+    single, pair = (with_session(path, Zeros()).with_settings(**settings) for path in (plain, stitched))
+    of_set: dict[str, Any] = {"seed": 0, "batch": 2, "on_progress": lambda *_: None}
     return {
-        "sample": (single, lambda p: generate(p, tmp_path / "grid.png", classes=[1], **one)),
-        "service": (single, lambda p: _raised(make_pictures(p, [[Picture(1, 0, 1.0, 2)]], 1)[0])),
-        "distribution": (single, lambda p: sample_set(p, tmp_path / "work", "bundle", {}, [1, 2], **of_set)),
-        "trajectory": (single, lambda p: check_trajectory(p, p, [1], gate_snr_db=1.0, **one)),
-        "sweep": (pair, lambda p: sweep(p, [0.5], count=1, batch=10, **one)),
+        "sample": lambda: generate(single, tmp_path / "grid.png", SampleRequest((1,))),
+        "service": lambda: _raised(make_pictures(single, [[Picture(1, 0)]], 1)[0]),
+        "distribution": lambda: sample_set(single, tmp_path / "work", "bundle", {}, [1, 2], **of_set),
+        "trajectory": lambda: check_trajectory(single, single, [1], gate_snr_db=1.0),
+        "sweep": lambda: sweep(pair, *points_of(pair, "", [0.5]), count=1, batch=10),
     }
 
 
@@ -110,25 +111,46 @@ def _raised(answer: Any) -> None:
     raise answer
 
 
+def decoding(monkeypatch: pytest.MonkeyPatch, decode: Callable[[np.ndarray], np.ndarray]) -> None:
+    monkeypatch.setattr(Diffusion, "_decoder", lambda _self, _calls: decode)
+
+
 @pytest.mark.parametrize("user", ["sample", "service", "distribution", "trajectory", "sweep"])
 @pytest.mark.parametrize("value", BAD)
-def test_all_who_make_pictures_refuse(user: str, value: float, plain: Path, stitched: Path, tmp_path: Path) -> None:
-    pipeline, use = users(plain, stitched, tmp_path)[user]
-    pipeline.decode = lambda latents: np.full((len(latents), 1, 32, 32), value, np.float32)
+def test_all_who_make_pictures_refuse(
+    user: str, value: float, plain: Path, stitched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = users(plain, stitched, tmp_path)[user]
+    decoding(monkeypatch, lambda latents: np.full((len(latents), 1, 32, 32), value, np.float32))
     with pytest.raises(GateError, match="not finite"):
-        use(pipeline)
+        use()
     assert not list(tmp_path.rglob("0*.png"))
 
 
 @pytest.mark.parametrize("value", [*BAD, 1e300])
-def test_latents_that_are_not_finite_are_not_decoded(value: float, plain: Path) -> None:
-    pipeline = Pipeline(load_bundle(plain), sessions=[Zeros()])
+def test_latents_that_are_not_finite_are_not_decoded(
+    value: float, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sampler:
+        clock = None
+
+        def start(self, _draws: Draws, shape: tuple[int, ...]) -> np.ndarray:
+            return np.zeros(shape)
+
+        def run(self, _denoiser: object, x: np.ndarray, _draws: Draws) -> Iterator[SamplerStep]:
+            yield SamplerStep(0, 0.0, np.full(x.shape, value), x)
+
+    program = with_session(plain, Zeros())
+    monkeypatch.setattr(Diffusion, "make_sampler", lambda _self: Sampler())
+    decoding(monkeypatch, lambda _latents: pytest.fail("they were decoded"))
+    steps = []
     with pytest.raises(GateError, match="not finite"), np.errstate(over="ignore"):
-        pipeline.images(np.full((1, 4, 16, 16), value))
+        for step in program.run(Request(1, (1,)), Draws(0, [0])):
+            steps.append(step)
+    assert [step.results for step in steps] == [{}]
 
 
-def test_as_many_pictures_as_latents(plain: Path) -> None:
-    pipeline = Pipeline(load_bundle(plain), sessions=[Zeros()])
-    pipeline.decode = lambda _latents: np.zeros((1, 1, 32, 32), np.float32)
+def test_as_many_pictures_as_latents(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding(monkeypatch, lambda _latents: np.zeros((1, 1, 32, 32), np.float32))
     with pytest.raises(InputError, match="1 pictures of 2 latents"):
-        pipeline.images(pipeline.sample([1, 2], Draws(0, [0, 1]), sampler=pipeline.sampler(steps=2)))
+        latents(with_session(plain, Zeros()), [1, 2])

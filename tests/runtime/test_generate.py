@@ -10,20 +10,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from dexport.runtime.pipeline import Pipeline
 
 from dexport.cli import main
 from dexport.errors import UsageError
 from dexport.runtime.gallery import Gallery
-from dexport.runtime.generate import Generated, generate
+from dexport.runtime.generate import Generated, SampleRequest, generate
+from dexport.runtime.opened import OpenProgram
 
 
-def run(bundle: Path, output: Path, **options: object) -> Generated:
-    return generate(Pipeline.open(bundle), output, steps=4, **options)  # type: ignore[arg-type]
+def run(bundle: Path, output: Path, force: bool = False, on_progress: Any = None, **options: Any) -> Generated:
+    """Of a few steps; what is no field of a request is a setting."""
+    fields = {name: options.pop(name) for name in ("classes", "count", "seed", "batch") if name in options}
+    request = SampleRequest(**{**fields, "classes": tuple(fields.get("classes", ()))}, settings={"steps": 4, **options})
+    more = {} if on_progress is None else {"on_progress": on_progress}
+    return generate(OpenProgram.open(bundle), output, request, force=force, **more)
 
 
 def pictures(generated: Generated) -> dict[str, bytes]:
@@ -34,7 +39,7 @@ def test_one_picture_of_each_class_by_default(plain: Path, tmp_path: Path) -> No
     generated = run(plain, tmp_path / "out.png")
     assert (generated.made, generated.kept) == (10, 0)
     assert generated.settings["labels"] == list(range(10))
-    assert generated.settings["cfg"] == 2.0
+    assert generated.settings["program"]["cfg_scale"] == 2.0
     assert generated.grid.exists()
     assert sorted(pictures(generated)) == [f"{number:05d}.png" for number in range(10)]
 
@@ -128,7 +133,7 @@ def _settings(folder: Path) -> tuple[dict[str, object], list[str]]:
         (["--classes", "a"], "is not a list of numbers"),
         (["--steps", "1001"], "the schedule has 1000"),
         (["--stitch-fraction", "0.5"], "cannot be stitched"),
-        (["--cfg", "0"], "guidance scale 0"),
+        (["--cfg", "0"], "cfg_scale 0"),
         (["--seed", "-1"], "both count from 0"),
         (["--sampler", "edm"], "does not share"),
     ],
@@ -214,7 +219,7 @@ def test_two_processes_into_one_folder(plain: Path, tmp_path: Path) -> None:
         (["--output", "folder.png"], "is no regular file"),
         (["--output", "file/out.png"], "is no folder"),
         (["--decoder", "missing"], "is not a bundle"),
-        (["--decoder", "BUNDLE"], "a decoder takes z"),
+        (["--decoder", "BUNDLE"], "a decoder takes a latent"),
     ],
 )
 def test_bad_requests_are_refused_before_a_network_is_loaded(
@@ -223,7 +228,7 @@ def test_bad_requests_are_refused_before_a_network_is_loaded(
     def load(*_: object) -> None:
         pytest.fail("a network was loaded")
 
-    monkeypatch.setattr("dexport.runtime.pipeline.open_session", load)
+    monkeypatch.setattr("dexport.runtime.opened.open_session", load)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("mine")

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from dexport.contract import LABEL, PREDICTION, STATE, TIME, TIMESTEPS, Clock, Graph, GuidanceRule, Port
 from dexport.errors import UsageError
 from dexport.exporter.recipes import all_recipes
+from dexport.exporter.recipes.diffusion import guidance_rule
 from dexport.graphs.guidance import Guided
-from dexport.runtime import guidance
 from dexport.runtime.draws import Replay
-from dexport.runtime.guidance import ALL_CHANNELS, RULES, all_channels, feed_of, find_rule, fused, guided, unguided
+from dexport.runtime.guidance import RULES, Rule, describe_rule, feed_of, find_rule, fused, guided, in_unit, unguided
 from dexport.runtime.samplers import DDIM, DDPM, Sampler, last
 from tests.golden import TOLERANCE_LOOP, assert_golden
 from tests.runtime.sampler_golden import as_session, golden_session, sampler_golden, schedule
@@ -35,10 +36,13 @@ class Labelled(torch.nn.Module):
 SESSION = as_session(Labelled())
 
 
-@pytest.mark.parametrize("name", [*RULES, all_channels(2.5)])
+ALL_CHANNELS, POWER_COSINE = GuidanceRule(), GuidanceRule(channels=3, power=4.0)
+
+
+@pytest.mark.parametrize("facts", [*RULES.values(), POWER_COSINE, GuidanceRule(power=2.5)], ids=describe_rule)
 @pytest.mark.parametrize("cfg_scale", [1.5, 4.4])
-def test_the_host_and_the_fused_graph_agree(name: str, cfg_scale: float) -> None:
-    rule = find_rule(name)
+def test_the_host_and_the_fused_graph_agree(facts: GuidanceRule, cfg_scale: float) -> None:
+    rule = Rule.of(facts, TIMESTEPS)
     graph = as_session(Guided(Labelled(), NULL, rule.channels, rule.power, (0.0, rule.steps)))
     on_host = guided(SESSION, Y, cfg_scale, NULL, rule)(X, T)
     in_graph = fused(graph, Y, cfg_scale)(X, T)
@@ -48,7 +52,7 @@ def test_the_host_and_the_fused_graph_agree(name: str, cfg_scale: float) -> None
 
 def test_all_channels_are_guided() -> None:
     cond, null = unguided(SESSION, Y)(X, T), unguided(SESSION, [NULL] * 3)(X, T)
-    out = guided(SESSION, Y, 1.4, NULL, ALL_CHANNELS)(X, T)
+    out = guided(SESSION, Y, 1.4, NULL, Rule.of(ALL_CHANNELS, None))(X, T)
     np.testing.assert_allclose(out, cond + 0.4 * (cond - null), atol=1e-6)
 
 
@@ -62,18 +66,51 @@ def test_the_first_three_channels_are_guided_and_no_other() -> None:
 def test_all_channels_by_a_power_of_time() -> None:
     cond, null = unguided(SESSION, Y)(X, T), unguided(SESSION, [NULL] * 3)(X, T)
     strength = (2.8 - 1) * (1 - np.cos(np.pi * (1 - T / 1000) ** 1.5)) / 2 + 1
-    out = guided(SESSION, Y, 2.8, NULL, find_rule(all_channels(1.5)))(X, T)
+    out = guided(SESSION, Y, 2.8, NULL, Rule.of(GuidanceRule(power=1.5), TIMESTEPS))(X, T)
     np.testing.assert_allclose(out, null + strength.reshape(-1, 1, 1, 1) * (cond - null), atol=1e-6)
 
 
-@pytest.mark.parametrize("inputs", [("x", "t", "y"), ("x", "log_snr", "y"), ("x", "log_snr"), ("x", "sigma")])
+def graph(*inputs: str, clock: Clock | None = None) -> Graph:
+    """A denoiser's graph whose inputs have the usual names, or others."""
+    roles = {"x": STATE, "y": LABEL}
+    kinds = {"x": ("float32", ("B", 4, 8, 8)), "y": ("int64", ("B",))}
+    return Graph(
+        tuple(
+            Port(
+                name,
+                *kinds.get(name, ("float32", ("B",))),
+                role=roles.get(name, TIME),
+                clock=clock if name not in roles else None,
+            )
+            for name in inputs
+        ),
+        (Port("out", "float32", ("B", 4, 8, 8), PREDICTION),),
+    )
+
+
+@pytest.mark.parametrize("inputs", [("x", "t", "y"), ("x", "log_snr", "y"), ("x", "log_snr"), ("x", "when")])
 def test_a_graph_is_fed_what_it_takes(inputs: tuple[str, ...]) -> None:
-    assert tuple(feed_of(inputs)(X, T, np.array(Y))) == inputs
+    assert tuple(feed_of(graph(*inputs))(X, T, np.array(Y))) == inputs
+
+
+@pytest.mark.parametrize("inputs", [("x",), ("t",), ("x", "y")])
+def test_a_graph_without_a_state_or_a_time_is_fed_nothing(inputs: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="samplers feed a state and a time"):
+        feed_of(graph(*inputs))
+
+
+def test_a_time_is_in_the_unit_of_the_graph() -> None:
+    log_snr = feed_of(graph("x", "log_snr", clock=Clock(-4.0, 4.0)), TIMESTEPS)(X, T, np.array(Y))["log_snr"]
+    assert log_snr.dtype == np.float32
+    np.testing.assert_array_equal(log_snr, T / np.float32(1000) * np.float32(8) - np.float32(4))
+    np.testing.assert_allclose(in_unit(log_snr, Clock(-4.0, 4.0), TIMESTEPS), T, rtol=1e-6, atol=1e-4)
+    for unit in (None, TIMESTEPS):
+        assert in_unit(T, TIMESTEPS, unit) is T
 
 
 def test_power_cosine_grows_from_one_to_the_scale() -> None:
     t = np.array([1000, 750, 500, 0], dtype=np.float32)
-    scales = RULES["first three channels, power-cosine over time"].scale(t, 4.4).ravel()
+    scales = Rule.of(POWER_COSINE, TIMESTEPS).scale(t, 4.4).ravel()
     assert scales[0] == 1
     assert (np.diff(scales) > 0).all()
     np.testing.assert_allclose(scales[-1], 4.4, rtol=1e-6)
@@ -104,8 +141,7 @@ def test_the_guided_loop_is_the_conditional_half_of_the_official_one(sampler: Sa
 
 def test_every_rule_of_a_recipe_is_known() -> None:
     for recipe in all_recipes().values():
-        if recipe.guidance:
-            find_rule(recipe.guidance.rule_for(recipe.config))
+        assert (guidance_rule(recipe, recipe.config) is None) == (recipe.guidance is None)
     with pytest.raises(UsageError, match="no guidance rule 'magic'") as error:
         find_rule("magic")
     assert "first three channels" in error.value.hint
@@ -134,11 +170,6 @@ def test_bad_scales_are_refused(cfg_scale: float) -> None:
 
 
 def test_inputs_have_the_names_and_types_of_the_graph() -> None:
-    labels = np.array(Y)
-    log_snr = guidance.feed_log_snr(X, T, labels)["log_snr"]
-    assert log_snr.dtype == np.float32
-    np.testing.assert_allclose(log_snr, T / 125 - 4, rtol=1e-6)
-    assert set(guidance.feed_sigma(X, T, labels)) == {"x", "sigma"}
     seen: dict[str, np.ndarray] = {}
 
     def session(**inputs: np.ndarray) -> dict[str, np.ndarray]:

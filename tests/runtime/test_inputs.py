@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dexport.runtime.pipeline import Pipeline
 
 import dexport
 from dexport.bundle import Bundle, load_bundle
+from dexport.contract import Port, to_json
 from dexport.errors import InputError, UsageError
-from dexport.exporter.manifest import tensor_specs
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
+from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import check_labels
 from dexport.runtime.inputs import Accepted, accepted_of, check_inputs, port_of
+from dexport.runtime.opened import OpenProgram
+from dexport.runtime.programs.program import Request
 from dexport.runtime.service import Picture, make_pictures
 from dexport.runtime.session import open_session
 from dexport.runtime.tensorrt_session import TensorRtSession
@@ -56,7 +59,7 @@ def test_an_engine_checks_what_tensorrt_does_not(tmp_path: Path, trt: FakeTensor
     io = manifest()["io"]
     io["inputs"][1]["range"] = [0, NULL]
     given = {"x": np.zeros((2, 4), np.float32), "scale": np.float32(1)}
-    with TensorRtSession(write_bundle(tmp_path / "out", io=io)) as session:
+    with TensorRtSession(write_bundle(tmp_path / "out", io=io).network) as session:
         with pytest.raises(UsageError, match=r"input y has .* out of range"):
             session(**given, y=np.array([0, label]))
         session(**given, y=np.array([0, NULL]))
@@ -65,17 +68,17 @@ def test_an_engine_checks_what_tensorrt_does_not(tmp_path: Path, trt: FakeTensor
 
 @pytest.mark.parametrize("label", [*WRONG, 10, 2.5, float("nan"), float("inf"), 2**70])
 def test_pipelines_and_requests_take_classes_only(plain: Path, label: Any) -> None:
-    pipeline = Pipeline.open(plain)
+    program = OpenProgram.open(plain).with_settings(steps=2)
     with pytest.raises(UsageError, match="no class"):
-        pipeline.denoiser([0, label])
-    (answer,) = make_pictures(pipeline, [[Picture(label, 0, steps=2)]], 1)
+        next(program.run(Request(2, (0, label)), Draws(0, images=[0, 1])))
+    (answer,) = make_pictures(program, [[Picture(label, 0)]], 1)
     assert isinstance(answer, UsageError)
 
 
 def test_many_wrong_labels_are_not_all_named() -> None:
     with pytest.raises(UsageError, match=r"^no class (-1, ){9}-1 and 90 more: the model has 3$"):
         check_labels([-1] * 100, 3)
-    port = port_of({"name": "y", "dtype": "int64", "shape": ["B"]})
+    port = port_of(Port("y", "int64", ("B",)))
     with pytest.raises(UsageError, match=r"has (-1, ){4}-1 and 95 more, which"):
         check_inputs({"y": port}, {"y": np.full(100, -1)}, {"y": Accepted(0, 3)})
 
@@ -100,8 +103,8 @@ def test_many_wrong_labels_are_not_all_named() -> None:
 def test_the_manifest_says_which_values(
     recipe: str, settings: dict[str, Any], latent: tuple[int, int] | None, expected: dict[str, list[int]]
 ) -> None:
-    specs = tensor_specs(resolve(find_recipe(recipe), settings, latent).signature.inputs)
-    ranges = {spec["name"]: spec["range"] for spec in specs if "range" in spec}
+    specs = [to_json(spec.port) for spec in resolve(find_recipe(recipe), settings, latent).signature.inputs]
+    ranges = {spec["name"]: list(spec["range"]) for spec in specs if "range" in spec}
     assert {name: ranges[name] for name in expected} == expected
     assert set(ranges) <= {*expected, "patch_mask"}
 
@@ -117,19 +120,13 @@ def test_a_folded_graph_takes_its_own_times_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"range": [0]}, {"range": "ab"}, {"range": None}, {"choices": []}, {"choices": [None]}]
+    "field", [{"range": [0]}, {"range": "ab"}, {"range": [0, None]}, {"choices": "x"}, {"choices": [None]}]
 )
 def test_a_range_that_is_none(plain: Path, field: dict[str, Any]) -> None:
-    bundle = load_bundle(plain)
-    io = {**bundle.manifest["io"], "inputs": [{"name": "y", **field}]}
-    with pytest.raises(InputError, match="is incomplete"):
-        open_session(Bundle(plain, {**bundle.manifest, "io": io}))
-    assert accepted_of([{"name": "x"}]) == {}
-
-
-def test_labels_for_an_unconditional_network(plain: Path) -> None:
-    manifest = load_bundle(plain).manifest
-    pipeline = Pipeline(load_bundle(plain))
-    pipeline.facts = {**manifest["sampling"], "classes": None}
-    with pytest.raises(UsageError, match="is unconditional"):
-        pipeline.denoisers([1])
+    manifest = copy.deepcopy(dict(load_bundle(plain).manifest))
+    label = manifest["networks"]["denoiser"]["graphs"]["model"]["inputs"][2]
+    del label["range"]
+    label |= field
+    with pytest.raises(InputError, match=r"networks\.denoiser\.graphs is not what dexport writes there"):
+        open_session(Bundle(plain, manifest).network)
+    assert accepted_of([Port("x", "float32", ("B",))]) == {}

@@ -6,50 +6,50 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dexport.runtime.pipeline import Pipeline
 
 from dexport.errors import UsageError
 from dexport.runtime.draws import Draws
+from dexport.runtime.opened import OpenProgram
+from dexport.runtime.programs.program import PICTURES, Request
 from dexport.runtime.service import Picture, Service, Worker, make_pictures
 
 
 @pytest.fixture(scope="module")
-def pipeline(plain: Path) -> Pipeline:
-    return Pipeline.open(plain)
+def program(plain: Path) -> OpenProgram:
+    return OpenProgram.open(plain)
 
 
-def alone(pipeline: Pipeline, picture: Picture) -> np.ndarray:
+def picture(label: int | None, seed: int, **settings: object) -> Picture:
+    return Picture(label, seed, settings)
+
+
+def alone(program: OpenProgram, picture: Picture) -> np.ndarray:
     assert picture.label is not None
-    latents = pipeline.sample(
-        [picture.label],
-        Draws(picture.seed, [0]),
-        sampler=pipeline.sampler(steps=picture.steps),
-        cfg_scale=picture.cfg_scale,
-    )
-    return pipeline.images(latents)[0]
+    chosen = program.with_settings(**picture.settings)
+    return chosen.results(Request(1, (picture.label,)), Draws(picture.seed, [0]))[PICTURES][0]
 
 
-def test_pictures_are_those_of_a_request_alone(pipeline: Pipeline) -> None:
+def test_pictures_are_those_of_a_request_alone(program: OpenProgram) -> None:
     requests = [
-        [Picture(3, seed=7, steps=2), Picture(4, seed=8, steps=2)],
-        [Picture(3, seed=7, steps=3, cfg_scale=1.0)],
-        [Picture(1, seed=9, steps=2), Picture(1, seed=9, steps=3, cfg_scale=1.0), Picture(2, seed=0, steps=2)],
+        [picture(3, seed=7, steps=2), picture(4, seed=8, steps=2)],
+        [picture(3, seed=7, steps=3, cfg_scale=1.0)],
+        [picture(1, seed=9, steps=2), picture(1, seed=9, steps=3, cfg_scale=1.0), picture(2, seed=0, steps=2)],
     ]
     for batch in (1, 2, 8):
-        for pictures, answer in zip(requests, make_pictures(pipeline, requests, batch), strict=True):
+        for pictures, answer in zip(requests, make_pictures(program, requests, batch), strict=True):
             assert isinstance(answer, np.ndarray)
-            expected = np.stack([alone(pipeline, picture) for picture in pictures])
+            expected = np.stack([alone(program, picture) for picture in pictures])
             # Other batches may round otherwise in the last bit.
             assert np.abs(answer.astype(int) - expected).max() <= 1
 
 
-def test_equal_settings_share_batches(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_settings_share_batches(program: OpenProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    own = pipeline.steps
+    own = OpenProgram.run
     monkeypatch.setattr(
-        pipeline, "steps", lambda labels, *rest, **more: sizes.append(len(labels)) or own(labels, *rest, **more)
+        OpenProgram, "run", lambda self, request, draws: sizes.append(request.count) or own(self, request, draws)
     )
-    make_pictures(pipeline, [[Picture(label, 0, steps=2)] for label in range(5)] + [[Picture(0, 0, steps=3)]], 4)
+    make_pictures(program, [[picture(label, 0, steps=2)] for label in range(5)] + [[picture(0, 0, steps=3)]], 4)
     assert sorted(sizes) == [1, 1, 4]
 
 
@@ -61,17 +61,17 @@ def test_equal_settings_share_batches(pipeline: Pipeline, monkeypatch: pytest.Mo
         ([Picture(-1, 0)], "no class -1"),
         ([Picture(None, 0)], "labels go with"),
         ([Picture(0, -1)], "seed -1"),
-        ([Picture(0, 0, cfg_scale=0.5)], "guidance scale 0.5"),
-        ([Picture(0, 0, cfg_scale=float("nan"))], "guidance scale nan"),
-        ([Picture(0, 0, steps=0)], "0 steps"),
-        ([Picture(0, 0, steps=1001)], "1001 steps"),
-        ([Picture(0, 0, steps=2), Picture(11, 0, steps=2)], "no class 11"),
+        ([picture(0, 0, cfg_scale=0.5)], "cfg_scale 0.5"),
+        ([picture(0, 0, cfg_scale=float("nan"))], "cfg_scale nan"),
+        ([picture(0, 0, steps=0)], "0 steps"),
+        ([picture(0, 0, steps=1001)], "1001 steps"),
+        ([picture(0, 0, steps=2), picture(11, 0, steps=2)], "no class 11"),
     ],
 )
 def test_a_wrong_request_is_told_and_the_others_are_answered(
-    pipeline: Pipeline, pictures: list[Picture], match: str
+    program: OpenProgram, pictures: list[Picture], match: str
 ) -> None:
-    wrong, right = make_pictures(pipeline, [pictures, [Picture(0, 0, steps=2)]], 4)
+    wrong, right = make_pictures(program, [pictures, [picture(0, 0, steps=2)]], 4)
     assert isinstance(wrong, UsageError)
     assert match in str(wrong)
     assert isinstance(right, np.ndarray)
@@ -87,8 +87,8 @@ def test_rows_have_seeds_of_their_own() -> None:
 class Turns:
     """A service whose steps are counted, and when its requests are answered."""
 
-    def __init__(self, pipeline: Pipeline, batch: int = 4, most: int = 16) -> None:
-        self.service, self.steps = Service(pipeline, batch, most), 0
+    def __init__(self, program: OpenProgram, batch: int = 4, most: int = 16) -> None:
+        self.service, self.steps = Service(program, batch, most), 0
         self.done: dict[str, int] = {}
 
     def add(self, name: str, *pictures: Picture) -> None:
@@ -107,49 +107,49 @@ class Turns:
 @pytest.mark.parametrize("before", [0, 1, 5, 59])
 @pytest.mark.parametrize("large", [1, 4])
 def test_a_small_request_waits_for_steps_of_large_ones_and_not_for_all_of_them(
-    pipeline: Pipeline, large: int, before: int
+    program: OpenProgram, large: int, before: int
 ) -> None:
-    turns = Turns(pipeline)
+    turns = Turns(program)
     for number in range(large):
         turns.add(
-            f"large {number}", *(Picture(label, number, cfg_scale=1 + number / 8, steps=60) for label in range(4))
+            f"large {number}", *(picture(label, number, cfg_scale=1 + number / 8, steps=60) for label in range(4))
         )
     turns.run(before)
-    turns.add("small", Picture(0, 0, steps=2))
+    turns.add("small", picture(0, 0, steps=2))
     turns.finish()
     # Two steps and the pictures, each behind one turn of every large one.
     assert turns.done["small"] - before <= 3 * (large + 1)
     assert len(turns.done) == large + 1
 
 
-def test_large_requests_share_the_time(pipeline: Pipeline) -> None:
-    turns = Turns(pipeline)
+def test_large_requests_share_the_time(program: OpenProgram) -> None:
+    turns = Turns(program)
     for number in range(3):
-        turns.add(str(number), Picture(0, 0, cfg_scale=1 + number / 8, steps=20))
+        turns.add(str(number), picture(0, 0, cfg_scale=1 + number / 8, steps=20))
     turns.finish()
     assert max(turns.done.values()) - min(turns.done.values()) <= 3
 
 
-def test_requests_of_the_same_settings_wait_to_share_a_batch(pipeline: Pipeline) -> None:
-    turns = Turns(pipeline)
-    turns.add("first", Picture(0, 0, steps=4))
+def test_requests_of_the_same_settings_wait_to_share_a_batch(program: OpenProgram) -> None:
+    turns = Turns(program)
+    turns.add("first", picture(0, 0, steps=4))
     turns.run(1)
     for name in "abcd":
-        turns.add(name, Picture(0, 0, steps=4))
+        turns.add(name, picture(0, 0, steps=4))
     turns.finish()
     assert len({turns.done[name] for name in "abcd"}) == 1
     assert turns.done["a"] <= 12
 
 
-def test_few_batches_are_in_progress(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_batches_are_in_progress(program: OpenProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[float] = []
-    own = pipeline.steps
+    own = OpenProgram.run
     monkeypatch.setattr(
-        pipeline, "steps", lambda *rest, cfg_scale, **more: begun.append(cfg_scale) or own(*rest, **more)
+        OpenProgram, "run", lambda self, *rest: begun.append(self.program.values["cfg_scale"]) or own(self, *rest)
     )
-    turns = Turns(pipeline, most=2)
+    turns = Turns(program, most=2)
     for number in range(5):
-        turns.add(str(number), Picture(0, 0, cfg_scale=1 + number / 8, steps=3))
+        turns.add(str(number), picture(0, 0, cfg_scale=1 + number / 8, steps=3))
     assert turns.service.full is False
     turns.run(4)
     assert begun == [1.0, 1.125]
@@ -159,28 +159,31 @@ def test_few_batches_are_in_progress(pipeline: Pipeline, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("error", [RuntimeError("driver\nlost"), MemoryError(), KeyError("x")])
 def test_whatever_fails_ends_its_own_requests_only(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, error: Exception
+    program: OpenProgram, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    own = pipeline.steps
+    own = OpenProgram.run
 
-    def failing(*rest: object, cfg_scale: float | None, **more: object) -> object:
-        if cfg_scale == 1.0:
+    def failing(self: OpenProgram, request: Request, draws: Draws) -> object:
+        if self.program.values["cfg_scale"] == 1.0:
             raise error
-        return own(*rest, cfg_scale=cfg_scale, **more)  # type: ignore[arg-type]
+        return own(self, request, draws)
 
-    monkeypatch.setattr(pipeline, "steps", failing)
-    wanted = [[Picture(0, 0, 1.0, 2), Picture(0, 0, 2.0, 2)], [Picture(0, 0, 2.0, 2)]]
-    broken, fine = make_pictures(pipeline, wanted, 4)
+    monkeypatch.setattr(OpenProgram, "run", failing)
+    wanted = [
+        [picture(0, 0, cfg_scale=1.0, steps=2), picture(0, 0, cfg_scale=2.0, steps=2)],
+        [picture(0, 0, cfg_scale=2.0, steps=2)],
+    ]
+    broken, fine = make_pictures(program, wanted, 4)
     assert type(error).__name__ in str(broken)
     assert isinstance(fine, np.ndarray)
 
 
-def test_a_worker_answers_everything_before_it_stops(pipeline: Pipeline) -> None:
+def test_a_worker_answers_everything_before_it_stops(program: OpenProgram) -> None:
     answers: dict[int, object] = {}
-    worker = Worker(Service(pipeline, 2, most=2))
+    worker = Worker(Service(program, 2, most=2))
     for number in range(12):
-        picture = Picture(number % 10, number, steps=2 + number % 3)
-        worker.add([([picture], lambda answer, number=number: answers.update({number: answer}))])
+        one = picture(number % 10, number, steps=2 + number % 3)
+        worker.add([([one], lambda answer, number=number: answers.update({number: answer}))])
     worker.stop()
     assert sorted(answers) == list(range(12))
     assert all(isinstance(answer, np.ndarray) for answer in answers.values())

@@ -16,11 +16,22 @@ from onnx import TensorProto, helper, numpy_helper
 
 import dexport
 from dexport.bundle import MODEL, MODEL_DATA, Draft
+from dexport.contract import Graph, Port, to_json
 from dexport.errors import InputError, MachineError, UsageError
 from dexport.runtime.session import OnnxSession, open_bundle
 
 WIDTH = 4
 LABELS = 3
+GRAPH = Graph(
+    (
+        Port("x", "float32", ("B", WIDTH)),
+        Port("t", "float64", ("B",)),
+        Port("y", "int64", ("B",)),
+        Port("scale", "float32", ()),
+    ),
+    (Port("out", "float32", ("B", WIDTH)), Port("aux", "float64", ("B",))),
+)
+"""What a manifest says of it."""
 
 
 def small_model() -> onnx.ModelProto:
@@ -59,8 +70,8 @@ def session(model_path: Path) -> OnnxSession:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     with Draft(tmp_path / "out") as draft:
-        onnx.save(small_model(), draft.model_path, save_as_external_data=True, location=MODEL_DATA, size_threshold=0)
-        return draft.commit({"status": "passed"}).path
+        onnx.save(small_model(), draft.path / MODEL, save_as_external_data=True, location=MODEL_DATA, size_threshold=0)
+        return draft.commit({"status": "passed", "networks": {"network": {"graphs": {"model": to_json(GRAPH)}}}}).path
 
 
 def inputs(batch: int = 2, **changed: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from benchmarks.gpu import session as benchmark
+from dexport.contract import Graph, from_json
 from dexport.errors import MachineError
 from tests.runtime.fake_gpu import FakeDriver, FakeTensorRt, manifest, write_bundle
 
@@ -55,11 +56,11 @@ def test_a_way_that_computes_something_else_fails(
         def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
             return {name: value + np.float32(wrong) for name, value in super().__call__(**inputs).items()}
 
-    bundle = write_bundle(tmp_path / "bundle")
+    network = write_bundle(tmp_path / "bundle").network
     first, second, _ = benchmark.WAYS
-    report = benchmark.compare(bundle, [2], {first: benchmark.TensorRtSession, second: Other})
+    report = benchmark.compare(network, [2], {first: benchmark.TensorRtSession, second: Other})
     assert not report["correct"]
-    report = benchmark.compare(bundle, [2], {first: Other})
+    report = benchmark.compare(network, [2], {first: Other})
     assert report["correct"] == np.isfinite(wrong)
 
 
@@ -68,11 +69,13 @@ def test_a_reference_that_does_not_run_is_an_error(tmp_path: Path) -> None:
         raise MachineError("not here")
 
     with pytest.raises(MachineError, match="not here"):
-        benchmark.compare(write_bundle(tmp_path / "bundle"), [1], {"tensorrt": broken})
+        benchmark.compare(write_bundle(tmp_path / "bundle").network, [1], {"tensorrt": broken})
 
 
 def test_example_inputs_fit_the_manifest() -> None:
-    feed = benchmark.example_inputs({**manifest(), "sampling": {"classes": 10}}, 64)
+    io = manifest()["io"]
+    io["inputs"][1]["range"] = [0, 9]
+    feed = benchmark.example_inputs(from_json(Graph, io, "it"), 64)
     assert {name: (array.dtype.name, array.shape) for name, array in feed.items()} == {
         "x": ("float32", (64, 4)),
         "y": ("int64", (64,)),

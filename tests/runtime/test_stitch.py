@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from dexport.runtime.time_table import evaluated_times
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,6 +140,18 @@ def test_heun_s_second_evaluation_is_of_the_denoiser_of_its_noise_level(steps: i
 def test_several_denoisers_run_one_after_the_other(name: str) -> None:
     counts = evaluations(make_sampler(name, 20), [0.25, 0.5, 0.25])
     assert all(abs(count / sum(counts) - share) < 0.06 for count, share in zip(counts, [0.25, 0.5, 0.25], strict=True))
+
+
+def evaluated_times(sampler: Sampler) -> list[float]:
+    """Every time at which a sampler evaluates its denoiser, once, in the order of the first evaluations."""
+    times: dict[float, None] = {}
+
+    def record(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        times[float(t[0])] = None
+        return np.zeros_like(x)
+
+    sample(sampler, record, Draws(0, images=[0]), (1, 1, 1, 1))
+    return list(times)
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))

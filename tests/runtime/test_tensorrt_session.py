@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import dexport
-from dexport.bundle import Bundle, load_bundle
+from dexport.bundle import Network, load_bundle
 from dexport.errors import InputError, MachineError, UsageError
 from dexport.plugins import tensorrt_plugin
 from dexport.runtime import engine_runner, tensorrt_session
@@ -26,8 +26,8 @@ AGAIN = "`dexport build small --trt --fp16{}`, with the other options of its fir
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return write_bundle(tmp_path / "out")
+def bundle(tmp_path: Path) -> Network:
+    return write_bundle(tmp_path / "out").network
 
 
 def inputs(batch: int = 2, **changed: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def run(session: Any, batch: int = 2, **changed: Any) -> None:
 
 
 @pytest.mark.parametrize("cuda_graph", [True, False])
-def test_it_computes(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver, cuda_graph: bool) -> None:
+def test_it_computes(bundle: Network, trt: FakeTensorRt, driver: FakeDriver, cuda_graph: bool) -> None:
     with TensorRtSession(bundle, cuda_graph=cuda_graph) as session:
         for seed in range(4):
             run(session, scale=np.float32(seed))
@@ -62,14 +62,14 @@ def test_it_computes(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver, cuda
     assert trt.enqueued == (2 if cuda_graph else 6)
 
 
-def test_results_are_not_overwritten_by_the_next_run(bundle: Bundle, trt: FakeTensorRt) -> None:  # noqa: ARG001
+def test_results_are_not_overwritten_by_the_next_run(bundle: Network, trt: FakeTensorRt) -> None:  # noqa: ARG001
     with TensorRtSession(bundle) as session:
         first, kept = inputs(), session(**inputs())["out"]
         run(session, scale=np.float32(7))
         np.testing.assert_array_equal(kept, expected(first))
 
 
-def test_what_it_says_of_itself(bundle: Bundle, trt: FakeTensorRt) -> None:  # noqa: ARG001
+def test_what_it_says_of_itself(bundle: Network, trt: FakeTensorRt) -> None:  # noqa: ARG001
     with TensorRtSession(bundle) as session:
         assert session.runner == f"TensorRT {VERSION}, Pretended GPU (sm89), captured CUDA graphs"
         assert session.outputs == ["out"]
@@ -81,7 +81,7 @@ def test_what_it_says_of_itself(bundle: Bundle, trt: FakeTensorRt) -> None:  # n
 
 
 @pytest.mark.parametrize("by_path", [True, False])
-def test_it_is_the_provider_tensorrt(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver, by_path: bool) -> None:  # noqa: ARG001
+def test_it_is_the_provider_tensorrt(bundle: Network, trt: FakeTensorRt, driver: FakeDriver, by_path: bool) -> None:  # noqa: ARG001
     session = dexport.load(bundle.path, provider="tensorrt") if by_path else open_session(bundle, "tensorrt")
     assert isinstance(session, TensorRtSession)
     run(session)
@@ -89,7 +89,7 @@ def test_it_is_the_provider_tensorrt(bundle: Bundle, trt: FakeTensorRt, driver: 
     assert driver.clean
 
 
-def test_unknown_provider(bundle: Bundle) -> None:
+def test_unknown_provider(bundle: Network) -> None:
     with pytest.raises(UsageError, match="no provider 'tpu'") as caught:
         open_session(bundle, "tpu")
     assert caught.value.hint == "choose from cpu, cuda, tensorrt"
@@ -103,7 +103,7 @@ def test_a_decoder_finds_its_batch_and_sides(tmp_path: Path, trt: FakeTensorRt) 
     trt.engine = type(
         "Decoder", (FakeEngine,), {"tensors": {"z": ("FLOAT", (-1, 4, 8, 8)), "image": ("FLOAT", (-1, 3, 64, 64))}}
     )
-    with TensorRtSession(write_bundle(tmp_path / "out", io=io)) as session:
+    with TensorRtSession(write_bundle(tmp_path / "out", io=io).network) as session:
         decoder = VaeDecoder(session, 1.0)
         assert (decoder._fixed_batch, decoder._sides) == (None, [8, 8])
 
@@ -111,7 +111,7 @@ def test_a_decoder_finds_its_batch_and_sides(tmp_path: Path, trt: FakeTensorRt) 
 # CUDA graphs
 
 
-def test_each_shape_is_captured_at_its_second_run(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) -> None:
+def test_each_shape_is_captured_at_its_second_run(bundle: Network, trt: FakeTensorRt, driver: FakeDriver) -> None:
     with TensorRtSession(bundle) as session:
         run(session, 4)
         assert driver.calls.count("cuStreamBeginCapture") == 0
@@ -128,7 +128,7 @@ def test_each_shape_is_captured_at_its_second_run(bundle: Bundle, trt: FakeTenso
 
 
 def test_growing_buffers_drops_graphs_that_hold_their_addresses(
-    bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver
+    bundle: Network, trt: FakeTensorRt, driver: FakeDriver
 ) -> None:
     with TensorRtSession(bundle) as session:
         for batch in (2, 2, 2, 4, 4, 2, 2, 2, 4):
@@ -138,7 +138,7 @@ def test_growing_buffers_drops_graphs_that_hold_their_addresses(
     assert driver.clean
 
 
-def test_buffers_grow_and_never_shrink(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) -> None:  # noqa: ARG001
+def test_buffers_grow_and_never_shrink(bundle: Network, trt: FakeTensorRt, driver: FakeDriver) -> None:  # noqa: ARG001
     with TensorRtSession(bundle, cuda_graph=False) as session:
         sizes = []
         for batch in (1, 3, 2, 3):
@@ -148,7 +148,7 @@ def test_buffers_grow_and_never_shrink(bundle: Bundle, trt: FakeTensorRt, driver
     assert sizes == [first, grown, grown, grown]
 
 
-def test_kept_graphs_are_bounded(bundle: Bundle, trt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+def test_kept_graphs_are_bounded(bundle: Network, trt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     monkeypatch.setattr(engine_runner, "MOST_LANES", 2)
     with TensorRtSession(bundle) as session:
         for batch in (4, 3, 2, 1, 4):
@@ -156,7 +156,7 @@ def test_kept_graphs_are_bounded(bundle: Bundle, trt: FakeTensorRt, monkeypatch:
             assert len(session._engine._lanes) <= 2
 
 
-def test_without_graphs_one_context_serves_every_shape(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) -> None:
+def test_without_graphs_one_context_serves_every_shape(bundle: Network, trt: FakeTensorRt, driver: FakeDriver) -> None:
     with TensorRtSession(bundle, cuda_graph=False) as session:
         assert session.runner.endswith(", no CUDA graph")
         for batch in (2, 4, 2, 2, 1):
@@ -172,7 +172,7 @@ def test_rtx_makes_its_own_graphs(
     trt = FakeTensorRt(driver, "1.7.1.116", rtx=True)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)
     engine = manifest(flavour="tensorrt-rtx", version="1.7.1.116")["engine"]
-    with TensorRtSession(write_bundle(tmp_path / "out", engine=engine), cuda_graph=cuda_graph) as session:
+    with TensorRtSession(write_bundle(tmp_path / "out", engine=engine).network, cuda_graph=cuda_graph) as session:
         for batch in (2, 2, 2, 4):
             run(session, batch)
         graphs = "its own CUDA graphs" if cuda_graph else "no CUDA graph"
@@ -186,7 +186,7 @@ def test_rtx_makes_its_own_graphs(
 
 @pytest.mark.parametrize("function", ["capture", "cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate"])
 def test_a_failed_capture_says_how_to_do_without(
-    bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver, function: str
+    bundle: Network, trt: FakeTensorRt, driver: FakeDriver, function: str
 ) -> None:
     with TensorRtSession(bundle) as session:
         run(session)
@@ -219,7 +219,7 @@ def test_a_failed_capture_says_how_to_do_without(
     ],
 )
 def test_input_that_does_not_fit_is_named(
-    bundle: Bundle,
+    bundle: Network,
     trt: FakeTensorRt,
     given: dict[str, Any],
     message: str,
@@ -238,17 +238,17 @@ def test_input_that_does_not_fit_is_named(
 
 def test_a_bundle_without_an_engine(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no TensorRT engine") as caught:
-        TensorRtSession(write_bundle(tmp_path / "out", engine=None))
+        TensorRtSession(write_bundle(tmp_path / "out", engine=None).network)
     assert caught.value.hint == f"build one: {AGAIN.format('')}"
 
 
-def test_a_tampered_plan_is_refused_first(bundle: Bundle) -> None:
+def test_a_tampered_plan_is_refused_first(bundle: Network) -> None:
     (bundle.path / FILE).write_bytes(PLAN[::-1])
     with pytest.raises(InputError, match=re.escape(f"{FILE}: sha256 differs")):
         dexport.load(bundle.path, provider="tensorrt")
 
 
-def test_another_version(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) -> None:
+def test_another_version(bundle: Network, trt: FakeTensorRt, driver: FakeDriver) -> None:
     trt.__version__ = "10.14.1.48"
     with pytest.raises(MachineError, match=f"tensorrt {VERSION}, but tensorrt 10.14.1.48 is installed") as caught:
         TensorRtSession(bundle)
@@ -256,7 +256,7 @@ def test_another_version(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) 
     assert not driver.calls
 
 
-def test_a_missing_package(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package(bundle: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(MachineError, match=f"was built with tensorrt {VERSION}, which is not installed: ") as caught:
@@ -264,7 +264,7 @@ def test_a_missing_package(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.hint == f"pip install 'dexport[gpu]', or build for what is here: {AGAIN.format('')}"
 
 
-def test_the_other_flavour(bundle: Bundle, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_flavour(bundle: Network, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", FakeTensorRt(driver, "1.7.1.116", rtx=True))
     with pytest.raises(MachineError, match=re.escape("not installed (tensorrt-rtx 1.7.1.116 is, which cannot run it)")):
@@ -279,18 +279,18 @@ def test_missing_cuda_python_names_the_engines_extra(
     monkeypatch.setitem(sys.modules, module, FakeTensorRt(driver, VERSION))
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     with pytest.raises(MachineError, match=r"cuda\.bindings\.driver is needed") as caught:
-        TensorRtSession(write_bundle(tmp_path / "out", engine=manifest(flavour=flavour)["engine"]))
+        TensorRtSession(write_bundle(tmp_path / "out", engine=manifest(flavour=flavour)["engine"]).network)
     assert caught.value.hint == f"pip install 'dexport[{extra}]'"
 
 
-def test_no_gpu(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) -> None:  # noqa: ARG001
+def test_no_gpu(bundle: Network, trt: FakeTensorRt, driver: FakeDriver) -> None:  # noqa: ARG001
     driver.devices = 0
     with pytest.raises(MachineError, match=r"no NVIDIA GPU .*cuInit failed: CUDA_ERROR_NO_DEVICE") as caught:
         TensorRtSession(bundle)
     assert "--provider cpu" in caught.value.hint
 
 
-def test_another_gpu(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) -> None:
+def test_another_gpu(bundle: Network, trt: FakeTensorRt, driver: FakeDriver) -> None:
     driver.capability = (12, 0)
     with pytest.raises(MachineError, match="was built for sm86, sm89; the Pretended GPU here is sm120") as caught:
         TensorRtSession(bundle)
@@ -306,7 +306,7 @@ def test_plugins_are_registered_first_where_the_engine_embeds_them(
     monkeypatch.setattr(tensorrt_plugin, "register_all", lambda: registered_first.append(trt.log is None))
     monkeypatch.delitem(sys.modules, tensorrt_session.PLUGINS, raising=False)
     ops = [{"name": "DexTMSA", "ptx_sha256": ["0" * 64] if embedded else []}]
-    TensorRtSession(write_bundle(tmp_path / "out", custom_ops=ops)).close()
+    TensorRtSession(write_bundle(tmp_path / "out", custom_ops=ops).network).close()
     assert registered_first == ([True] if embedded else [])
 
 
@@ -326,26 +326,26 @@ def test_plugins_are_imported_without_torch_and_triton() -> None:
 
 def test_a_plan_that_tensorrt_refuses(tmp_path: Path, trt: FakeTensorRt, driver: FakeDriver) -> None:  # noqa: ARG001
     with pytest.raises(MachineError, match=r"TensorRT cannot deserialize .*: magic tag differs$"):
-        TensorRtSession(write_bundle(tmp_path / "out", plan=b"something else"))
+        TensorRtSession(write_bundle(tmp_path / "out", plan=b"something else").network)
     assert driver.clean
 
 
 @pytest.mark.parametrize("kind", ["INT32", "HALF"])
-def test_an_engine_with_other_types(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver, kind: str) -> None:
+def test_an_engine_with_other_types(bundle: Network, trt: FakeTensorRt, driver: FakeDriver, kind: str) -> None:
     trt.engine = type("Other", (FakeEngine,), {"tensors": {**FakeEngine.tensors, "y": (kind, (-1,))}})
     with pytest.raises(InputError, match=rf"y \({kind}\).*; the manifest says .*y \(int64\)"):
         TensorRtSession(bundle)
     assert driver.clean
 
 
-def test_a_context_that_cannot_be_made(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) -> None:
+def test_a_context_that_cannot_be_made(bundle: Network, trt: FakeTensorRt, driver: FakeDriver) -> None:
     trt.refuse = "context"
     with pytest.raises(MachineError, match="cannot create a context: no context today"):
         TensorRtSession(bundle, cuda_graph=False)
     assert driver.clean
 
 
-def test_a_run_that_fails(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) -> None:
+def test_a_run_that_fails(bundle: Network, trt: FakeTensorRt, driver: FakeDriver) -> None:
     with TensorRtSession(bundle) as session:
         trt.refuse = "run"
         with pytest.raises(MachineError, match="TensorRT cannot run the engine: cannot run today"):
@@ -355,7 +355,7 @@ def test_a_run_that_fails(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver)
 
 @pytest.mark.parametrize("function", ["cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuStreamCreate"])
 def test_an_error_while_opening_frees_everything(
-    bundle: Bundle,
+    bundle: Network,
     trt: FakeTensorRt,  # noqa: ARG001
     driver: FakeDriver,
     function: str,
@@ -378,7 +378,7 @@ def test_an_error_while_opening_frees_everything(
     ],
 )
 def test_an_error_in_the_middle_frees_everything_and_can_be_survived(
-    bundle: Bundle,
+    bundle: Network,
     trt: FakeTensorRt,  # noqa: ARG001
     driver: FakeDriver,
     function: str,
@@ -405,7 +405,7 @@ def test_an_error_in_the_middle_frees_everything_and_can_be_survived(
 # The end
 
 
-def test_closing_twice_and_running_after(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) -> None:  # noqa: ARG001
+def test_closing_twice_and_running_after(bundle: Network, trt: FakeTensorRt, driver: FakeDriver) -> None:  # noqa: ARG001
     session = TensorRtSession(bundle)
     run(session)
     session.close()
@@ -415,7 +415,7 @@ def test_closing_twice_and_running_after(bundle: Bundle, trt: FakeTensorRt, driv
         session(**inputs())
 
 
-def test_a_forgotten_session_is_freed(bundle: Bundle, trt: FakeTensorRt, driver: FakeDriver) -> None:  # noqa: ARG001
+def test_a_forgotten_session_is_freed(bundle: Network, trt: FakeTensorRt, driver: FakeDriver) -> None:  # noqa: ARG001
     session = TensorRtSession(bundle)
     run(session)
     run(session)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from msgspec import Meta
+from msgspec.structs import replace
 
 from dexport import limits
 from dexport.contract import (
@@ -33,7 +34,7 @@ from dexport.contract import (
     Route,
     Scale,
 )
-from dexport.errors import GateError, UsageError
+from dexport.errors import GateError, InputError, UsageError
 from dexport.runtime.decode import PICTURE_CHANNELS, Decoder, PixelShuffle, VaeDecoder, clipped, to_uint8
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED, Rule, feed_of, fused, guided
@@ -41,6 +42,7 @@ from dexport.runtime.programs.program import (
     LATENTS,
     PICTURES,
     Calls,
+    Graphs,
     Network,
     Program,
     Request,
@@ -138,10 +140,6 @@ class Diffusion(Program):
         sampler = self.make_sampler()
         networks = calls["denoiser"]
         denoisers = [self._denoiser(network, request.labels, sampler) for network in networks]
-        if self.route and len(self.route) != len(denoisers):
-            raise UsageError(
-                f"{len(denoisers)} denoisers and {len(self.route)} shares", hint="give one share per denoiser"
-            )
         denoiser = Stitch(denoisers, self.shares, sampler.remaining) if self.route else denoisers[0]
         decode = self._decoder(calls)
         state = _port(networks[0].graphs, STATE)
@@ -157,7 +155,7 @@ class Diffusion(Program):
     def players(self) -> Mapping[str, str]:
         return {"decoder": self.decoding.recipe} if self.decoding.kind == "network" else {}
 
-    def makes(self, networks: Mapping[str, Sequence[Mapping[str, Graph]]]) -> Mapping[str, tuple[int, ...]]:
+    def makes(self, networks: Graphs) -> Mapping[str, tuple[int, ...]]:
         channels, height, width = (int(size) for size in _port(networks["denoiser"][0], STATE).shape[1:])
         made: dict[str, tuple[int, ...]] = {LATENTS: (channels, height, width)}
         if self.decoding.kind == "none":
@@ -172,7 +170,29 @@ class Diffusion(Program):
             made[PICTURES] = (height * factor, width * factor, int(picture.shape[1]))
         return made
 
-    def check(self, networks: Mapping[str, Sequence[Mapping[str, Graph]]]) -> None:
+    def smallest(self, networks: Graphs) -> Graphs:
+        side = self.decoding.tiles  # that many cells make whole tiles
+
+        def resized(port: Port, factor: int = 1) -> Port:
+            return replace(port, shape=(*port.shape[:2], side * factor, side * factor))
+
+        def small(graph: Graph) -> Graph:
+            latent = graph.input(LATENT)
+            roles = {STATE: 1, PREDICTION: 1, LATENT: 1}
+            if latent is not None:
+                roles[PICTURE] = int(_output(graph, PICTURE).shape[2]) // int(latent.shape[2])
+            ports = (
+                tuple(resized(port, roles[port.role]) if port.role in roles else port for port in ports)
+                for ports in (graph.inputs, graph.outputs)
+            )
+            return Graph(*ports)
+
+        return {
+            role: [{name: small(graph) for name, graph in graphs.items()} for graphs in players]
+            for role, players in networks.items()
+        }
+
+    def check(self, networks: Graphs) -> None:
         super().check(networks)
         for graphs in networks["denoiser"]:
             self._check_denoiser(graph_of(graphs))
@@ -251,9 +271,9 @@ class Diffusion(Program):
         def session(**inputs: np.ndarray) -> Mapping[str, np.ndarray]:
             return {"out": network(name, **inputs)[output]}
 
-        feed = feed_of(graph, sampler.clock)
-        if graph.input(SCALE) is not None:
-            return fused(session, labels, self.cfg_scale, feed)
+        feed, scale = feed_of(graph, sampler.clock), graph.input(SCALE)
+        if scale is not None:
+            return fused(session, labels, self.cfg_scale, feed, scale.name)
         rule = Rule.of(self.guidance or GuidanceRule(), sampler.clock)
         return guided(session, labels, self.cfg_scale, self.condition.null, rule, feed)
 
@@ -303,7 +323,7 @@ def _ending(last: Step, decode: Decoder | None) -> Iterator[Step]:
         yield Step(last.index, last.time, last.state, {LATENTS: latents})
         raise
     if len(pictures) != len(latents):
-        raise UsageError(
+        raise InputError(
             f"the decoder made {len(pictures)} pictures of {len(latents)} latents", hint="build the decoder again"
         )
     yield Step(last.index, last.time, last.state, {LATENTS: latents, PICTURES: pictures})

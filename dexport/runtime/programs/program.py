@@ -20,6 +20,10 @@ PICTURES, LATENTS = "pictures", "latents"
 """Results by which commands know what a program makes: (B, H, W, C) uint8, and (B, C, H, W) float32."""
 
 
+Graphs = Mapping[str, Sequence[Mapping[str, Graph]]]
+"""The graphs of networks by role."""
+
+
 @dataclass(frozen=True)
 class Role:
     """The part that networks play in a program.
@@ -113,7 +117,11 @@ class Program:
         """
         raise NotImplementedError
 
-    def check(self, networks: Mapping[str, Sequence[Mapping[str, Graph]]]) -> None:
+    def smallest(self, networks: Graphs) -> Graphs:
+        """The same graphs at the smallest sizes that the program runs: what it calls when does not depend on sizes."""
+        return networks
+
+    def check(self, networks: Graphs) -> None:
         """Refuse networks that it cannot run, from their graphs.
 
         Raises:
@@ -125,7 +133,7 @@ class Program:
         """The recipes of networks that usually play its optional roles, by role."""
         return {}
 
-    def makes(self, networks: Mapping[str, Sequence[Mapping[str, Graph]]]) -> Mapping[str, tuple[int, ...]]:
+    def makes(self, networks: Graphs) -> Mapping[str, tuple[int, ...]]:
         """The shapes of the results for one image, by name."""
         raise NotImplementedError
 
@@ -174,7 +182,7 @@ class Program:
         return {"kind": self.kind, **msgspec.to_builtins(values)}
 
 
-def check_roles(program: Program, networks: Mapping[str, Sequence[Mapping[str, Graph]]]) -> None:
+def check_roles(program: Program, networks: Graphs) -> None:
     """Refuse roles that nothing or too much plays, graphs that are missing, and ports that do not agree."""
     for name in networks:
         if name not in program.roles:
