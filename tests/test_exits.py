@@ -245,6 +245,7 @@ def test_a_build_that_is_stopped_leaves_nothing(tmp_path: Path, environment: dic
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow  # ten seconds; one that is stopped leaves nothing there either, which the test above holds
 def test_a_build_leaves_nothing_in_the_temporary_folder(tmp_path: Path, environment: dict[str, str]) -> None:
     command = [*RUN, "build", *TINY, "--profile", "ci", "--no-parity", "-o", str(tmp_path / "b")]
     subprocess.run(command, env=environment, check=True, capture_output=True)

@@ -151,7 +151,7 @@ def test_dense_storage_on_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.rtx
-@pytest.mark.parametrize("carrier", ["auto", "int8"])
+@pytest.mark.parametrize("carrier", ["auto", pytest.param("int8", marks=pytest.mark.slow)])
 def test_rtx_keeps_the_weights_small(carrier: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'dexport[rtx]'")
     manifest = build_golden(

@@ -62,7 +62,7 @@ def test_settings_are_json_or_else_strings(pair: str, value: Any) -> None:
     assert type(parsed) is type(value)
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=50, derandomize=True, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
 def test_every_json_value_comes_back(value: Any) -> None:
     assert parse_settings((f"name={json.dumps(value)}",)) == {"name": value}

@@ -34,8 +34,8 @@ FAMILIES = {
 }
 
 
-SLOW = ("LiT, fused", "DiffiT in image space")
-"""Ten seconds each: LiT is DiT with an op as DiffiT has one, and DiCo and the VAE have stages of blocks as well."""
+SLOW = ("LiT, fused", "DiffiT in image space", "TerDiT")
+"""Seven seconds each: LiT and TerDiT are DiTs, with an op as DiffiT has one; DiCo and the VAE have stages as well."""
 
 
 def described(model: ir.Model) -> dict[str, Any]:
