@@ -10,7 +10,7 @@ from dexport.bundle import Bundle, Network, load_bundle
 from dexport.contract import Graph, Route
 from dexport.errors import InputError, UsageError
 from dexport.exporter.options import BuildOptions, Player
-from dexport.exporter.recipes import find_recipe, registered_recipe
+from dexport.exporter.recipes import find_buildable, find_recipe, registered_recipe
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.recipes.system import System
 from dexport.exporter.resolve import resolve_network
@@ -76,7 +76,7 @@ def plan_system(recipe: str | Recipe | System | None, options: BuildOptions) -> 
         UsageError: options that contradict each other or the system.
         InputError: ports that no program feeds or reads.
     """
-    found = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    found = find_buildable(recipe) if isinstance(recipe, str) else recipe
     if isinstance(found, System):
         return _of_system(found, options)
     if found is None:
@@ -121,11 +121,11 @@ def _of_system(system: System, options: BuildOptions) -> Plan:
     variants: dict[str, list[Variant]] = {}
     main = next(iter(system.roles))
     for role, recipes in system.roles.items():
-        for index, name in enumerate(recipes):
+        for index, recipe in enumerate(recipes):
             own = options if role == main else options.shared
             part = name_of(role, index, len(recipes))
             own = replace(own, checkpoint=options.checkpoints.get(part), checkpoints={}, players={})
-            variant = resolve_network(registered_recipe(name), own)
+            variant = resolve_network(recipe if isinstance(recipe, Recipe) else registered_recipe(recipe), own)
             variants.setdefault(role, []).append(variant)
             parts.append(Part(part, variant, own))
     unknown = [name for name in options.checkpoints if name not in {part.name for part in parts}]

@@ -72,7 +72,7 @@ def sweep_command(
     from dexport.places import check_place
     from dexport.runtime.opened import OpenProgram
     from dexport.validate.distances import load_images
-    from dexport.validate.stitch_sweep import plot, points_of, sweep
+    from dexport.validate.sweep import plot, points_of, sweep
 
     optional_import("matplotlib")  # the plot comes last
     with Progress() as progress:

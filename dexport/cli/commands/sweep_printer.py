@@ -10,7 +10,7 @@ from rich.table import Table
 from dexport.cli.terminal import out
 
 if TYPE_CHECKING:
-    from dexport.validate.stitch_sweep import Sweep
+    from dexport.validate.sweep import Sweep
 
 
 def print_sweep(result: Sweep, path: Path) -> None:

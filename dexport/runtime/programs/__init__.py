@@ -47,6 +47,8 @@ def program_class(kind: str) -> type[Program]:
     if kind in BUILT_IN:
         return BUILT_IN[kind]
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if kind in Program.known and kind not in found:
+        return Program.known[kind]
     if kind not in found:
         raise InputError(
             f"no program of the kind {printable(kind)} is installed here",

@@ -102,6 +102,13 @@ class Program:
     roles: ClassVar[Mapping[str, Role]]
     settings: ClassVar[tuple[str, ...]] = ()
     condition: Condition = UNCONDITIONAL
+    known: ClassVar[dict[str, type[Program]]] = {}
+    """Every kind whose class this process has imported, such as that of a recipe file."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" in vars(cls):
+            Program.known.setdefault(cls.kind, cls)
 
     @property
     def title(self) -> str:
