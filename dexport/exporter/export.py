@@ -94,12 +94,16 @@ def export_onnx(
         MachineError: the disk is full or cannot be written.
     """
     exported: dict[str, Exported] = {}
+    modules: set[str] = set()
     shared: SharedWeights | None = None
     for each in variant.each:
         path = folder / graph_file(each.graph)
         with log.step("trace"):
             model = trace(each, weights, opset=opset)
             traced = passes.op_histogram(model)
+            modules |= {module_path(node) for node in model.graph}
+        if each.graph == variant.graphs[-1]:
+            check_islands(islands, modules)
         with log.step("passes"), _own_errors():
             model, time_tables = convert(
                 model,
@@ -157,7 +161,6 @@ def convert(
     model = passes.clean(without)(model).model
     if quantised is not None:
         model = passes.arrange_for_integers(without)(model).model
-    _check_modules(model, "island", islands.modules)
     folded = fold_time(model, variant, quantised or ())
     return model if precision == "fp32" else ToLowPrecision(precision, islands)(model).model, folded
 
@@ -241,13 +244,17 @@ def check(path: Path) -> None:
         raise InputError(f"the exported graph is not valid: {error}", hint="this is a defect of the recipe") from error
 
 
-def _check_modules(model: ir.Model, kind: str, patterns: tuple[str, ...]) -> None:
-    paths = {module_path(node) for node in model.graph}
-    for pattern in patterns:
-        if not any(inside(path, pattern) for path in paths):
+def check_islands(islands: Islands, modules: Collection[str]) -> None:
+    """Refuse islands that match no module of any graph.
+
+    Raises:
+        UsageError: so they are.
+    """
+    for pattern in islands.modules:
+        if not any(inside(path, pattern) for path in modules):
             raise UsageError(
-                f"the {kind} {pattern!r} matches no module",
-                hint=f"modules are called like {', '.join(sorted(filter(None, paths))[:4])}",
+                f"the island {pattern!r} matches no module",
+                hint=f"modules are called like {', '.join(sorted(filter(None, modules))[:4])}",
             )
 
 

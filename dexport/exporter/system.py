@@ -125,6 +125,7 @@ def _of_system(system: System, options: BuildOptions) -> Plan:
             own = options if role == main else options.shared
             part = name_of(role, index, len(recipes))
             own = replace(own, checkpoint=options.checkpoints.get(part), checkpoints={}, players={})
+            own = replace(own, seed=options.seed + len(parts))  # random weights differ
             variant = resolve_network(recipe if isinstance(recipe, Recipe) else registered_recipe(recipe), own)
             variants.setdefault(role, []).append(variant)
             parts.append(Part(part, variant, own))

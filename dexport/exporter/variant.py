@@ -96,6 +96,11 @@ class Variant:
         return self._graph.wrap(module, self.config)
 
     @property
+    def around(self) -> str:
+        """The module path of operations that the graph adds around the network."""
+        return self._graph.path
+
+    @property
     def _graph(self) -> GraphRecipe:
         graphs = graphs_of(self.recipe)
         if self.graph not in graphs:

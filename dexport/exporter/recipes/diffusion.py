@@ -12,6 +12,7 @@ from torch import nn
 from dexport import contract
 from dexport.contract import Condition, Decoding, GuidanceRule
 from dexport.errors import InputError, UsageError
+from dexport.exporter.pytorch.module_path import GUIDANCE
 from dexport.exporter.recipes.recipe import MODEL, GraphRecipe, Recipe, Signature, TensorSpec
 from dexport.graphs.guidance import Guided
 from dexport.runtime.guidance import UNGUIDED, find_rule
@@ -131,7 +132,7 @@ def guided_graph(recipe: Recipe) -> GraphRecipe:
         scale = TensorSpec(CFG_SCALE, "float32", (), "constant", high=recipe.guidance.default_scale)
         return Signature((*plain.inputs, scale), plain.outputs)
 
-    return GraphRecipe(signature, wrap)
+    return GraphRecipe(signature, wrap, GUIDANCE)
 
 
 def decoding_of(decoder: str | Decoding, scale: float) -> Decoding:

@@ -195,10 +195,12 @@ class GraphRecipe:
         signature: ``(config, (height, width)) -> Signature`` of the graph.
         wrap: ``(network, config) -> module`` whose forward is the graph, around the network and none of its parts
             anew; its inputs come by position, in the order of the signature.
+        path: module path of the operations that it adds around the network; by default they are the network's own.
     """
 
     signature: Callable[[Mapping[str, Any], tuple[int, int]], Signature]
     wrap: Callable[[nn.Module, Mapping[str, Any]], nn.Module]
+    path: str = ""
 
 
 Setting = int | str | Callable[[Mapping[str, Any]], int]

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from dexport.collector import collector_paused
 from dexport.errors import InputError
 from dexport.exporter.ports import check_graph
-from dexport.exporter.pytorch.module_path import GUIDANCE, path_of_producer, set_module_path
+from dexport.exporter.pytorch.module_path import path_of_producer, set_module_path
 from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.recipe import BATCH, Signature
 from dexport.exporter.tracing.decompose import decompose
@@ -75,7 +75,7 @@ class Fake:
     """A variant's network on fake tensors, in the module that is exported, with inputs for it."""
 
     def __init__(self, variant: Variant) -> None:
-        self.owner, self.signature = variant.recipe.name, variant.signature
+        self.owner, self.signature, self.around = variant.recipe.name, variant.signature, variant.around
         with FakeTensorMode():
             self.own = network = variant.module()
             self.root = Exported(variant.wrap(network)).eval()
@@ -216,17 +216,17 @@ def _record_module_paths(model: ir.Model, network: Fake) -> None:
         if scopes:
             # The last scope is the operator itself.
             path = next((scope for scope in reversed(scopes[:-1]) if scope in modules), "")
-            set_module_path(node, _inside_network(path, network.path))
+            set_module_path(node, _inside_network(path, network.path, network.around))
         else:
             set_module_path(node, path_of_producer(node))
 
 
-def _inside_network(path: str, network_path: str) -> str:
-    """A path in the exported module as a path in the network; what wraps the network is the guidance."""
+def _inside_network(path: str, network_path: str, around: str) -> str:
+    """A path in the exported module as a path in the network; what is around the network has a path of its own."""
     if path == network_path:
         return ""
     prefix = network_path + "."
-    return path.removeprefix(prefix) if path.startswith(prefix) else GUIDANCE
+    return path.removeprefix(prefix) if path.startswith(prefix) else around
 
 
 def _bind_weights(model: ir.Model, network: Fake, weights: WeightSource, outline: nn.Module) -> None:

@@ -113,7 +113,8 @@ class Program:
     @property
     def title(self) -> str:
         """The kind and its settings, for people."""
-        return ", ".join([self.kind, *(f"{name} {getattr(self, name)}" for name in self.settings)])
+        plain = {name: value for name, value in self.values.items() if isinstance(value, (int, float, str))}
+        return ", ".join([self.kind, *(f"{name} {value}" for name, value in plain.items())])
 
     def run(self, calls: Calls, request: Request, draws: Draws) -> Iterator[Step]:
         """Run the networks; the last step has the results.

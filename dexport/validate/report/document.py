@@ -263,9 +263,10 @@ def precision_map(parts: Mapping[str, Network]) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for name, part in parts.items():
         precision = part.manifest["precision"]
-        for node, dtype in precision["nodes"].items():
-            nodes = _row(rows, name, node)["nodes"]
-            nodes[dtype] = nodes.get(dtype, 0) + 1
+        for graph in part.graphs:
+            for node, dtype in part.entry(graph)["nodes"].items():
+                nodes = _row(rows, name, node)["nodes"]
+                nodes[dtype] = nodes.get(dtype, 0) + 1
         for layer, scheme in precision.get("layers", {}).items():
             _row(rows, name, layer)["quantised_layers"] += scheme != FLOAT
     return list(rows.values())
