@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from dexport.exporter.passes.lazy import static_shape
 
-SMALLEST = 256
-"""Bytes of a tensor that lies outside of the graph, as onnx-ir has it."""
+LARGEST_INSIDE = 256
+"""Bytes of a tensor that lies in the graph itself, as onnx-ir has it."""
 LOCATION, OFFSET, LENGTH = "location", "offset", "length"
 Place = tuple[int, str]
 """Offset and name of a tensor in the file."""
@@ -82,5 +82,5 @@ class SharedWeights:
 def _large(model: ir.Model) -> Iterator[ir.Value]:
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if value.const_value is not None and value.const_value.nbytes >= SMALLEST:
+            if value.const_value is not None and value.const_value.nbytes > LARGEST_INSIDE:
                 yield value
