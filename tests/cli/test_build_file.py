@@ -64,7 +64,7 @@ json = true
 """
 EXPECTED = {
     "checkpoint": "w.pt",
-    "decoder_checkpoint": "vae.pt",
+    "checkpoints": {"decoder": "vae.pt"},
     "init_from": "other.pt",
     "seed": 3,
     "settings": {"hidden_size": 16, "outputs": "all"},
@@ -152,7 +152,7 @@ def test_the_command_line_wins(tmp_path: Path, asked: dict[str, Any]) -> None:
         "precision": "fp16",
         "trt": False,
         "checkpoint": "z.pt",
-        "decoder_checkpoint": None,
+        "checkpoints": {},
         "int8": "w8a8",
         "ternary": None,
         "seed": 0,

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from dexport import choices
 from dexport.cli import main
 from dexport.errors import UsageError
-from dexport.exporter.build import BYTES_PER_WEIGHT, BuildOptions
+from dexport.exporter.options import BYTES_PER_WEIGHT, BuildOptions
 from dexport.exporter.quantize.carriers import CARRIERS
 from dexport.plugins.op import DTYPES
 from dexport.profiles import builtin_profiles
@@ -43,5 +43,7 @@ def test_defaults_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("dexport.validate.build.build_and_validate", stop)
     CliRunner().invoke(main, ["build", "dico-s"])
+    words = {"with_decoder": False, "guidance": "none"}  # that a build takes in the place of players and graphs
+    assert {name: asked.pop(name) for name in words} == words
     assert BuildOptions(**asked) == BuildOptions(Path("dico-s"))
-    assert {field.name for field in fields(BuildOptions)} - set(asked) == {"decoder_bundle"}
+    assert {field.name for field in fields(BuildOptions)} - set(asked) == {"players", "graphs"}

@@ -156,6 +156,8 @@ FROZEN = {
         "--checkpoint text",
         "--recipe text",
         "--profile text",
+        "--network text",
+        "--graph text",
         "--states example|trajectory = example",
         "--seed integer = 0",
         "--fix",
@@ -169,6 +171,8 @@ FROZEN = {
         "--recipe text",
         "--checkpoint text",
         "--port text ...",
+        "--network text",
+        "--graph text",
         "--batch integer ...",
         "--threads integer",
         "--rounds integer = 7",
@@ -182,6 +186,7 @@ FROZEN = {
         "BUNDLE",
         "-o/--output path",
         "--fractions text = 0,0.2,0.4,0.6,0.8,1",
+        "--over text",
         "--reference path",
         "--count integer = 1",
         "--batch integer = 8",
@@ -468,7 +473,7 @@ def test_info_of_a_recipe() -> None:
     described = json.loads(invoke("info", "dico-xl", "--json").stdout)
     assert (described["name"], described["parameters"]) == ("dico-xl", 701_151_368)
     text = invoke("info", "dico-xl").stdout
-    for expected in ("dico-xl", "701,151,368", "x (B,4,32,32) float32", "first three channels", "DiCo-XL-3750K"):
+    for expected in ("dico-xl", "701,151,368", "x (B,4,32,32) float32", "guidance.channels 3", "DiCo-XL-3750K"):
         assert expected in text
 
 
@@ -512,10 +517,11 @@ def test_build_prints_the_manifest_and_nothing_else_as_json(built: tuple[Path, R
     assert result.exit_code == 0
     manifest = json.loads(result.stdout)
     assert manifest == load_bundle(output).manifest
-    assert (manifest["status"], manifest["weights"]["container"]) == ("passed", "ema")
-    assert not manifest["weights"]["random"]
+    network = manifest["networks"]["denoiser"]
+    assert (manifest["status"], network["weights"]["container"]) == ("passed", "ema")
+    assert not network["weights"]["random"]
     assert names_in(output.parent) == ["out"]
-    for step in manifest["steps"]:
+    for step in network["steps"]:
         assert step["name"] in result.stderr
 
 
@@ -586,7 +592,7 @@ def test_info_of_something_unknown(tmp_path: Path) -> None:
 
 
 def test_info_of_a_bundle_whose_manifest_lacks_something(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"schema": 1, "files": {}}')
+    (tmp_path / "manifest.json").write_text('{"schema": 2, "files": {}}')
     assert_refused(invoke("info", tmp_path), 4, "incomplete")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dexport.bundle import Bundle
+from dexport.bundle import Network
 from dexport.exporter.origin import variant_of, weights_of
 from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.recipe import Recipe
@@ -51,17 +51,18 @@ def tapped_outputs(
 
 
 @fresh_torch()
-def reference_of(bundle: Bundle, checkpoint: str | None = None, recipe: Recipe | None = None) -> TorchSession:
-    """The reference of a bundle that holds one network, from what its manifest says.
+def reference_of(
+    network: Network, graph: str = "", checkpoint: str | None = None, recipe: Recipe | None = None
+) -> TorchSession:
+    """The reference of a network's graph, by default of the main one, from what its manifest says.
 
     Args:
         checkpoint: where the weights are now, if not where they were.
-        recipe: for a bundle that was built from a recipe of one's own.
+        recipe: for a network that was built from a recipe of one's own.
 
     Raises:
-        InputError: the checkpoint is not the one that the bundle was built from.
+        InputError: the checkpoint is not the one that the network was built from.
         UsageError: the checkpoint or the recipe is not there.
     """
-    network = bundle.network
-    variant = variant_of(network, recipe)
+    variant = variant_of(network, recipe, graph)
     return torch_session(variant, weights_of(network.manifest["weights"], variant, checkpoint))
