@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from dexport.exporter.stitch import Share, build_stitched, parse_stitch
 
 import dexport
 from dexport.bundle import load_bundle
@@ -15,20 +14,18 @@ from dexport.cli import main
 from dexport.cli.commands.build_printer import print_result
 from dexport.cli.terminal import out
 from dexport.errors import InputError, UsageError
-from dexport.exporter.build import BuildOptions
+from dexport.exporter.options import Player
+from dexport.runtime.opened import OpenProgram
+from dexport.validate.build import parse_stitch
 
 NARROW = {"hidden_size": 16, "depth": 1, "num_heads": 2}
 
 
-def refuse_to_verify(_case: object) -> None:
-    pytest.fail("nothing may be built")
-
-
 def test_shares_with_checkpoints() -> None:
-    assert parse_stitch("dit-s-2=hf://a/b@c/small.pt:0.4,dit-xl-2:0.6") == [
-        Share("dit-s-2", "hf://a/b@c/small.pt", 0.4),
-        Share("dit-xl-2", None, 0.6),
-    ]
+    assert parse_stitch("dit-s-2=hf://a/b@c/small.pt:0.4,dit-xl-2:0.6") == (
+        Player("dit-s-2", "hf://a/b@c/small.pt", 0.4),
+        Player("dit-xl-2", None, 0.6),
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,21 +49,22 @@ def test_other_forms_are_refused(text: str, message: str) -> None:
     ("other", "problem"),
     [
         ("dit-s-3", "no recipe named 'dit-s-3'"),
-        ("dit-fashion", "classes: 1000 in 0-dit-s-2, 10 in 1-dit-fashion"),
-        ("diffit-image-32", "prediction: 'epsilon, learned variance' in 0-dit-s-2, 'denoised image'"),
-        ("dit-xl-2-512", r"latent: \[4, 32, 32\] in 0-dit-s-2, \[4, 64, 64\] in 1-dit-xl-2-512"),
+        ("dit-fashion", "condition: .*classes=1000.* in dit-s-2, .*classes=10,.* in dit-fashion"),
+        ("diffit-image-32", "prediction: epsilon, learned variance in dit-s-2, denoised image"),
+        ("dit-xl-2-512", r"different states: \['B', 4, 32, 32\] and \['B', 4, 64, 64\]"),
+        ("sd-vae-decoder", "sd-vae-decoder plays no role denoiser"),
     ],
 )
 def test_denoisers_that_cannot_share_a_trajectory(tmp_path: Path, other: str, problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
-        build_stitched(parse_stitch(f"dit-s-2:0.4,{other}:0.6"), BuildOptions(tmp_path / "out"), refuse_to_verify)  # type: ignore[arg-type]
+        dexport.build(None, tmp_path / "out", stitch=f"dit-s-2:0.4,{other}:0.6")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_checkpoint_for_several_denoisers_is_refused(tmp_path: Path) -> None:
-    options = BuildOptions(tmp_path / "out", checkpoint="dit.pt")
-    with pytest.raises(UsageError, match="do not say which denoiser"):
-        build_stitched(parse_stitch("dit-s-2:0.4,dit-xl-2:0.6"), options, refuse_to_verify)  # type: ignore[arg-type]
+    for options in ({"checkpoint": "dit.pt"}, {"init_from": "dit.pt"}):
+        with pytest.raises(UsageError, match="do not say which denoiser"):
+            dexport.build(None, tmp_path / "out", stitch="dit-s-2:0.4,dit-xl-2:0.6", **options)
 
 
 @pytest.fixture(scope="module")
@@ -76,29 +74,33 @@ def stitched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dexport.build("lit-fashion", folder / "joined", settings=NARROW, parity=False)
     spec = f"dit-fashion-s:0.2,{folder / 'joined'}:0.3,dit-fashion:0.5"
     result = dexport.build(None, folder / "out", stitch=spec, settings=NARROW, profile="ci")
-    assert [name for name, verdict in result.parts.items() if verdict] == ["0-dit-fashion-s", "2-dit-fashion"]
+    assert [name for name, verdicts in result.verdicts.items() if verdicts] == ["denoiser.0", "denoiser.2"]
     return folder / "out"
 
 
-def test_a_stitched_bundle_holds_whole_bundles(stitched: Path) -> None:
-    bundle = load_bundle(stitched)
-    assert [(part.path.name, fraction) for part, fraction in bundle.stitch] == [
-        ("0-dit-fashion-s", 0.2),
-        ("1-joined", 0.3),
-        ("2-dit-fashion", 0.5),
+def test_a_stitched_bundle_holds_every_network(stitched: Path) -> None:
+    bundle, joined = load_bundle(stitched), load_bundle(stitched.parent / "joined")
+    assert [(network.name, network.manifest["name"]) for network in bundle.networks.values()] == [
+        ("denoiser.0", "dit-fashion-s"),
+        ("denoiser.1", "lit-fashion"),
+        ("denoiser.2", "dit-fashion"),
     ]
+    assert bundle.manifest["program"]["route"] == [{"share": share, "every": None} for share in (0.2, 0.3, 0.5)]
+    assert OpenProgram(bundle).program.shares == [0.2, 0.3, 0.5]
     assert bundle.manifest["status"] == "not verified"  # as the one that was joined
-    assert bundle.network.manifest["weights"]["random"]
-    for part, _ in bundle.stitch:
-        assert load_bundle(part.path).manifest == part.manifest
+    assert all(network.manifest["weights"]["random"] for network in bundle.networks.values())
+    copied = bundle.networks["denoiser.1"]
+    assert copied.manifest == joined.network.manifest
+    files = bundle.manifest["files"]
+    assert {name: files[f"{copied.folder}/{name}"] for name in joined.manifest["files"]} == joined.manifest["files"]
 
 
 def test_a_changed_part_is_found_by_the_whole(stitched: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(stitched, copy)
-    file = copy / "parts" / "1-joined" / "manifest.json"
-    file.write_text(file.read_text().replace("not verified", "passed"))
-    with pytest.raises(InputError, match=r"parts/1-joined/manifest\.json"):
+    file = copy / "networks" / "denoiser.1" / "model.onnx"
+    file.write_bytes(file.read_bytes().replace(b"lit-fashion", b"dit-fashion"))
+    with pytest.raises(InputError, match=r"networks/denoiser\.1/model\.onnx"):
         load_bundle(copy)
 
 
@@ -113,7 +115,7 @@ def test_a_bad_checkpoint_of_the_last_part_is_found_before_the_first_is_built(
     def work(*_: object, **__: object) -> None:
         pytest.fail("a denoiser was built")
 
-    monkeypatch.setattr("dexport.exporter.build.export_onnx", work)
+    monkeypatch.setattr("dexport.exporter.network_build.export_onnx", work)
     (tmp_path / "bad.safetensors").write_bytes(b"bad")
     spec = f"dit-fashion-s:0.4,dit-fashion={tmp_path / 'bad.safetensors'}:0.6"
     with pytest.raises(InputError, match=r"bad\.safetensors"):
@@ -121,7 +123,7 @@ def test_a_bad_checkpoint_of_the_last_part_is_found_before_the_first_is_built(
     assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
 
 
-@pytest.mark.parametrize(("seed", "shown"), [(0, "RANDOM weights (seed 0)"), (7, "RANDOM weights (seed 7)")])
+@pytest.mark.parametrize(("seed", "shown"), [(0, "RANDOM weights of denoiser.0 (seed 0)"), (7, "RANDOM weights of denoiser.1 (seed 7)")])
 def test_a_stitched_build_with_random_weights_says_so(seed: int, shown: str, tmp_path: Path) -> None:
     sizes = [part for name, value in NARROW.items() for part in ("--set", f"{name}={value}")]
     command = ["build", "--stitch", "dit-fashion-s:0.4,dit-fashion:0.6", *sizes, "--no-parity", "--seed", str(seed)]
@@ -134,7 +136,8 @@ def test_random_weights_of_several_seeds(tmp_path: Path) -> None:
     for seed in (1, 2):
         dexport.build("dit-fashion-s", tmp_path / str(seed), settings=NARROW, seed=seed, parity=False)
     result = dexport.build(None, tmp_path / "out", stitch=f"{tmp_path / '1'}:0.4,{tmp_path / '2'}:0.6")
-    assert result.bundle.network.manifest["weights"] == {"random": True, "seed": None}
+    assert [network.manifest["weights"]["seed"] for network in result.bundle.networks.values()] == [1, 2]
     with out.capture() as captured:
         print_result(result)
-    assert "RANDOM weights: this is not a trained model" in captured.get()
+    for name, seed in (("denoiser.0", 1), ("denoiser.1", 2)):
+        assert f"RANDOM weights of {name} (seed {seed}): this is not a trained model" in captured.get()
