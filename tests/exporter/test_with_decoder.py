@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dexport.runtime.pipeline import Pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,7 +19,10 @@ from dexport.exporter import recipes
 from dexport.exporter.build import BuildResult
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
-from dexport.runtime.generate import generate
+from dexport.runtime.draws import Draws
+from dexport.runtime.generate import SampleRequest, generate
+from dexport.runtime.opened import OpenProgram
+from dexport.runtime.programs.program import PICTURES, Request
 
 NARROW = {"hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
 
@@ -41,26 +43,31 @@ def build(output: Path, **options: object) -> BuildResult:
 def test_a_bundle_with_its_decoder_makes_pictures(tmp_path: Path) -> None:
     result = build(tmp_path / "out", precision="fp16")
     assert result.bundle.manifest["status"] == "passed"
-    assert set(result.parts) == {"decoder"}
-    decoder = load_bundle(tmp_path / "out").parts["decoder"]
-    assert decoder.network.manifest["precision"]["name"] == "fp16"
-    assert decoder.network.entry()["outputs"][0]["shape"] == ["B", 3, 64, 64]
-    generate(Pipeline.open(tmp_path / "out"), tmp_path / "grid.png", classes=[1, 2], steps=2)
+    assert set(result.verdicts) == {"denoiser", "decoder"}
+    decoder = load_bundle(tmp_path / "out").networks["decoder"]
+    assert decoder.manifest["status"] == "passed"
+    assert decoder.manifest["precision"]["name"] == "fp16"
+    assert decoder.entry()["outputs"][0]["shape"] == ["B", 3, 64, 64]
+    generate(OpenProgram.open(tmp_path / "out"), tmp_path / "grid.png", SampleRequest((1, 2), settings={"steps": 2}))
     assert Image.open(tmp_path / "grid-images" / "00000.png").size == (64, 64)
+
+
+def pictures(folder: Path) -> np.ndarray:
+    """What a denoiser and a decoder in bundles of their own make."""
+    program = OpenProgram.open(folder / "denoiser", players={"decoder": folder / "decoder"}).with_settings(steps=2)
+    return program.results(Request(1, (1,)), Draws(0, images=[0]))[PICTURES]
 
 
 def test_a_decoder_may_lie_elsewhere(tmp_path: Path) -> None:
     build(tmp_path / "denoiser", with_decoder=False, parity=False)
     dexport.build("sd-vae-decoder", tmp_path / "decoder", latent=(8, 8), parity=False)
-    pipeline = Pipeline.open(tmp_path / "denoiser", decoder=tmp_path / "decoder")
-    assert pipeline.images(np.zeros((1, 4, 8, 8), np.float32)).shape == (1, 64, 64, 3)
+    assert pictures(tmp_path).shape == (1, 64, 64, 3)
 
 
 def test_latents_larger_than_the_decoder_are_decoded_in_tiles(tmp_path: Path) -> None:
     build(tmp_path / "denoiser", with_decoder=False, parity=False, latent=(12, 12))
     dexport.build("sd-vae-decoder", tmp_path / "decoder", latent=(8, 8), parity=False)
-    pipeline = Pipeline.open(tmp_path / "denoiser", decoder=tmp_path / "decoder")
-    assert pipeline.images(np.zeros((1, 4, 12, 12), np.float32)).shape == (1, 96, 96, 3)
+    assert pictures(tmp_path).shape == (1, 96, 96, 3)
 
 
 def test_a_bad_decoder_checkpoint_leaves_nothing(tmp_path: Path) -> None:
@@ -99,7 +106,7 @@ def test_a_bad_decoder_checkpoint_is_found_before_anything_is_built(
     def work(*_: object, **__: object) -> None:
         pytest.fail("the denoiser was built")
 
-    monkeypatch.setattr("dexport.exporter.build.export_onnx", work)
+    monkeypatch.setattr("dexport.exporter.network_build.export_onnx", work)
     BAD[name](tmp_path / "vae.safetensors")
     before = sorted(tmp_path.iterdir())
     options = {"decoder_checkpoint": str(tmp_path / "vae.safetensors"), "parity": False, "cache": False}
@@ -113,7 +120,7 @@ def test_a_bad_decoder_checkpoint_is_found_before_anything_is_built(
 
 
 def test_latents_that_the_decoder_does_not_take(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="sd-vae-decoder takes latents"):
+    with pytest.raises(UsageError, match="the decoder takes latents"):
         build(tmp_path / "out", settings={**NARROW, "in_channels": 3})
     assert list(tmp_path.iterdir()) == []
 
@@ -121,13 +128,13 @@ def test_latents_that_the_decoder_does_not_take(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        ("sd-vae-encoder", {"with_decoder": True}, "is no denoiser"),
+        ("sd-vae-encoder", {"with_decoder": True}, "has no program, and so no role decoder"),
         (
             "dit-fashion",
             {"with_decoder": True, "decoder_checkpoint": "vae.pt"},
             "which has no weights",
         ),
-        ("dit-s-2", {"decoder_checkpoint": "vae.pt"}, "needs --with-decoder"),
+        ("dit-s-2", {"decoder_checkpoint": "vae.pt"}, "nothing plays the role decoder"),
     ],
 )
 def test_decoders_that_make_no_sense(tmp_path: Path, recipe: str, options: dict[str, object], message: str) -> None:
@@ -136,7 +143,7 @@ def test_decoders_that_make_no_sense(tmp_path: Path, recipe: str, options: dict[
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_decoder_without_weights_needs_no_part(tmp_path: Path) -> None:
+def test_a_decoder_without_weights_needs_no_network(tmp_path: Path) -> None:
     settings = {"hidden_size": 16, "depth": 1, "num_heads": 2}
     result = dexport.build("dit-fashion", tmp_path / "out", settings=settings, with_decoder=True, parity=False)
-    assert result.bundle.parts == {}
+    assert list(result.bundle.networks) == ["denoiser"]
