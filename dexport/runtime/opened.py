@@ -124,8 +124,11 @@ class OpenProgram:
         """Whether it makes pictures."""
         return PICTURES in self.makes
 
-    def check_pictures(self) -> None:
+    def check_pictures(self, why: str = "") -> None:
         """Refuse a bundle that makes no pictures.
+
+        Args:
+            why: who needs them, for the message.
 
         Raises:
             UsageError: so it is; its hint says how to get some.
@@ -134,7 +137,7 @@ class OpenProgram:
             return
         lacking = [role for role in self.program.roles if role not in self.roles]
         raise UsageError(
-            f"{self.bundle.path} makes {', '.join(self.makes)} and has no {' and no '.join(lacking) or 'pictures'}",
+            f"{self.bundle.path} makes {', '.join(self.makes)} and has no {' and no '.join(lacking) or 'pictures'}{why}",
             hint="".join(f"build it with --with-{role}, or give a bundle with --{role}" for role in lacking[:1]),
         )
 

@@ -274,7 +274,7 @@ def _program(
         check_labels(labels, program.classes)
     pictures = [*(level for level in levels if level == "distribution"), *(m for m in OF_PICTURES if m in limits.given)]
     if pictures:
-        program.check_pictures()
+        program.check_pictures(f", and {', '.join(pictures)} needs pictures")
     return program
 
 

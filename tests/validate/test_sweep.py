@@ -10,18 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from dexport.runtime.pipeline import Pipeline
-from dexport.validate.stitch_sweep import sweep
 from PIL import Image
 
 import dexport
 from dexport.cli import main
 from dexport.errors import MachineError, UsageError
+from dexport.runtime.opened import OpenProgram
+from dexport.validate.sweep import SHARE, Sweep, points_of, sweep
+
+
+def swept(path: Path, values: list[Any], setting: str = "", **options: Any) -> Sweep:
+    settings = {name: options.pop(name) for name in ("steps", "cfg_scale") if name in options}
+    program = OpenProgram.open(path).with_settings(**settings)
+    return sweep(program, *points_of(program, setting, values), **options)
 
 
 def test_evaluations_move_from_the_second_to_the_first(stitched: Path) -> None:
-    result = sweep(Pipeline.open(stitched), [0.5, 1.0], steps=4, count=1, batch=4)
-    assert [point.fraction for point in result.points] == [0.0, 0.5, 1.0]
+    result = swept(stitched, [0.5, 1.0], steps=4, count=1, batch=4)
+    assert result.over == SHARE
+    assert [point.value for point in result.points] == [0.0, 0.5, 1.0]
     assert [point.evaluations for point in result.points] == [(0, 4), (2, 2), (4, 0)]
     first, _, last = result.points
     assert (first.cost, first.relative_l2, first.frechet) == (1.0, 0.0, None)
@@ -30,7 +37,17 @@ def test_evaluations_move_from_the_second_to_the_first(stitched: Path) -> None:
 
 def test_one_denoiser_cannot_be_swept(plain: Path) -> None:
     with pytest.raises(UsageError, match="holds 1 denoisers"):
-        sweep(Pipeline.open(plain), [0.5])
+        swept(plain, [0.5])
+
+
+def test_any_setting_of_a_program_is_swept(plain: Path) -> None:
+    result = swept(plain, [6, 3], "steps", count=1, batch=4)
+    assert (result.over, [point.value for point in result.points]) == ("steps", [6, 3])
+    assert [point.evaluations for point in result.points] == [(6,), (3,)]
+    assert result.points[1].cost == pytest.approx(0.5)
+    for setting, message in (("colour", "no setting 'colour'"), ("steps", "1 steps were asked for")):
+        with pytest.raises(UsageError, match=message):
+            swept(plain, [1], setting)
 
 
 def test_the_command_writes_table_json_and_plot(stitched: Path, tmp_path: Path) -> None:
@@ -40,7 +57,7 @@ def test_the_command_writes_table_json_and_plot(stitched: Path, tmp_path: Path) 
     assert result.exit_code == 0, result.output
     assert "Fréchet distance (8x8 pixels) to 20 images" in result.stdout
     written = json.loads((tmp_path / "s.json").read_text())
-    assert [point["fraction"] for point in written["points"]] == [0, 1]
+    assert [point["value"] for point in written["points"]] == [0, 1]
     assert all(point["frechet"] > 0 for point in written["points"])
     assert Image.open(tmp_path / "s.png").size[0] > 600
 
@@ -49,7 +66,7 @@ def test_a_missing_plotter_is_noticed_before_the_work(
     stitched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(Pipeline, "open", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(OpenProgram, "open", lambda *_: pytest.fail("work was done"))
     result = CliRunner().invoke(main, ["sweep", str(stitched), "-o", str(tmp_path / "s.json")])
     assert result.exit_code == MachineError.exit_code
     assert "pip install 'dexport[plots]'" in result.stderr
@@ -81,7 +98,7 @@ def test_bad_inputs_are_found_before_a_network_is_loaded(
     def load(*_: object) -> None:
         pytest.fail("a network was loaded")
 
-    monkeypatch.setattr("dexport.runtime.pipeline.open_session", load)
+    monkeypatch.setattr("dexport.runtime.opened.open_session", load)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "plot.png").mkdir()
@@ -103,8 +120,7 @@ def test_a_pair_whose_time_is_another(name: str, expected: list[tuple[int, int]]
     recipe, settings = WAYS[name]
     dexport.build(str(recipe), tmp_path / "one", settings=settings, parity=False)
     dexport.build(None, tmp_path / "pair", stitch=f"{tmp_path / 'one'}:0.5,{tmp_path / 'one'}:0.5")
-    pipeline = Pipeline.open(tmp_path / "pair")
-    result = sweep(pipeline, [0.5, 1], steps=4, cfg_scale=1.0, count=2, batch=20)
+    result = swept(tmp_path / "pair", [0.5, 1], steps=4, cfg_scale=1.0, count=2, batch=20)
     assert [point.evaluations for point in result.points] == expected
-    assert result.images == 2 * (pipeline.classes or 1)
+    assert result.images == 2 * (OpenProgram.open(tmp_path / "pair").classes or 1)
     assert [point.relative_l2 for point in result.points] == [0, 0, 0]  # the same network twice

@@ -16,7 +16,7 @@ from dexport.errors import MachineError, UsageError
 from dexport.exporter.recipes import find_recipe
 from dexport.validate.gates import parse_limits
 from dexport.validate.levels.trajectory import DEFAULT_SNR
-from dexport.validate.validate import gate_of, recipes_of, validate
+from dexport.validate.validate import recipes_of, validate
 from tests.bundles import build_narrow
 
 
@@ -27,7 +27,7 @@ def command(*arguments: object) -> Result:
 def test_both_levels_of_a_clean_bundle(plain: Path, tmp_path: Path) -> None:
     result = command(plain, "--steps", 4, "-o", tmp_path / "report.json")
     assert result.exit_code == 0, result.output
-    assert "final latents: SNR" in result.stdout
+    assert "final states: SNR" in result.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"] and report["forward"][""]["passed"] and report["trajectory"]["passed"]
     assert len(report["trajectory"]["states"]) == 4
@@ -35,7 +35,7 @@ def test_both_levels_of_a_clean_bundle(plain: Path, tmp_path: Path) -> None:
 
 def test_half_precision_is_judged_with_every_rounding(tmp_path: Path) -> None:
     path = build_narrow(tmp_path / "half", precision="fp16")
-    report = validate(load_bundle(path), ["trajectory"], steps=4)
+    report = validate(load_bundle(path), ["trajectory"], settings={"steps": 4})
     assert report.passed
     assert report.trajectory is not None
     assert "every rounding explicit" in report.trajectory.runner
@@ -49,15 +49,15 @@ def test_a_gate_that_is_missed_fails(plain: Path) -> None:
 
 
 def test_every_part_of_a_stitched_bundle_is_compared(stitched: Path) -> None:
-    report = validate(load_bundle(stitched), steps=4)
+    report = validate(load_bundle(stitched), settings={"steps": 4})
     assert report.passed
-    assert set(report.forward) == set(load_bundle(stitched).parts)
+    assert set(report.forward) == set(load_bundle(stitched).networks)
 
 
 def test_validation_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
     path = build_narrow(tmp_path / "half", precision="fp16")
     before = sorted(path.rglob("*"))
-    validate(load_bundle(path), steps=4)
+    validate(load_bundle(path), settings={"steps": 4})
     assert sorted(path.rglob("*")) == before
     load_bundle(path)
 
@@ -88,7 +88,7 @@ def test_a_bundle_of_ones_own_recipe_needs_it(tmp_path: Path) -> None:
         (["--classes", "11"], "no class 11"),
         (["--classes", ""], "at least one image"),
         (["--steps", "2000"], "the schedule has 1000"),
-        (["--checkpoint", "decoder=vae.pt"], "no part 'decoder'"),
+        (["--checkpoint", "decoder=vae.pt"], "no network 'decoder'"),
     ],
 )
 def test_refusals(plain: Path, options: list[str], message: str) -> None:
@@ -109,7 +109,7 @@ def test_a_decoder_has_no_trajectory(tmp_path: Path) -> None:
     assert command(tmp_path / "vae", "--level", "trajectory").exit_code == 4
     result = command(tmp_path / "vae")
     assert result.exit_code == 0
-    assert "not run: trajectory: the bundle holds no denoiser" in result.stdout
+    assert "not run: trajectory: the bundle has no program" in result.stdout
     assert set(load_bundle(tmp_path / "vae").manifest["validation"]["settings"]["levels"]) == {"op", "forward"}
 
 
@@ -118,7 +118,7 @@ def test_latents_are_compared_where_there_is_no_decoder(tmp_path: Path) -> None:
     dexport.build("dit-s-2", tmp_path / "dit", settings=settings, profile="ci", parity=False)
     result = command(tmp_path / "dit", "--level", "trajectory", "--steps", 3)
     assert result.exit_code == 0, result.output
-    assert "the bundle has no decoder" in result.stdout
+    assert "the bundle makes none, so the states were compared" in result.stdout
     refused = command(tmp_path / "dit", "--level", "trajectory", "--fail-under", "psnr=3")
     assert refused.exit_code == 2 and "psnr needs pictures" in refused.stderr
 
@@ -142,8 +142,8 @@ def test_options_that_would_be_ignored_are_refused(plain: Path, tmp_path: Path) 
 @pytest.mark.parametrize(("scheme", "gate"), [("weight", "int8"), ("w8a8", "w8a8")])
 def test_int8_has_gates_of_its_own(tmp_path: Path, scheme: str, gate: str) -> None:
     path = build_narrow(tmp_path / "out", int8=scheme)
-    report = validate(load_bundle(path), steps=4)
-    assert gate_of(load_bundle(path)) == gate
+    report = validate(load_bundle(path), settings={"steps": 4})
+    assert load_bundle(path).network.manifest["precision"]["gate"] == gate
     assert report.trajectory is not None
     assert report.trajectory.gate_snr_db == DEFAULT_SNR[gate]
     assert report.passed
@@ -164,9 +164,10 @@ def test_pictures_that_are_not_finite_fail_and_the_other_levels_are_kept(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "dexport.runtime.pipeline.PixelShuffle.__call__", lambda _, z: np.full((len(z), 1, 32, 32), np.nan, np.float32)
+        "dexport.runtime.programs.diffusion.PixelShuffle.__call__",
+        lambda _, z: np.full((len(z), 1, 32, 32), np.nan, np.float32),
     )
-    report = validate(load_bundle(plain), ["forward", "trajectory"], steps=2)
+    report = validate(load_bundle(plain), ["forward", "trajectory"], settings={"steps": 2})
     assert not report.passed
     assert report.forward[""].passed
     (broken,) = (gate for gate in report.gates if gate.metric == "psnr")

@@ -23,7 +23,7 @@ from dexport.verdict import ACCEPT, Loss, lossy_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "dexport baseline"
 UPDATE = "make another with `dexport baseline update BUNDLE -o NEW.json`"
 OWN = (

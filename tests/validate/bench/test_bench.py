@@ -188,7 +188,9 @@ def test_an_engine_is_compared_with_pytorch_on_the_gpu(
 ) -> None:
     shutil.copytree(plain, tmp_path / "b")
     change_manifest(load_bundle(tmp_path / "b"), engine={})
-    monkeypatch.setattr("dexport.validate.bench.contestants.TensorRtSession", lambda b: OnnxSession(b.network.model_path()))
+    monkeypatch.setattr(
+        "dexport.validate.bench.contestants.TensorRtSession", lambda b: OnnxSession(b.network.model_path())
+    )
     monkeypatch.setattr(eager.Eager, "session", lambda *_: OnnxSession(plain / "model.onnx"))
     # The matrix product, the file, the engine, PyTorch on the CPU and on the GPU.
     report = bench(tmp_path / "b", threads=1, rounds=1, wall=ticking(1, 4, 1, 6, 3), limits=limits(speedup=2))

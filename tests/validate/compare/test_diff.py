@@ -72,9 +72,9 @@ def exported(built: Built, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     def use(recipe: str) -> None:
         clean = built(recipe, "fp32")
 
-        def export(_variant: object, _weights: object, path: Path, **_options: object) -> None:
+        def export(_variant: object, _weights: object, folder: Path, **_options: object) -> None:
             for name in (MODEL, MODEL_DATA):
-                shutil.copy(clean / name, path.with_name(name))
+                shutil.copy(clean / name, folder / name)
 
         monkeypatch.setattr(comparison, "export_onnx", export)
 
@@ -175,7 +175,7 @@ def test_what_the_whole_network_does_not_show_its_blocks_do(
 def test_one_evaluation_of_the_whole_network_shows_most_faults(built: Built, tmp_path: Path, name: str) -> None:
     recipe, edit, *_, visible = FAULTS[name]
     bundle = plant(built(recipe, "fp32"), tmp_path / "planted", edit)
-    variant = variant_of(bundle.manifest)
+    variant = variant_of(bundle.network)
     weights = weights_of(bundle.network.manifest["weights"], variant)
     report = check_parity(variant, weights, bundle.network.model_path(), precision="fp32", max_batch=2)
     assert report.passed is not visible
@@ -325,7 +325,8 @@ def test_bundles_with_other_passes(built: Built, tmp_path: Path) -> None:
     bundle = built("dit-s-2", "fp32")
     other = shutil.copytree(bundle, tmp_path / "other")
     manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps({**manifest, "no_passes": ["attention-on-tokens"]}))
+    manifest["networks"]["denoiser"]["no_passes"] = ["attention-on-tokens"]
+    (other / "manifest.json").write_text(json.dumps(manifest))
     result = command(bundle, other)
     assert result.exit_code == 2
     assert "graph passes without attention-on-tokens and all graph passes" in " ".join(result.stderr.split())
@@ -351,11 +352,11 @@ def test_a_quantised_bundle_is_judged_by_own_errors(exported: Callable, tmp_path
 
 def test_refusals(stitched: Path, built: Built, tmp_path: Path) -> None:
     for more in ((), ("--fix",)):
-        assert "holds 2 denoisers" in command(stitched, *more).stderr
+        assert "holds 2 networks of the role denoiser" in command(stitched, *more).stderr
     assert "-o needs --fix" in command(built("dit-s-2", "fp32"), "-o", tmp_path / "x").stderr
     assert "--profile needs --fix" in command(built("dit-s-2", "fp32"), "--profile", "ci").stderr
     assert "exists already" in command(built("dit-s-2", "fp32"), "--fix", "-o", tmp_path).stderr
-    with pytest.raises(UsageError, match="no denoiser"):
+    with pytest.raises(UsageError, match="has no program"):
         diff(load_bundle(built("sd-vae-decoder", "fp32")), states="trajectory")
 
 

@@ -216,7 +216,10 @@ def test_features_that_are_not_finite(plain: Path, real: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "open_evaluator", lambda *_: Evaluator("pixels", "distance", extract))
     with pytest.raises(InputError, match="are not finite"):
         validate(
-            load_bundle(plain), ["distribution"], steps=2, distribution=Distribution(real, count=1, work=real.parent)
+            load_bundle(plain),
+            ["distribution"],
+            settings={"steps": 2},
+            distribution=Distribution(real, count=1, work=real.parent),
         )
 
 

@@ -156,9 +156,9 @@ def test_a_failed_gate_marks_the_bundle_and_exits_1(tmp_path: Path) -> None:
 
 
 def test_without_parity_the_bundle_says_so(built: Path) -> None:
-    manifest = load_bundle(built).manifest
-    assert manifest["status"] == "not verified"
-    assert manifest["parity"]["passed"] is None
+    bundle = load_bundle(built)
+    assert bundle.status == bundle.network.status == "not verified"
+    assert bundle.network.entry()["parity"]["passed"] is None
 
 
 @given(st.integers(1, 64))

@@ -30,7 +30,7 @@ def test_nodes_that_are_alike_are_one_check(linear: Path) -> None:
     (check,) = report.ops.checks
     assert (check.op, check.nodes, check.dtype, check.module) == ("DexLinearAttention", 2, "float16", "blocks.0.attn")
     assert check.shapes == ((2, 64, 16),) * 3
-    assert 0 < check.metrics.relative_l2 < 2e-3
+    assert check.metrics.relative_l2 < 2e-3  # exactly 0 on some processors
     assert [gate.metric for gate in report.gates] == ["op_l2", "block_l2", "altered_blocks"]
     assert report.blocks[""][0].path == "x_embedder"
 

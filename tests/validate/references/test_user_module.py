@@ -108,7 +108,7 @@ def test_another_network_does_not(plain: Path, source: Path) -> None:
         ("official.py:Pair", 4, "returns [2, 8, 16, 16], [2]"),
         ("official.py:TwoInputs", 4, "fails when it is called with (x, t, y)"),
         ("broken.py:Same", 2, "failed to load: ModuleNotFoundError"),
-        ("decoder=official.py:Same", 2, "no part 'decoder'"),
+        ("decoder=official.py:Same", 2, "no network 'decoder'"),
     ],
 )
 def test_what_does_not_fit(plain: Path, source: Path, address: str, code: int, message: str) -> None:

@@ -23,7 +23,7 @@ from tools.fuzz_documents import REPORT
 Document = dict[str, Any]
 KEPT = ("dexport", "date", "verdict", "loss", "network", "settings", "metrics", "files", "tools")
 FULL: Document = json.loads(REPORT.read_text())
-BASELINE = {"kind": "dexport baseline", "schema": 1, **{name: summary(FULL)[name] for name in KEPT}}
+BASELINE = {"kind": "dexport baseline", "schema": 2, **{name: summary(FULL)[name] for name in KEPT}}
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -66,7 +66,7 @@ WRONG: dict[str, tuple[Callable[[Document], None], str]] = {
     "a direction that is none": (put("gates", 0, "better", value="left"), "$.gates[0].better"),
     "a figure as text": (put("gates", 0, "value", value="1"), "$.gates[0].value"),
     "not a number": (put("gates", 0, "value", value=NAN), "$.gates[0].value"),
-    "infinite": (put("trajectory", "cfg", value=float("inf")), "$.trajectory.cfg"),
+    "infinite": (put("trajectory", "gate_snr_db", value=float("inf")), "$.trajectory.gate_snr_db"),
     "an integer beyond floats": (put("gates", 0, "limit", value=10**400), "$.gates[0].limit"),
     "decibels beyond reason": (put("trajectory", "gate_snr_db", value=-1e9), "$.trajectory.gate_snr_db"),
     "no states": (put("trajectory", "states", value=[]), "$.trajectory.states"),
@@ -131,7 +131,7 @@ def test_damaged_baselines_are_refused_by_place(change: Callable[[Document], Non
 )
 def test_damaged_records_of_a_bundle_are_refused(record: Any, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
-    manifest = {"schema": 1, "status": "passed", "files": {}, "validation": record}
+    manifest = {"schema": 2, "status": "passed", "files": {}, "validation": record}
     (tmp_path / "bundle" / MANIFEST).write_text(json.dumps(manifest))
     code, message = run("baseline", "update", tmp_path / "bundle", "-o", tmp_path / "new.json")
     assert code == 4, message

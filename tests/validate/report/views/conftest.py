@@ -21,7 +21,9 @@ def report(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp("report")
     np.savez(folder / "real.npz", noise(50))
     chosen = Distribution(folder / "real.npz", "pixels", count=2, work=folder / "work")
-    result = validate(load_bundle(plain), ["op", "forward", "trajectory", "distribution"], steps=5, distribution=chosen)
+    result = validate(
+        load_bundle(plain), ["op", "forward", "trajectory", "distribution"], settings={"steps": 5}, distribution=chosen
+    )
     return json.loads(json.dumps(result.to_json(), allow_nan=False))
 
 

@@ -191,7 +191,7 @@ def test_report_against_a_baseline(stored: Path, tmp_path: Path, report: Report)
         ("{", 4, "is not JSON"),
         ("[]", 4, "not a report of a validation"),
         ('{"kind": "dexport validation", "schema": 99}', 4, "has report schema 99"),
-        ('{"kind": "dexport validation", "schema": 1}', 4, "lacks dexport, date"),
+        ('{"kind": "dexport validation", "schema": 2}', 4, "lacks dexport, date"),
     ],
 )
 def test_files_that_are_no_report(tmp_path: Path, content: str | None, code: int, message: str) -> None:
