@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dexport.runtime.pipeline import Pipeline
 from safetensors.torch import save_file
 
 import dexport
@@ -16,6 +15,9 @@ from dexport.errors import UsageError
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.runtime.draws import Draws
+from dexport.runtime.opened import OpenProgram
+from dexport.runtime.programs.diffusion import GUIDED
+from dexport.runtime.programs.program import LATENTS, PICTURES, Request
 from tests.golden import assert_golden, load_golden
 from tests.graphs.test_dimr import CONVNEXT, TRANSFORMER
 
@@ -39,15 +41,15 @@ def build(output: Path, settings: dict[str, Any], **options: Any) -> Path:
 def test_onnx_gives_the_official_outputs(checkpoint: Path, tmp_path: Path) -> None:
     settings = {**GOLDEN.config, "outputs": "all"}
     path = build(tmp_path / "out", settings, latent=(16, 16), checkpoint=str(checkpoint))
-    manifest = load_bundle(path).manifest
-    assert manifest["status"] == "passed"
-    assert [spec["name"] for spec in manifest["io"]["inputs"]] == ["x", "log_snr", "y"]
+    network = load_bundle(path).network
+    assert network.manifest["status"] == "passed"
+    assert [spec["name"] for spec in network.entry()["inputs"]] == ["x", "log_snr", "y"]
     session = dexport.load(path)
     inputs = {name: GOLDEN.inputs[name].numpy() for name in ("x", "log_snr", "y")}
     results = session(**inputs)
     for name, wanted in {"out": "forward", "stage0": "stage0"}.items():
         assert_golden(results[name], GOLDEN.outputs[wanted].numpy())
-    nodes = manifest["precision"]["nodes"]
+    nodes = network.entry()["nodes"]
     assert {"stages.0.blocks.2.block1.query_key_value/MatMul", "stages.1.blocks.4.block1.1/Conv"} <= set(nodes)
 
 
@@ -56,11 +58,12 @@ def test_half_precision_keeps_the_norms_and_both_ends_in_float32(checkpoint: Pat
     path = build(
         tmp_path / "out", GOLDEN.config, latent=(16, 16), checkpoint=str(checkpoint), precision="fp16", guidance="fused"
     )
-    manifest = load_bundle(path).manifest
-    assert manifest["status"] == "passed"
-    assert manifest["guidance"] == "all channels"
+    bundle = load_bundle(path)
+    assert bundle.manifest["status"] == "passed"
+    assert bundle.network.main_graph == "guided"
+    assert bundle.manifest["program"]["guidance"] == {"channels": None, "power": None}
     islands = (".norm", ".input_layer", ".output_layer", ".upsample.0", ".upsample.2")
-    for name, dtype in manifest["precision"]["nodes"].items():
+    for name, dtype in bundle.network.entry()["nodes"].items():
         module, _, operator = name.rpartition("/")
         if any(f"{island}." in f"{module}." for island in islands):
             assert dtype == "float32", name
@@ -79,10 +82,10 @@ def test_int8_leaves_both_ends_alone_and_samples(decoder: Path, tmp_path: Path) 
     quantised = {layer for layer, scheme in layers.items() if scheme == "w8a8"}
     assert {"stages.0.blocks.0.block1.query_key_value", "stages.1.upsample.1.kernel"} <= quantised
     assert not any("_layer" in layer for layer in quantised)
-    pipeline = Pipeline.open(path, decoder=decoder)
-    assert (pipeline.classes, pipeline.facts["null_label"]) == (3, 3)
-    latents = pipeline.sample([0, 2], Draws(0, images=[0, 1]), sampler=pipeline.sampler(steps=4))
-    assert pipeline.images(latents).shape == (2, 64, 64, 3)
+    program = OpenProgram.open(path, players={"decoder": decoder}).with_settings(steps=4)
+    assert (program.classes, program.condition.null) == (3, 3)
+    results = program.results(Request(2, (0, 2)), Draws(0, images=[0, 1]))
+    assert results[PICTURES].shape == (2, 64, 64, 3)
 
 
 @pytest.fixture(scope="module")
@@ -96,34 +99,35 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_unconditional_model_takes_no_labels(decoder: Path, tmp_path: Path) -> None:
     settings = {**SMALL, "num_classes": None, "pe_type": "Axial_RoPE", "norm_type": "ADARMSN"}
     path = build(tmp_path / "out", settings, latent=(8, 8), precision="fp16")
-    manifest = load_bundle(path).manifest
-    assert manifest["status"] == "passed"
-    assert [spec["name"] for spec in manifest["io"]["inputs"]] == ["x", "log_snr"]
-    angles = {dtype for name, dtype in manifest["precision"]["nodes"].items() if ".pos_emb/" in name}
+    network = load_bundle(path).network
+    assert network.manifest["status"] == "passed"
+    assert [spec["name"] for spec in network.entry()["inputs"]] == ["x", "log_snr"]
+    angles = {dtype for name, dtype in network.entry()["nodes"].items() if ".pos_emb/" in name}
     assert angles == {"float32"}
-    pipeline = Pipeline.open(path, decoder=decoder)
-    assert np.isfinite(pipeline.sample([], Draws(0, images=[0]), sampler=pipeline.sampler(steps=3))).all()
+    program = OpenProgram.open(path, players={"decoder": decoder}).with_settings(steps=3)
+    assert program.classes is None
+    assert np.isfinite(program.results(Request(1), Draws(0, images=[0]))[LATENTS]).all()
 
 
 @pytest.mark.parametrize(
-    ("settings", "latent", "fused", "reason"),
+    ("settings", "latent", "graphs", "reason"),
     [
-        ({}, (36, 36), False, "makes 18x18 tokens in branch 0, which has positions for 16x16"),
-        ({}, (31, 31), False, "must be positive multiples of 2"),
+        ({}, (36, 36), (), "makes 18x18 tokens in branch 0, which has positions for 16x16"),
+        ({}, (31, 31), (), "must be positive multiples of 2"),
         (
             {"stage_configs": [TRANSFORMER, {**CONVNEXT, "max_height": 16, "max_width": 16}]},
             (8, 8),
-            False,
+            (),
             "not 4 times",
         ),
-        ({"outputs": "all"}, None, True, "cannot be fused around several outputs"),
-        ({"num_classes": None}, None, True, "no classes to guide towards"),
-        ({"stage_configs": [{}]}, None, False, "missing"),
-        ({"stage_configs": 3}, None, False, "refuses this configuration"),
+        ({"outputs": "all"}, None, (GUIDED,), "cannot be fused around several outputs"),
+        ({"num_classes": None}, None, (GUIDED,), "no classes to guide towards"),
+        ({"stage_configs": [{}]}, None, (), "missing"),
+        ({"stage_configs": 3}, None, (), "refuses this configuration"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_work_starts(
-    settings: dict[str, Any], latent: tuple[int, int] | None, fused: bool, reason: str
+    settings: dict[str, Any], latent: tuple[int, int] | None, graphs: tuple[str, ...], reason: str
 ) -> None:
     with pytest.raises(UsageError, match=reason):
-        resolve(find_recipe("dimr-xl-2r"), settings, latent, fused)
+        resolve(find_recipe("dimr-xl-2r"), settings, latent, graphs)

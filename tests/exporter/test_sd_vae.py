@@ -16,12 +16,12 @@ from torch import Tensor
 import dexport
 from dexport.cli import main
 from dexport.errors import InputError, UsageError
-from dexport.exporter.build import BuildOptions, resolve_options
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import load_into, open_weights
 from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.decode import VaeDecoder
+from tests.exporter.resolving import resolved
 from tests.golden import assert_golden, load_golden
 
 GATE_FP16 = 3e-3
@@ -188,10 +188,11 @@ def test_half_precision_from_the_command_line(half: str, tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     manifest = json.loads(result.stdout)
     assert manifest["status"] == "passed"
-    shapes = {spec["name"]: spec["shape"] for spec in (*manifest["io"]["inputs"], *manifest["io"]["outputs"])}
+    graph = manifest["networks"]["network"]["graphs"]["model"]
+    shapes = {spec["name"]: spec["shape"] for spec in (*graph["inputs"], *graph["outputs"])}
     assert shapes["image"] == ["B", 3, 16, 16]
     assert shapes["z" if half == "decoder" else "mean"] == ["B", 3, 8, 8]
-    high = {name for name, dtype in manifest["precision"]["nodes"].items() if dtype == "float32"}
+    high = {name for name, dtype in graph["nodes"].items() if dtype == "float32"}
     assert any(name.endswith("norm1/GroupNormalization") for name in high)
     assert f"{half}.mid_block.attentions.0/Attention" in high
     assert not any("/Conv" in name for name in high)
@@ -239,19 +240,17 @@ def test_activations_of_thousands_do_not_overflow_in_half_precision(half: str, t
     ],
 )
 def test_image_size_is_that_of_the_image(half: str, settings: dict, image_size: int | None, expected: int) -> None:
-    options = BuildOptions(Path("out"), settings=settings, image_size=image_size)
-    assert resolve_options(f"sd-vae-{half}", options).latent == (expected, expected)
+    assert resolved(f"sd-vae-{half}", settings=settings, image_size=image_size).latent == (expected, expected)
 
 
 @pytest.mark.parametrize(("half", "image_size"), [("decoder", 100), ("encoder", 100), ("encoder", 12)])
 def test_images_that_do_not_divide_into_latents_are_refused(half: str, image_size: int) -> None:
     with pytest.raises(UsageError, match="multiple"):
-        resolve_options(f"sd-vae-{half}", BuildOptions(Path("out"), image_size=image_size))
+        resolved(f"sd-vae-{half}", image_size=image_size)
 
 
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("widths", [7, [], "wide", [0], None, [32, "a"]])
 def test_bad_levels_are_refused_by_the_constructor(half: str, widths: object) -> None:
-    options = BuildOptions(Path("out"), settings={"block_out_channels": widths}, image_size=64)
     with pytest.raises(UsageError):
-        resolve_options(f"sd-vae-{half}", options)
+        resolved(f"sd-vae-{half}", settings={"block_out_channels": widths}, image_size=64)

@@ -13,24 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dexport.errors import UsageError
-from dexport.exporter.build import BuildOptions, resolve_options
 from dexport.exporter.recipes import find_recipe
-from dexport.exporter.variant import CFG_SCALE, Variant, parse_settings, resolve
+from dexport.exporter.recipes.diffusion import CFG_SCALE, guidance_rule, null_label
+from dexport.exporter.variant import Variant, parse_settings, resolve
+from dexport.runtime.guidance import RULES
+from dexport.runtime.programs.diffusion import GUIDED
+from tests.exporter.resolving import resolved
 
 TINY_DIT = {"hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 4, "input_size": 8}
 TINY_DICO = {"hidden_size": 8, "depth": [1, 1, 1, 1, 1], "num_classes": 4}
 
 
-def dit(latent: tuple[int, int] | None = None, *, fused: bool = False, **more: Any) -> Variant:
-    return resolve(find_recipe("dit-s-2"), {**TINY_DIT, **more}, latent, fused)
+def dit(latent: tuple[int, int] | None = None, *graphs: str, **more: Any) -> Variant:
+    return resolve(find_recipe("dit-s-2"), {**TINY_DIT, **more}, latent, graphs)
 
 
-def dico(latent: tuple[int, int] | None = None, *, fused: bool = False, **more: Any) -> Variant:
-    return resolve(find_recipe("dico-s"), {**TINY_DICO, **more}, latent, fused)
-
-
-def options(tmp_output: str = "out", **fields: Any) -> BuildOptions:
-    return BuildOptions(output=tmp_output, **fields)  # type: ignore[arg-type]
+def dico(latent: tuple[int, int] | None = None, *graphs: str, **more: Any) -> Variant:
+    return resolve(find_recipe("dico-s"), {**TINY_DICO, **more}, latent, graphs)
 
 
 # --set
@@ -222,23 +221,23 @@ def test_dit_sizes_are_positive_multiples_of_the_patch(size: Any) -> None:
 
 @pytest.mark.parametrize(("name", "pixels", "latent"), [("dico-s", 256, 32), ("dico-s", 512, 64), ("dit-s-2", 64, 8)])
 def test_image_size_is_in_pixels(name: str, pixels: int, latent: int) -> None:
-    assert resolve_options(name, options(image_size=pixels)).latent == (latent, latent)
+    assert resolved(name, image_size=pixels).latent == (latent, latent)
 
 
 @pytest.mark.parametrize("pixels", [0, -8, 4, 100])
 def test_image_size_is_a_positive_multiple_of_the_latent_cell(pixels: int) -> None:
     with pytest.raises(UsageError, match=f"--image-size {pixels} is not a positive multiple of 8"):
-        resolve_options("dico-s", options(image_size=pixels))
+        resolved("dico-s", image_size=pixels)
 
 
 def test_image_size_that_gives_an_impossible_latent() -> None:
     with pytest.raises(UsageError, match="spatial input 33x33 must be positive multiples of 4"):
-        resolve_options("dico-s", options(image_size=264))
+        resolved("dico-s", image_size=264)
 
 
 def test_image_size_and_latent_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="--latent and --image-size exclude each other"):
-        resolve_options("dico-s", options(image_size=256, latent=(32, 32)))
+        resolved("dico-s", image_size=256, latent=(32, 32))
 
 
 # Other options that are refused before work
@@ -247,20 +246,20 @@ def test_image_size_and_latent_exclude_each_other() -> None:
 @pytest.mark.parametrize("opset", [0, 19, 25])
 def test_opset_out_of_range(opset: int) -> None:
     with pytest.raises(UsageError, match=f"opset {opset} is not supported") as caught:
-        resolve_options("dico-s", options(opset=opset))
+        resolved("dico-s", opset=opset)
     assert caught.value.hint == "20 to 24"
 
 
 def test_unknown_precision() -> None:
     with pytest.raises(UsageError, match="no precision 'fp8'") as caught:
-        resolve_options("dico-s", options(precision="fp8"))
+        resolved("dico-s", precision="fp8")
     assert caught.value.hint == "choose from fp32, fp16, bf16, auto"
 
 
 @pytest.mark.parametrize("fields", [{"engine": "tensorrt-rtx"}, {"targets": ("sm89",)}])
 def test_engine_options_need_trt(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="--engine and --target need --trt") as caught:
-        resolve_options("dico-s", options(**fields))
+        resolved("dico-s", **fields)
     assert caught.value.hint == "add --trt"
 
 
@@ -269,9 +268,9 @@ def test_engine_options_need_trt(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("make", [dit, dico])
 def test_fused_guidance_adds_a_scale(make: Any) -> None:
-    plain, fused = make(), make(fused=True)
-    assert plain.guidance_rule == "none"
-    assert fused.guidance_rule == "first three channels"
+    plain, fused = make(), make(None, GUIDED)
+    assert (plain.graphs, fused.graphs) == (("model",), (GUIDED,))
+    assert guidance_rule(fused.recipe, fused.config) == RULES["first three channels"]
     assert [spec.name for spec in fused.signature.inputs] == ["x", "t", "y", CFG_SCALE]
     assert fused.signature.inputs[-1].shape == ()
     assert fused.signature.outputs == plain.signature.outputs
@@ -280,16 +279,17 @@ def test_fused_guidance_adds_a_scale(make: Any) -> None:
 
 @pytest.mark.parametrize("make", [dit, dico])
 def test_guidance_without_null_label_is_refused(make: Any) -> None:
-    assert make(class_dropout_prob=0).guidance_rule == "none"
+    plain = make(class_dropout_prob=0)
+    assert null_label(plain.recipe, plain.config) is None
     with pytest.raises(UsageError, match=r"guidance cannot be fused: class_dropout_prob is 0") as caught:
-        make(fused=True, class_dropout_prob=0)
+        make(None, GUIDED, class_dropout_prob=0)
     assert caught.value.hint == "leave out --guidance fused"
 
 
 def test_guidance_of_a_recipe_without_rule_is_refused() -> None:
     recipe = replace(find_recipe("dico-s"), guidance=None)
     with pytest.raises(UsageError, match="dico-s has no guidance rule to fuse") as caught:
-        resolve(recipe, TINY_DICO, fused=True)
+        resolve(recipe, TINY_DICO, graphs=[GUIDED])
     assert caught.value.hint == "leave out --guidance fused"
 
 
@@ -298,7 +298,7 @@ def test_guidance_of_a_recipe_without_rule_is_refused() -> None:
 
 @pytest.mark.parametrize("make", [dit, dico])
 def test_signature_describes_the_module(make: Any) -> None:
-    variant = make(fused=True)
+    variant = make(None, GUIDED)
     inputs = [torch.from_numpy(np.asarray(array)) for array in variant.signature.example(3).values()]
     with torch.inference_mode():
         outputs = variant.wrap(variant.module())(*inputs)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dexport.runtime.pipeline import Pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,7 +19,8 @@ from dexport.exporter import recipes
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.runtime.decode import VaeDecoder
-from dexport.runtime.generate import generate
+from dexport.runtime.generate import SampleRequest, generate
+from dexport.runtime.opened import OpenProgram
 from tests.golden import Golden, assert_golden, load_golden
 
 ENGINE = {"trt": True, "engine": "tensorrt-rtx"} if find_spec("tensorrt_rtx") else {}
@@ -108,7 +108,8 @@ def test_a_denoiser_of_its_codes_samples_through_it(tmp_path: Path, monkeypatch:
         decoder_checkpoint=str(tmp_path / "vitok.safetensors"),
         parity=False,
     )
-    generate(Pipeline.open(tmp_path / "out"), tmp_path / "grid.png", classes=[1], steps=2)
+    program = OpenProgram.open(tmp_path / "out")
+    generate(program, tmp_path / "grid.png", SampleRequest((1,), settings={"steps": 2}))
     assert Image.open(tmp_path / "grid-images" / "00000.png").size == (64, 64)
 
 
