@@ -81,6 +81,9 @@ def build(
     with Draft(options.output, force=options.force, bytes_needed=needed) as draft:
         with log.step("open weights"):  # of all, so that bad ones are found before anything is built
             sources = {name: open_source(each.variant, each.options) for name, each in settled.items()}
+        for each in settled.values():
+            if each.variant.within is not None:
+                each.variant.within.sources = dict(sources)
         entries, verdicts = {}, {}
         for part in plan.parts:
             folder = NetworkFolder(draft, network_folder(part.name, count))

@@ -23,7 +23,7 @@ from dexport.exporter.pytorch.module_path import inside
 from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, sample_batches
 from dexport.exporter.recipes.recipe import Islands
-from dexport.exporter.trajectory import TorchNetwork, program_of
+from dexport.exporter.trajectory import TorchNetwork
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.loading import load_into
 from dexport.exporter.weights.source import WeightSource
@@ -140,7 +140,7 @@ def find_ranges(variant: Variant, weights: WeightSource, on_progress: OnProgress
     network = load_into(weights, variant.meta_module()).eval()
     watch = _Watch()
     _observe_weights(network, watch)
-    if program_of(variant) is None:
+    if not variant.runs:
         example = (torch.from_numpy(array) for array in variant.signature.example(ROWS).values())
         with watch.over(network, {}), torch.inference_mode():
             network(*example)

@@ -18,8 +18,11 @@ OLDEST_OPSET = 20
 NEWEST_OPSET = 24
 
 
-def resolve_network(recipe: Recipe, options: BuildOptions) -> Variant:
+def resolve_network(recipe: Recipe, options: BuildOptions, *, part: bool = False) -> Variant:
     """The network that the options describe.
+
+    Args:
+        part: of a system whose program runs it.
 
     Raises:
         UsageError: options that contradict each other or the recipe.
@@ -27,7 +30,7 @@ def resolve_network(recipe: Recipe, options: BuildOptions) -> Variant:
     """
     if options.precision not in BYTES_PER_WEIGHT:
         raise UsageError(f"no precision {options.precision!r}", hint=f"choose from {', '.join(BYTES_PER_WEIGHT)}")
-    check_asked(recipe, asked_of(options))
+    check_asked(recipe, asked_of(options), part or recipe.has_program)
     check_switchable(options.no_passes)
     if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
         raise UsageError(f"opset {options.opset} is not supported", hint=f"{OLDEST_OPSET} to {NEWEST_OPSET}")

@@ -14,7 +14,7 @@ from dexport.exporter.recipes import find_buildable, find_recipe, registered_rec
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.recipes.system import System
 from dexport.exporter.resolve import resolve_network
-from dexport.exporter.trajectory import check_program, program_of, role_of
+from dexport.exporter.trajectory import Within, check_program, program_of, role_of
 from dexport.exporter.variant import Variant, resolve
 from dexport.runtime import opened
 from dexport.runtime.calls import rehearse
@@ -126,7 +126,9 @@ def _of_system(system: System, options: BuildOptions) -> Plan:
             part = name_of(role, index, len(recipes))
             own = replace(own, checkpoint=options.checkpoints.get(part), checkpoints={}, players={})
             own = replace(own, seed=options.seed + len(parts))  # random weights differ
-            variant = resolve_network(recipe if isinstance(recipe, Recipe) else registered_recipe(recipe), own)
+            variant = resolve_network(
+                recipe if isinstance(recipe, Recipe) else registered_recipe(recipe), own, part=True
+            )
             variants.setdefault(role, []).append(variant)
             parts.append(Part(part, variant, own))
     unknown = [name for name in options.checkpoints if name not in {part.name for part in parts}]
@@ -135,7 +137,14 @@ def _of_system(system: System, options: BuildOptions) -> Plan:
             f"{system.name} has no network {', '.join(unknown) or 'without a name'} that a checkpoint could be for",
             hint=f"give --checkpoint ROLE=FILE with a role of {', '.join(part.name for part in parts)}",
         )
-    return _with_players(system.name, system.program(variants), parts, options)
+    program, networks = system.program(variants), {part.name: part.variant for part in parts if part.variant}
+    parts = [replace(part, variant=_within(part, program, networks)) for part in parts]
+    return _with_players(system.name, program, parts, options)
+
+
+def _within(part: Part, program: Program, networks: Mapping[str, Variant]) -> Variant:
+    assert part.variant is not None
+    return replace(part.variant, within=Within(program, part.name, networks))
 
 
 def _of_players(options: BuildOptions) -> Plan:

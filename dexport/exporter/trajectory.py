@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import nn
@@ -13,10 +14,12 @@ from dexport.contract import TIME
 from dexport.errors import GateError, InputError, UsageError
 from dexport.exporter.recipes.diffusion import diffusion
 from dexport.exporter.torch_session import TorchSession
-from dexport.exporter.variant import TimeTable, Variant
+from dexport.exporter.variant import TimeTable, Variant, resolve
+from dexport.exporter.weights.loading import load_into
+from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.calls import Call, example_request, rehearse
 from dexport.runtime.draws import Draws
-from dexport.runtime.programs.program import Program, Step
+from dexport.runtime.programs.program import Calls, Network, Program, Step
 
 STEPS = "steps"
 
@@ -78,7 +81,8 @@ def check_program(variant: Variant) -> None:
     """Refuse a network that its program cannot run.
 
     Raises:
-        InputError: it names the recipe, what was declared and what is expected.
+        InputError: the recipe describes such a network; it is named, what was declared and what is expected.
+        UsageError: settings make it one.
     """
     program = program_of(variant)
     if program is None:
@@ -87,7 +91,14 @@ def check_program(variant: Variant) -> None:
     try:
         program.check({role_of(program): [graphs]})
     except UsageError as error:
-        raise InputError(f"{variant.recipe.name}: {error}", hint=error.hint or "correct the recipe") from error
+        message, hint = f"{variant.recipe.name}: {error}", error.hint or "correct the recipe"
+        raise (UsageError(message, hint) if _is_changed(variant) else InputError(message, hint)) from error
+
+
+def _is_changed(variant: Variant) -> bool:
+    """Whether settings or a size make the network another one than its recipe describes."""
+    described = resolve(variant.recipe, graphs=variant.graphs)
+    return (variant.config, variant.latent) != (described.config, described.latent)
 
 
 def with_table(variant: Variant, steps: int | None) -> Variant:
@@ -121,10 +132,47 @@ def run_steps(
         numbers: of the images, of ``total``.
         steps: of the program, where it has steps.
     """
-    program = program_of(variant)
+    within = variant.within
+    program = program_of(variant) if within is None else within.program
     assert program is not None, "only the network of a program is run"
+    calls: Calls = {role_of(program): [network]} if within is None else within.calls(network)
     if STEPS in program.settings:
         program = program.with_settings(steps=steps)
     request = example_request(program.condition, numbers, total)
     with contextlib.suppress(GateError):  # what is not finite is for those to say who watch
-        yield from program.run({role_of(program): [network]}, request, Draws(seed, images=numbers))
+        yield from program.run(calls, request, Draws(seed, images=numbers))
+
+
+@dataclass
+class Within:
+    """A network's place in a system that is being built; see :class:`~dexport.exporter.variant.Surroundings`.
+
+    Attributes:
+        name: of the network.
+        networks: all of the system, by name.
+        sources: their weights, once they are open.
+    """
+
+    program: Program
+    name: str
+    networks: Mapping[str, Variant]
+    sources: Mapping[str, WeightSource] = field(default_factory=dict)
+    _opened: dict[str, TorchNetwork] = field(default_factory=dict, repr=False)
+
+    @property
+    def key(self) -> str:
+        origins = {name: [source.origin.sha256, source.origin.seed] for name, source in self.sources.items()}
+        return json.dumps([self.program.to_json(), self.name, origins])
+
+    def calls(self, network: Network) -> Calls:
+        roles: dict[str, list[Network]] = {}
+        for name in self.networks:
+            roles.setdefault(name.partition(".")[0], []).append(network if name == self.name else self._other(name))
+        return roles
+
+    def _other(self, name: str) -> TorchNetwork:
+        if name not in self._opened:
+            variant = self.networks[name]
+            module = load_into(self.sources[name], variant.meta_module()).eval()
+            self._opened[name] = TorchNetwork(variant, module)
+        return self._opened[name]

@@ -9,7 +9,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ from dexport.exporter.pytorch.state import fresh_torch
 from dexport.exporter.recipes.check import check_recipe, check_signature
 from dexport.exporter.recipes.diffusion import graphs_of, guidance_rule, null_label
 from dexport.exporter.recipes.recipe import MODEL, GraphRecipe, Recipe, Signature, TensorSpec, value_of
+from dexport.exporter.weights.source import WeightSource
+from dexport.runtime.programs.program import Calls, Network, Program
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,28 @@ class TimeTable:
     times: tuple[float, ...]
 
 
+class Surroundings(Protocol):
+    """The system that a network is a part of: how it is run, and what is run beside it.
+
+    Attributes:
+        sources: the weights of all networks by name, once they are open.
+    """
+
+    sources: Mapping[str, WeightSource]
+
+    @property
+    def program(self) -> Program: ...
+
+    @property
+    def key(self) -> str:
+        """What the run depends on besides the network."""
+        ...
+
+    def calls(self, network: Network) -> Calls:
+        """The networks of the system, with this one in its place."""
+        ...
+
+
 @dataclass(frozen=True)
 class Variant:
     """A network with every setting decided, and one of its graphs.
@@ -47,6 +71,7 @@ class Variant:
         graphs: all that are exported.
         graph: the one that is meant where one is.
         table: the times that the graphs take; None for any.
+        within: the system that it is a part of; None where it is run by its own program, if any.
     """
 
     recipe: Recipe
@@ -55,6 +80,12 @@ class Variant:
     graphs: tuple[str, ...] = (MODEL,)
     graph: str = MODEL
     table: TimeTable | None = None
+    within: Surroundings | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a program that runs it."""
+        return self.within is not None or self.recipe.has_program
 
     @property
     def each(self) -> tuple[Variant, ...]:

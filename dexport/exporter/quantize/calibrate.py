@@ -174,6 +174,7 @@ def calibration_key(variant: Variant, weights: WeightSource, settings: Calibrati
             variant.latent,
             [origin.kind, origin.sha256, origin.seed],
             asdict(settings),
+            None if variant.within is None else variant.within.key,
             sorted(layers),
         ]
     )

@@ -90,8 +90,11 @@ class Request:
         return not set(schemes).isdisjoint(self.schemes.values())
 
 
-def check_asked(recipe: Recipe, asked: Asked) -> None:
+def check_asked(recipe: Recipe, asked: Asked, runs: bool) -> None:
     """Refuse options that contradict each other or the recipe.
+
+    Args:
+        runs: whether there is a program that runs the network.
 
     Raises:
         UsageError: see there.
@@ -111,7 +114,7 @@ def check_asked(recipe: Recipe, asked: Asked) -> None:
         _ = asked.calibration
     if asked.budget is not None:
         parse_budget(asked.budget)
-    if asked.int8 == "w8a8" and not recipe.has_program:
+    if asked.int8 == "w8a8" and not runs:
         raise UsageError(
             f"{recipe.name} has no program: there is no trajectory to calibrate on", hint="--quantize int8"
         )
@@ -181,7 +184,7 @@ def request_of(
     }
     budget = None if asked.budget is None else parse_budget(asked.budget)
     request = Request(layers, schemes, carriers, asked.calibration, budget)
-    _check_possible(recipe, request, opset)
+    _check_possible(variant, request, opset)
     return request
 
 
@@ -203,10 +206,10 @@ def _sensitive(
     return {path: scheme for path, scheme in recipe_leaves.items() if schemes[path] == FLOAT}
 
 
-def _check_possible(recipe: Recipe, request: Request, opset: int) -> None:
-    if request.has(W8A8, *LOW_BITS) and not recipe.has_program:
+def _check_possible(variant: Variant, request: Request, opset: int) -> None:
+    if request.has(W8A8, *LOW_BITS) and not variant.runs:
         raise UsageError(
-            f"{recipe.name} has no program: there is no trajectory to calibrate on, which W8A8, INT4 and ternary need",
+            f"{variant.recipe.name} has no program: there is no trajectory to calibrate on, which W8A8, INT4 and ternary need",
             hint="--quantize int8",
         )
     if request.has(*LOW_BITS) and opset < FUNCTIONS_OPSET:

@@ -235,8 +235,9 @@ class Diffusion(Program):
         predicted = (channels, 2 * channels) if self.sampler in WITH_VARIANCE else (channels,)
         if prediction.shape[1] not in predicted or prediction.shape[2:] != state.shape[2:]:
             raise UsageError(
-                f"the state is {list(state.shape)}, and {prediction.name} is {list(prediction.shape)}",
-                hint=f"{self.sampler} takes predictions of {' or '.join(map(str, predicted))} channels",
+                f"{self.sampler} takes predictions of {' or '.join(map(str, predicted))} channels for the state "
+                f"{list(state.shape)}, and {prediction.name} is {list(prediction.shape)}",
+                hint="change learn_sigma or the channels with --set, or correct the recipe",
             )
         if self.decoding.kind != "network":
             self._check_pictures(channels, height, width)
