@@ -40,11 +40,13 @@ def read_map(path: str | Path) -> dict[str, str]:
 
 
 def _map_of_manifest(manifest: Mapping[str, Any], path: str | Path) -> Any:
-    precision = manifest.get("precision")
+    """That of the main network, the first."""
+    networks = manifest.get("networks")
+    first = next(iter(networks.values()), None) if isinstance(networks, dict) else None
+    precision = first.get("precision") if isinstance(first, dict) else None
     if not isinstance(precision, dict) or "layers" not in precision:
         raise InputError(
-            f"{path} is a manifest without a precision map: a stitched bundle, or one of an older dexport",
-            hint="give the manifest of one of its parts, or build it again",
+            f"{path} is a manifest without a precision map, or one of an older dexport", hint="build the bundle again"
         )
     return precision["layers"]
 
