@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter import machine
-from dexport.exporter.build import _beside
+from dexport.exporter.network_build import _beside
 from dexport.exporter.engine import process
 from dexport.exporter.engine.choice import DEFAULT_RTX_TARGETS, EngineChoice, choose_engine, parse_targets
 from dexport.exporter.engine.process import EngineRequest, build_engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch import Tensor
 import dexport
 from dexport.errors import InputError, UsageError
 from dexport.exporter.quantize import calibrate as calibration
-from dexport.exporter.quantize.calibrate import Calibration, TimedSession, calibrate
+from dexport.exporter.quantize.calibrate import Calibration, calibrate
 from dexport.exporter.quantize.observer import Statistics
 from dexport.exporter.recipes import find_recipe
+from dexport.exporter.trajectory import TorchNetwork
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.source import RandomSource
 from dexport.runtime.int8_products import multiply_exactly
@@ -91,12 +93,12 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 def test_classes_are_mixed_and_both_halves_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels: list[list[int]] = []
 
-    class Spy(TimedSession):
-        def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    class Spy(TorchNetwork):
+        def __call__(self, graph: str, /, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
             labels.append(inputs["y"].tolist())
-            return super().__call__(**inputs)
+            return super().__call__(graph, **inputs)
 
-    monkeypatch.setattr(calibration, "TimedSession", Spy)
+    monkeypatch.setattr(calibration, "TorchNetwork", Spy)
     run(tmp_path / "partial.npz")
     assert labels == [[0, 2, 10, 10]] * 3 + [[5, 7, 10, 10]] * 3
 
@@ -154,8 +156,8 @@ DICO = {"hidden_size": 8, "depth": [1, 0, 1, 0, 1]}
 def test_a_w8a8_build_runs_integer_kernels(recipe: str, settings: dict, parity: bool, tmp_path: Path) -> None:
     options = {"settings": settings, "int8": "w8a8", "calibration_images": 4, "parity": parity}
     result = dexport.build(recipe, tmp_path / "out", **options, profile="ci")
-    manifest = result.bundle.manifest
-    assert manifest["status"] == ("passed" if parity else "not verified")
+    manifest = result.bundle.network.manifest
+    assert result.status == manifest["status"] == ("passed" if parity else "not verified")
     assert not (tmp_path / "out.calibration.npz").exists()
     assert manifest["precision"]["calibration"]["images"] == 4
     schemes = {path: scheme for path, scheme in manifest["precision"]["layers"].items() if scheme != "float"}
