@@ -12,13 +12,16 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 import dexport
-from dexport.bundle import DECODER, Bundle, load_bundle
+from dexport.bundle import Bundle, load_bundle
 from dexport.cli import main
 from dexport.errors import InputError, UsageError
+from dexport.exporter.build import build
+from dexport.exporter.options import Player
 from dexport.exporter.rebuild import options_of
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.source import RandomSource
+from dexport.validate.build import forward_parity
 from tests.bundles import NARROW
 
 
@@ -50,27 +53,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(bundle: Bundle, **changes: Any) -> Bundle:
-    return replace(bundle, manifest={**bundle.manifest, **changes})
+    """The bundle with other facts of its network."""
+    network = bundle.network
+    networks = {**bundle.manifest["networks"], network.name: {**network.manifest, **changes}}
+    return replace(bundle, manifest={**bundle.manifest, "networks": networks})
 
 
 def test_everything_but_the_weights_stays(folder: Path, tmp_path: Path) -> None:
     done = invoke("quantize", folder / "plain", "-o", tmp_path / "out", "--quantize", "int8", "--no-parity", "--json")
     assert done.exit_code == 0, done.output
-    before, after = load_bundle(folder / "plain").manifest, load_bundle(tmp_path / "out").manifest
-    assert json.loads(done.stdout)["files"] == after["files"]
-    same = (
-        "config",
-        "latent",
-        "guidance",
-        "sampling",
-        "weights",
-        "opset",
-        "no_passes",
-        "io",
-        "batch",
-        "profile",
-        "recipe",
-    )
+    old, new = load_bundle(folder / "plain"), load_bundle(tmp_path / "out")
+    assert json.loads(done.stdout)["files"] == new.manifest["files"]
+    assert old.program == new.program
+    assert old.network.graphs == new.network.graphs
+    before, after = old.network.manifest, new.network.manifest
+    same = ("config", "latent", "weights", "opset", "no_passes", "batch", "profile", "recipe")
     assert {name: before[name] for name in same} == {name: after[name] for name in same}
     assert after["precision"]["name"] == "fp16"
     assert after["precision"]["islands"] == before["precision"]["islands"]
@@ -82,8 +79,9 @@ def test_everything_but_the_weights_stays(folder: Path, tmp_path: Path) -> None:
     assert after["sizes"]["onnx"] < before["sizes"]["onnx"]
     checkpoint = str(folder / "weights.safetensors")
     dexport.build("dit-fashion", tmp_path / "built", checkpoint=checkpoint, int8="weight", **OPTIONS)
-    built = load_bundle(tmp_path / "built").manifest
-    assert (built["precision"], built["files"]) == (after["precision"], after["files"])
+    built = load_bundle(tmp_path / "built")
+    assert built.network.manifest["precision"] == after["precision"]
+    assert built.manifest["files"] == new.manifest["files"]
 
 
 def test_a_moved_checkpoint_is_found_and_another_one_refused(folder: Path, tmp_path: Path) -> None:
@@ -123,7 +121,9 @@ def test_the_recipe_of_another_bundle_is_refused(plain: Path, tmp_path: Path) ->
 
 def test_an_engine_is_built_again(plain: Path, tmp_path: Path) -> None:
     engine = {"flavour": "tensorrt-rtx", "targets": ["sm89", "sm120"]}
-    _, options = options_of(changed(load_bundle(plain), engine=engine), tmp_path / "out", int8="weight")
+    bundle = load_bundle(plain)
+    graphs = {"model": {**bundle.network.entry(), "engine": engine}}
+    _, options = options_of(changed(bundle, graphs=graphs), tmp_path / "out", int8="weight")
     assert (options.trt, options.engine, options.targets) == (True, "tensorrt-rtx", ("sm89", "sm120"))
 
 
@@ -140,23 +140,29 @@ def test_ternary_layers_stay_as_they_were_stored(tmp_path: Path) -> None:
     assert "--quantize none,int8" in done.stderr
     done = invoke(*("quantize", tmp_path / "packed", "--quantize", "none,int8", "--no-parity", "-o", tmp_path / "out"))
     assert done.exit_code == 0, done.output
-    stored = load_bundle(tmp_path / "out").manifest
+    stored = load_bundle(tmp_path / "out").network.manifest
     assert stored["ternary"] is None and set(stored["precision"]["layers"].values()) == {"float", "int8"}
 
 
-def test_the_decoder_is_copied(plain: Path, other: Path, tmp_path: Path) -> None:
-    bundle = load_bundle(plain)
-    (tmp_path / "with/parts").mkdir(parents=True)
-    (tmp_path / "with/parts" / DECODER).symlink_to(other)
-    held = replace(changed(bundle, parts=[DECODER], files=None), path=tmp_path / "with")
+def test_the_decoder_is_copied(tmp_path: Path) -> None:
+    settings = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
+    dexport.build("sd-vae-decoder", tmp_path / "decoder", settings=settings, latent=(8, 8), parity=False)
+    held = dexport.build(
+        "dit-s-2",
+        tmp_path / "held",
+        settings=NARROW,
+        latent=(8, 8),
+        players={"decoder": (Player(str(tmp_path / "decoder")),)},
+        profile="ci",
+        parity=False,
+    ).bundle
     recipe, options = options_of(held, tmp_path / "out", int8="weight", parity=False)
-    assert options.decoder_bundle == tmp_path / "with/parts" / DECODER
-    from dexport.exporter.build import build
-    from dexport.validate.build import forward_parity
-
-    build(recipe, options, forward_parity)
-    copied = load_bundle(tmp_path / "out").parts[DECODER]
-    assert copied.manifest["files"] == load_bundle(other).manifest["files"]
+    assert options.players == {"decoder": (Player(str(tmp_path / "held")),)}
+    bundle = build(recipe, options, forward_parity).bundle
+    copied, files = bundle.networks["decoder"], load_bundle(tmp_path / "decoder").manifest["files"]
+    assert copied.manifest == held.networks["decoder"].manifest
+    assert {name: bundle.manifest["files"][f"{copied.folder}/{name}"] for name in files} == files
+    assert "int8" in bundle.network.manifest["precision"]["layers"].values()
 
 
 @pytest.mark.parametrize(
@@ -176,13 +182,14 @@ def test_what_is_missing_is_told(
 
 def test_an_incomplete_manifest_is_bad_input(plain: Path, tmp_path: Path) -> None:
     bundle = load_bundle(plain)
-    shorter = {name: value for name, value in bundle.manifest.items() if name != "opset"}
+    shorter = {name: value for name, value in bundle.network.manifest.items() if name != "opset"}
+    incomplete = replace(bundle, manifest={**bundle.manifest, "networks": {bundle.network.name: shorter}})
     with pytest.raises(InputError, match=r"the manifest lacks what a build needs: 'opset'"):
-        options_of(replace(bundle, manifest=shorter), tmp_path / "out", int8="weight")
+        options_of(incomplete, tmp_path / "out", int8="weight")
 
 
-def test_a_stitched_bundle_is_quantised_part_by_part(stitched: Path, tmp_path: Path) -> None:
+def test_a_stitched_bundle_is_quantised_network_by_network(stitched: Path, tmp_path: Path) -> None:
     done = invoke("quantize", stitched, "--quantize", "int8", "-o", tmp_path / "out")
     assert done.exit_code == 2
-    assert "holds 2 denoisers" in done.stderr
+    assert "holds 2 networks of the role denoiser" in done.stderr
     assert not any(tmp_path.iterdir())
