@@ -58,11 +58,11 @@ def test_a_line_of_a_module_inside_is_named() -> None:
     assert "torch.where" in caught.value.hint
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("graph", ["model", "guided"])
 @pytest.mark.parametrize("constructor", [UNet, network(networks.on_batch)])
-def test_a_guard_on_the_batch_is_found_inside_of_guidance_too(constructor: type[Network], fused: bool) -> None:
+def test_a_guard_on_the_batch_is_found_inside_of_guidance_too(constructor: type[Network], graph: str) -> None:
     with pytest.raises(InputError, match="where B is the batch") as caught:
-        exported(resolve(recipe(constructor), fused=fused))
+        exported(resolve(recipe(constructor), graphs=["guided"] if fused else ()))
     assert str(SOURCE) in str(caught.value)
 
 

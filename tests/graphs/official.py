@@ -80,7 +80,7 @@ def official_pairs(name: str, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
 def _denoiser(name: str, module: nn.Module, given: Tensors, wanted: Tensors) -> list[tuple[Tensor, Tensor]]:
     golden, half = load_golden(name), len(given["cfg_x"]) // 2
     if name in RECIPES:
-        guided = resolve(find_recipe(RECIPES[name]), golden.config, fused=True).wrap(module)
+        guided = resolve(find_recipe(RECIPES[name]), golden.config, graphs=["guided"]).wrap(module)
     else:
         guided = Guided(module, golden.config["num_classes"])
     x, t, y = (given[f"cfg_{key}"][:half] for key in ("x", "t", "y"))

@@ -59,7 +59,7 @@ def test_alone_it_returns_the_last_branch() -> None:
 def test_both_guidance_rules_match_the_evaluation_script(power: float, cfg_scale: float, name: str) -> None:
     inputs = GOLDEN.inputs
     settings = {**GOLDEN.config, "cfg_scale_pow": power}
-    guided = resolve(find_recipe("dimr-xl-2r"), settings, (16, 16), fused=True).wrap(golden_model())
+    guided = resolve(find_recipe("dimr-xl-2r"), settings, (16, 16), graphs=["guided"]).wrap(golden_model())
     with torch.no_grad():
         out = guided(inputs["x"], inputs["cfg_t"] / 1000 * 8 - 4, inputs["cfg_y"], torch.tensor(cfg_scale))
     assert_golden(out, GOLDEN.outputs[name])

