@@ -42,14 +42,7 @@ def check_network(variant: Variant) -> None:
     env = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
     with FakeTensorMode(shape_env=env, allow_non_fake_inputs=True):
         network = variant.module()
-        try:
-            inspect.signature(network.forward).bind(*names)
-        except TypeError as error:
-            raise InputError(
-                f"{owner}: inputs {', '.join(names)} are declared, and forward is called with them in this order, but "
-                f"it takes {inspect.signature(network.forward)}: {error}",
-                hint=HINT,
-            ) from error
+        _check_arguments(owner, names, inspect.signature(network.forward))
         found = []
         for batch in BATCHES:
             inputs = [torch.zeros(spec.dims(batch), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs]
@@ -66,6 +59,22 @@ def check_network(variant: Variant) -> None:
             dtype = str(tensors[0].dtype).removeprefix("torch.")
             raise _differs(owner, spec, f"{dtype} {_symbolic(shapes)}")
     _check_rows(variant, tables.rows)
+
+
+def _check_arguments(owner: str, names: Sequence[str], taken: inspect.Signature) -> None:
+    """Refuse inputs that a forward does not take, or takes in another order."""
+    problem = ""
+    try:
+        taken.bind(*names)
+    except TypeError as error:
+        problem = f": {error}"
+    called = list(taken.parameters)[: len(names)]
+    if problem or (set(called) == set(names) and called != list(names)):
+        raise InputError(
+            f"{owner}: inputs {', '.join(names)} are declared, and forward is called with them in this order, but "
+            f"it takes {taken}{problem}",
+            hint=HINT,
+        )
 
 
 def _symbolic(shapes: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -92,13 +92,11 @@ def check_program(variant: Variant) -> None:
         program.check({role_of(program): [graphs]})
     except UsageError as error:
         message, hint = f"{variant.recipe.name}: {error}", error.hint or "correct the recipe"
-        raise (UsageError(message, hint) if _is_changed(variant) else InputError(message, hint)) from error
-
-
-def _is_changed(variant: Variant) -> bool:
-    """Whether settings or a size make the network another one than its recipe describes."""
-    described = resolve(variant.recipe, graphs=variant.graphs)
-    return (variant.config, variant.latent) != (described.config, described.latent)
+        described = resolve(variant.recipe, graphs=variant.graphs)
+        if (variant.config, variant.latent) == (described.config, described.latent):
+            raise InputError(message, hint) from error
+        check_program(described)
+        raise UsageError(message, hint) from error
 
 
 def with_table(variant: Variant, steps: int | None) -> Variant:

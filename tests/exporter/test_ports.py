@@ -16,15 +16,16 @@ from torch import Tensor
 import dexport
 from dexport.cli import main
 from dexport.errors import InputError, UsageError
-from dexport.exporter.build import BuildOptions, resolve_options
-from dexport.exporter.ports import check_network, check_program
+from dexport.exporter.ports import check_network
 from dexport.exporter.recipes import all_recipes
 from dexport.exporter.recipes.check import check_recipe, fits
 from dexport.exporter.recipes.recipe import BATCH, Guidance, Islands, Recipe, Sampling, Signature, TensorSpec
 from dexport.exporter.tracing.trace import trace
+from dexport.exporter.trajectory import check_program
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.loading import open_weights
 from tests.exporter.networks import CLASSES, Network, network, recipe, signature
+from tests.exporter.resolving import resolved
 
 IMAGE = (BATCH, 3, 8, 8)
 SAMPLING = Sampling("rectified flow", "velocity", "flow", 4, 1.0, "none")
@@ -107,7 +108,7 @@ def test_the_traced_graph_is_held_to_its_signature_too(forward: Callable[..., Te
 
 
 def test_nothing_is_written_and_no_work_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dexport.exporter.build.open_weights", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("dexport.exporter.network_build.open_weights", lambda *_, **__: pytest.fail("work was done"))
     out = tmp_path / "out"
     with pytest.raises(InputError):
         dexport.build(recipe(network(two_channels)), out, precision="auto")
@@ -134,19 +135,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an input that nothing feeds": (
         {"signature": with_ports(y=TensorSpec("text", "int64", (BATCH,))), "guidance": None},
-        "inputs x, t, text",
+        "nothing feeds the input text",
     ),
-    "no time": ({"signature": with_ports(t=None)}, "no sampler feeds"),
+    "no time": ({"signature": with_ports(t=None)}, "none of the inputs x, y is a time"),
     "another order": (
         {"signature": lambda *_: Signature(PLAIN.inputs[::-1], PLAIN.outputs)},
         "inputs y, t, x are declared",
     ),
     "another state": ({"signature": with_ports(x=TensorSpec("x", "float32", (BATCH, 3, 16, 16)))}, "16, 16"),
-    "a state of tokens": ({"signature": with_ports(x=TensorSpec("x", "float32", (BATCH, 64, 3)))}, "input x"),
-    "times per pixel": ({"signature": with_ports(t=TensorSpec("t", "float32", (BATCH, 8)))}, "input t"),
-    "times in integers": ({"signature": with_ports(t=TensorSpec("t", "int64", (BATCH,)))}, "input t"),
-    "labels in floats": ({"signature": with_ports(y=TensorSpec("y", "float32", (BATCH,)))}, "input y"),
-    "another output": ({"signature": with_ports(out=TensorSpec("eps", "float32", IMAGE))}, "samplers read out"),
+    "a state of tokens": ({"signature": with_ports(x=TensorSpec("x", "float32", (BATCH, 64, 3)))}, "a state is float32 of 4"),
+    "times per pixel": ({"signature": with_ports(t=TensorSpec("t", "float32", (BATCH, 8)))}, "a time is float32 of 1"),
+    "times in integers": ({"signature": with_ports(t=TensorSpec("t", "int64", (BATCH,)))}, "a time is float32"),
+    "labels in floats": ({"signature": with_ports(y=TensorSpec("y", "float32", (BATCH,)))}, "a label is int64"),
+    "another output": ({"signature": with_ports(out=TensorSpec("eps", "float32", IMAGE))}, "none of the outputs eps is a prediction"),
     "a variance that its sampler has not": (
         {"signature": with_ports(out=TensorSpec("out", "float32", (BATCH, 6, 8, 8)))},
         "predictions of 3 channels",
@@ -158,7 +159,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "predictions of 3 or 6 channels",
     ),
-    "guidance without labels": ({"signature": with_ports(y=None)}, "no input y"),
+    "guidance without labels": ({"signature": with_ports(y=None)}, "no labels"),
     "a name twice": ({"signature": with_ports(out=TensorSpec("x", "float32", IMAGE))}, "used twice"),
     "no name": ({"signature": with_ports(out=TensorSpec("the picture", "float32", IMAGE))}, "identifier"),
     "no outputs": ({"signature": with_ports(out=None)}, "no outputs"),
@@ -227,7 +228,7 @@ SMALL = {"hidden_size": 16, "depth": 1, "num_heads": 2}
 @pytest.mark.parametrize("name", ["dit-fashion", "lit-fashion", "sd-vae-encoder"])
 def test_small_networks_return_what_they_declare(name: str) -> None:
     narrow = {} if name.startswith("sd-vae") else SMALL
-    check_network(resolve_options(name, BuildOptions(Path(), settings=narrow)))
+    check_network(resolved(name, settings=narrow))
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
@@ -237,7 +238,7 @@ def test_a_learned_variance_is_taken_where_the_sampler_knows_it(sampler: str) ->
 
     signed = with_ports(out=TensorSpec("out", "float32", (BATCH, 6, 8, 8)))
     chosen = recipe(network(both), signature=signed, sampling=replace(SAMPLING, sampler=sampler))
-    check_network(resolve_options(chosen, BuildOptions(Path())))
+    check_network(resolved(chosen))
 
 
 @pytest.mark.parametrize(

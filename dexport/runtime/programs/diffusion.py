@@ -94,16 +94,24 @@ class Diffusion(Program):
         self.make_sampler()
         if self.route:
             check_fractions(self.shares)
-        if self.condition.null is not None and (
-            self.guidance is None or self.condition.classes is None or self.condition.null < self.condition.classes
-        ):
-            raise UsageError(
-                f"the null label {self.condition.null} is one of {self.condition.classes} classes, or guides nothing",
-                hint="it is a row of the label table behind those of the classes",
-            )
+        if self.condition.null is not None:
+            self._check_null(self.condition.null)
         if self.condition.names and len(self.condition.names) != self.condition.classes:
             raise UsageError(
                 f"{len(self.condition.names)} names for {self.condition.classes} classes", hint="give each a name"
+            )
+
+    def _check_null(self, null: int) -> None:
+        classes = self.condition.classes
+        if self.guidance is None or classes is None:
+            lacking = "labels" if classes is None else "guidance rule"
+            raise UsageError(
+                f"there is a null label, {null}, and no {lacking}", hint="declare both, or neither"
+            )
+        if null < classes:
+            raise UsageError(
+                f"the null label {null} is one of {classes} classes",
+                hint="it is a row of the label table behind those of the classes",
             )
 
     @property
@@ -353,6 +361,7 @@ def _output(graph: Graph, role: str) -> Port:
 def _is(port: Port, dtype: str, rank: int) -> None:
     if port.dtype != dtype or len(port.shape) != rank or port.shape[0] != BATCH:
         raise UsageError(
-            f"{port.name} is {port.dtype} {list(port.shape)}",
-            hint=f"a {port.role} is {dtype} of {rank} dimensions, the first of which is {BATCH}",
+            f"{port.name} is {port.dtype} {list(port.shape)}, and a {port.role} is {dtype} of {rank} dimensions, the "
+            f"first of which is {BATCH}",
+            hint="declare what the network takes and returns",
         )
