@@ -143,11 +143,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "inputs y, t, x are declared",
     ),
     "another state": ({"signature": with_ports(x=TensorSpec("x", "float32", (BATCH, 3, 16, 16)))}, "16, 16"),
-    "a state of tokens": ({"signature": with_ports(x=TensorSpec("x", "float32", (BATCH, 64, 3)))}, "a state is float32 of 4"),
+    "a state of tokens": (
+        {"signature": with_ports(x=TensorSpec("x", "float32", (BATCH, 64, 3)))},
+        "a state is float32 of 4",
+    ),
     "times per pixel": ({"signature": with_ports(t=TensorSpec("t", "float32", (BATCH, 8)))}, "a time is float32 of 1"),
     "times in integers": ({"signature": with_ports(t=TensorSpec("t", "int64", (BATCH,)))}, "a time is float32"),
     "labels in floats": ({"signature": with_ports(y=TensorSpec("y", "float32", (BATCH,)))}, "a label is int64"),
-    "another output": ({"signature": with_ports(out=TensorSpec("eps", "float32", IMAGE))}, "none of the outputs eps is a prediction"),
+    "another output": (
+        {"signature": with_ports(out=TensorSpec("eps", "float32", IMAGE))},
+        "none of the outputs eps is a prediction",
+    ),
     "a variance that its sampler has not": (
         {"signature": with_ports(out=TensorSpec("out", "float32", (BATCH, 6, 8, 8)))},
         "predictions of 3 channels",

@@ -123,7 +123,9 @@ def test_a_bad_checkpoint_of_the_last_part_is_found_before_the_first_is_built(
     assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
 
 
-@pytest.mark.parametrize(("seed", "shown"), [(0, "RANDOM weights of denoiser.0 (seed 0)"), (7, "RANDOM weights of denoiser.1 (seed 7)")])
+@pytest.mark.parametrize(
+    ("seed", "shown"), [(0, "RANDOM weights of denoiser.0 (seed 0)"), (7, "RANDOM weights of denoiser.1 (seed 7)")]
+)
 def test_a_stitched_build_with_random_weights_says_so(seed: int, shown: str, tmp_path: Path) -> None:
     sizes = [part for name, value in NARROW.items() for part in ("--set", f"{name}={value}")]
     command = ["build", "--stitch", "dit-fashion-s:0.4,dit-fashion:0.6", *sizes, "--no-parity", "--seed", str(seed)]

@@ -105,9 +105,7 @@ class Diffusion(Program):
         classes = self.condition.classes
         if self.guidance is None or classes is None:
             lacking = "labels" if classes is None else "guidance rule"
-            raise UsageError(
-                f"there is a null label, {null}, and no {lacking}", hint="declare both, or neither"
-            )
+            raise UsageError(f"there is a null label, {null}, and no {lacking}", hint="declare both, or neither")
         if null < classes:
             raise UsageError(
                 f"the null label {null} is one of {classes} classes",
