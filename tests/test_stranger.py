@@ -136,6 +136,11 @@ def test_info_shows_its_tree(pair: Path) -> None:
         assert expected in shown
 
 
+def test_recipes_and_info_show_the_system() -> None:
+    assert "of trunk, trunk" in run("recipes").stdout
+    assert "role denoiser trunk, trunk" in " ".join(run("info", "average-of-two").stdout.split())
+
+
 def test_triton_serves_the_graphs_and_the_program(pair: Path, tmp_path: Path) -> None:
     run("pack", pair, "--triton", tmp_path / "repository")
     models = sorted(path.name for path in (tmp_path / "repository").iterdir())

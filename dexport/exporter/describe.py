@@ -7,12 +7,19 @@ from dataclasses import asdict
 from typing import Any
 
 from dexport.contract import to_json
+from dexport.exporter.recipes import registered_recipe
 from dexport.exporter.recipes.diffusion import graphs_of
 from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.recipes.system import System
 from dexport.exporter.trajectory import program_of
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.address import SUFFIXES
 from dexport.exporter.weights.containers import CONTAINERS
+
+
+def describe(found: Recipe | System) -> dict[str, Any]:
+    """Everything a user may want to know before building; a system has ``roles``."""
+    return describe_recipe(found) if isinstance(found, Recipe) else describe_system(found)
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -41,6 +48,24 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "quantize_exclude": list(recipe.quantize_exclude),
         "gates_relative_l2": dict(recipe.gates),
         "program": program and program.to_json(),
+    }
+
+
+def describe_system(system: System) -> dict[str, Any]:
+    """A system as JSON values: who plays its roles, and its program."""
+    roles = {
+        role: [each if isinstance(each, Recipe) else registered_recipe(each) for each in recipes]
+        for role, recipes in system.roles.items()
+    }
+    networks = {role: [resolve(each) for each in recipes] for role, recipes in roles.items()}
+    return {
+        "name": system.name,
+        "family": system.family,
+        "summary": system.summary,
+        "source": system.source,
+        "roles": {role: [each.name for each in recipes] for role, recipes in roles.items()},
+        "parameters": sum(count_parameters(each) for some in networks.values() for each in some),
+        "program": system.program(networks).to_json(),
     }
 
 

@@ -16,7 +16,7 @@ from dexport.cli.parameters import as_json, require_signature
 @require_signature
 @as_json
 def info_command(name: str, require_signature: Path | None, as_json: bool) -> None:
-    """Show a recipe (NAME, or a recipe file), a bundle (its folder) or an archive.
+    """Show a recipe or a system (NAME, or a recipe file), a bundle (its folder) or an archive.
 
     Write ./NAME if a recipe is called like the folder.
     """
@@ -33,19 +33,22 @@ def info_command(name: str, require_signature: Path | None, as_json: bool) -> No
         bundle = load_bundle(name, require_signature)
         print_json(bundle.manifest) if as_json else print_bundle(bundle)
         return
-    from dexport.cli.commands.recipes_printer import print_recipe
-    from dexport.exporter.describe import describe_recipe
-    from dexport.exporter.recipes import find_recipe
+    from dexport.cli.commands.recipes_printer import print_recipe, print_system
+    from dexport.exporter.describe import describe
+    from dexport.exporter.recipes import find_buildable
 
-    described = describe_recipe(find_recipe(name))
-    print_json(described) if as_json else print_recipe(described)
+    described = describe(find_buildable(name))
+    if as_json:
+        print_json(described)
+    else:
+        (print_system if "roles" in described else print_recipe)(described)
 
 
 def _is_recipe(name: str) -> bool:
     if Path(name).name != name:
         return False
     try:
-        from dexport.exporter.recipes import all_recipes
+        from dexport.exporter.recipes import all_buildable
     except ModuleNotFoundError:  # nothing can be built here, so it names a folder
         return False
-    return name in all_recipes()
+    return name in all_buildable()

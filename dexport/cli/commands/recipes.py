@@ -10,10 +10,10 @@ from dexport.cli.parameters import as_json
 @command("recipes")
 @as_json
 def recipes_command(as_json: bool) -> None:
-    """List the model variants that can be built, with their parameter counts."""
+    """List the model variants and systems that can be built, with their parameter counts."""
     from dexport.cli.commands.recipes_printer import print_recipes
-    from dexport.exporter.describe import describe_recipe
-    from dexport.exporter.recipes import all_recipes
+    from dexport.exporter.describe import describe
+    from dexport.exporter.recipes import all_buildable
 
-    described = [describe_recipe(recipe) for recipe in all_recipes().values()]
+    described = [describe(found) for found in all_buildable().values()]
     print_json(described) if as_json else print_recipes(described)

@@ -17,8 +17,12 @@ def print_recipes(described: Sequence[Mapping[str, Any]]) -> None:
     """One line per variant."""
     table = Table("name", "system", "parameters", "input", "official weights")
     for recipe in described:
-        shape = "x".join(str(dim) for dim in recipe["inputs"][0]["shape"])
-        weights = ", ".join(recipe["checkpoint"]["files"])
+        if "roles" in recipe:
+            networks = [name for names in recipe["roles"].values() for name in names]
+            shape, weights = "system", f"of {', '.join(networks)}"
+        else:
+            shape = "x".join(str(dim) for dim in recipe["inputs"][0]["shape"])
+            weights = ", ".join(recipe["checkpoint"]["files"])
         table.add_row(recipe["name"], recipe["family"], f"{recipe['parameters']:,}", shape, weights)
     out.print(table)
 
@@ -42,3 +46,10 @@ def print_recipe(recipe: Mapping[str, Any]) -> None:
         "program": program_line(recipe["program"]),
     }
     print_lines(lines)
+
+
+def print_system(system: Mapping[str, Any]) -> None:
+    """Who plays which role."""
+    out.print(Text.assemble((system["name"], "bold"), f": {system['summary']} ({system['source']})"))
+    roles = {f"role {role}": ", ".join(recipes) for role, recipes in system["roles"].items()}
+    print_lines({"parameters": f"{system['parameters']:,}", **roles, "program": program_line(system["program"])})
