@@ -20,6 +20,8 @@ NODES = {
     "dico-s": "encoder_level_2.1.conv2/Conv",
     "diffit-latent": "blocks.1.attn/DexTMSA",
 }
+GRAPHS = {"none": "model", "fused": "guided"}
+"""By where the guidance is."""
 RELATIVE_L2_FP16 = 3e-3
 
 
@@ -53,11 +55,16 @@ def bundle_path(guidance, golden, golden_name, golden_checkpoint, precision, tmp
     return path
 
 
+@pytest.fixture(scope="module")
+def model_path(bundle_path: Path, guidance: str) -> Path:
+    return bundle_path / f"{GRAPHS[guidance]}.onnx"
+
+
 @pytest.mark.golden
-def test_onnx_matches_the_official_output(bundle_path: Path, golden: Golden, precision: str) -> None:
-    session = ort.InferenceSession(bundle_path / "model.onnx", providers=["CPUExecutionProvider"])
+def test_onnx_matches_the_official_output(model_path: Path, golden: Golden, guidance: str, precision: str) -> None:
+    session = ort.InferenceSession(model_path, providers=["CPUExecutionProvider"])
     inputs = {name: tensor.numpy() for name, tensor in golden.inputs.items()}
-    if bundle_path.name.endswith("fused"):
+    if guidance == "fused":
         half = len(inputs["cfg_x"]) // 2
         feed = {name: inputs[f"cfg_{name}"][:half] for name in ("x", "t", "y")} | {"cfg_scale": inputs["cfg_scale"]}
         expected = golden.outputs["forward_with_cfg"][:half].numpy()
@@ -72,14 +79,15 @@ def test_onnx_matches_the_official_output(bundle_path: Path, golden: Golden, pre
         assert np.linalg.norm(out - expected) / np.linalg.norm(expected) < RELATIVE_L2_FP16
 
 
-def test_the_file_follows_the_onnx_contract(bundle_path: Path, golden_name: str) -> None:
-    model = onnx.load(bundle_path / "model.onnx")
+def test_the_file_follows_the_onnx_contract(model_path: Path, golden_name: str, guidance: str) -> None:
+    model = onnx.load(model_path)
     onnx.checker.check_model(model, full_check=True)
     assert model.opset_import[0].version == 23
     assert model.producer_name == "dexport"
-    assert {p.key: p.value for p in model.metadata_props}["dexport.recipe"] == RECIPES[golden_name]
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert (metadata["dexport.recipe"], metadata["dexport.graph"]) == (RECIPES[golden_name], GRAPHS[guidance])
     names = [value.name for value in model.graph.input]
-    assert names == (["x", "t", "y", "cfg_scale"] if bundle_path.name.endswith("fused") else ["x", "t", "y"])
+    assert names == (["x", "t", "y", "cfg_scale"] if guidance == "fused" else ["x", "t", "y"])
     assert [value.name for value in model.graph.output] == ["out"]
     kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
     assert kinds["x"] == kinds["t"] == kinds["out"] == onnx.TensorProto.FLOAT
@@ -88,14 +96,14 @@ def test_the_file_follows_the_onnx_contract(bundle_path: Path, golden_name: str)
     assert batches == {"B"}
 
 
-def test_names_carry_the_module_path(bundle_path: Path, golden_name: str) -> None:
-    names = {node.name for node in onnx.load(bundle_path / "model.onnx", load_external_data=False).graph.node}
+def test_names_carry_the_module_path(model_path: Path, golden_name: str) -> None:
+    names = [node.name for node in onnx.load(model_path, load_external_data=False).graph.node]
     assert NODES[golden_name] in names
-    assert len(names) == len(onnx.load(bundle_path / "model.onnx", load_external_data=False).graph.node)
+    assert len(set(names)) == len(names)
 
 
-def test_custom_ops_are_nodes_with_a_function_body(bundle_path: Path, golden_name: str) -> None:
-    model = onnx.load(bundle_path / "model.onnx", load_external_data=False)
+def test_custom_ops_are_nodes_with_a_function_body(bundle_path: Path, model_path: Path, golden_name: str) -> None:
+    model = onnx.load(model_path, load_external_data=False)
     assert {node.op_type for node in model.graph.node if node.domain == "dexport"} == OPS[golden_name]
     assert {function.name for function in model.functions} >= OPS[golden_name]
     recorded = load_bundle(bundle_path).network.entry()["custom_ops"]
@@ -103,25 +111,31 @@ def test_custom_ops_are_nodes_with_a_function_body(bundle_path: Path, golden_nam
     assert all(op["version"] >= 1 and op["nodes"] > 0 and op["ptx_sha256"] == [] for op in recorded)
 
 
-def test_graph_is_clean(bundle_path: Path) -> None:
+def test_graph_is_clean(bundle_path: Path, guidance: str) -> None:
     ops = load_bundle(bundle_path).network.entry()["ops"]
     leftovers = {"Constant", "Identity", "SplitToSequence", "SequenceAt", "CastLike", "Expand"} & set(ops["final"])
-    assert leftovers <= ({"Expand"} if bundle_path.name.endswith("fused") else set())
+    assert leftovers <= ({"Expand"} if guidance == "fused" else set())
     assert sum(ops["final"].values()) - ops["final"].get("Cast", 0) < 0.6 * sum(ops["traced"].values())
 
 
-def test_manifest_tells_the_whole_story(bundle_path: Path, golden: Golden, precision: str) -> None:
-    manifest = load_bundle(bundle_path).manifest
-    assert manifest["status"] == "passed"
+def test_manifest_tells_the_whole_story(bundle_path: Path, golden: Golden, guidance: str, precision: str) -> None:
+    bundle = load_bundle(bundle_path)
+    manifest = bundle.network.manifest
+    assert bundle.status == bundle.network.status == "passed"
+    assert list(bundle.networks) == ["denoiser"]
+    assert list(bundle.network.graphs) == [GRAPHS[guidance]]
+    assert bundle.manifest["program"]["kind"] == "diffusion"
     assert manifest["config"] == {**manifest["config"], **golden.config}
     assert manifest["weights"]["kind"] == "safetensors"
     assert not manifest["weights"]["random"]
     assert len(manifest["weights"]["sha256"]) == 64
-    assert manifest["engine"] is None
+    assert bundle.network.entry()["engine"] is None
+    assert bundle.network.entry()["parity"]["passed"]
     assert manifest["precision"]["name"] == precision
     assert {step["name"] for step in manifest["steps"]} >= {"trace", "passes", "save", "check", "parity"}
     assert all(step["peak_rss_bytes"] > 0 for step in manifest["steps"])
-    assert set(manifest["files"]) == {"model.onnx", "model.onnx.data", "reports/parity.json", "reports/parity.md"}
+    reports = {f"reports/parity{'-guided' * (guidance == 'fused')}.{suffix}" for suffix in ("json", "md")}
+    assert set(bundle.manifest["files"]) == {f"{GRAPHS[guidance]}.onnx", "model.onnx.data", *reports}
 
 
 def test_islands_stay_in_float32(bundle_path: Path, precision: str) -> None:

@@ -62,12 +62,12 @@ def test_an_overflow_fails_in_fp16_and_passes_in_auto(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "kept in float32" in result.output
     bundle = load_bundle(tmp_path / "auto")
-    precision = bundle.network.manifest["precision"]
+    precision, nodes = bundle.network.manifest["precision"], bundle.network.entry()["nodes"]
     assert precision["name"] == "fp16"
     assert {"blocks.1.mlp.fc1", "blocks.1.mlp.act", "blocks.1.mlp.fc2"} == set(precision["ranges"]["kept"])
     assert precision["ranges"]["kept"]["blocks.1.mlp.fc1"]["largest"] > 1e5
-    assert precision["nodes"]["blocks.1.mlp.fc1/MatMul"] == "float32"
-    assert precision["nodes"]["blocks.0.mlp.fc1/MatMul"] == "float16"
+    assert nodes["blocks.1.mlp.fc1/MatMul"] == "float32"
+    assert nodes["blocks.0.mlp.fc1/MatMul"] == "float16"
     report = json.loads((bundle.path / "reports" / "ranges.json").read_text())
     assert {"blocks.0.mlp.fc1", "blocks.1.mlp.fc1"} <= set(report["modules"])
     assert report["modules"]["blocks.0.mlp.fc1"]["reasons"] == {}

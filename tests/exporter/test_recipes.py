@@ -154,7 +154,7 @@ def test_image_space_recipes_say_that_they_are_a_reading(recipe: Recipe) -> None
     assert [spec["name"] for spec in described["inputs"]] == ["x", "sigma"]
     assert "OWN READING" in described["summary"]
     assert described["checkpoint"]["files"] == []
-    assert described["guidance"] is None
+    assert described["program"]["guidance"] is None
 
 
 @pytest.mark.parametrize("recipe", LATENT_SPACE, ids=lambda recipe: recipe.name)
@@ -168,8 +168,8 @@ def test_description_of_a_recipe_is_complete_json(recipe: Recipe) -> None:
     assert described["checkpoint"]["formats"] == list(SUFFIXES)
     assert described["checkpoint"]["containers"][1:] == list(CONTAINERS)
     assert set(described["gates_relative_l2"]) == {"fp32", "fp16", "bf16", "int8", "w8a8", "int4", "ternary"}
-    assert described["guidance"]["rule"].startswith(f"first {'four' if recipe in SMALL else 'three'} channels")
-    assert described["sampling"]["latent_scale"] == (1.0 if recipe in SMALL else 0.18215)
+    assert described["program"]["guidance"]["channels"] == (4 if recipe in SMALL else 3)
+    assert described["program"]["decoding"]["scale"] == (1.0 if recipe in SMALL else 0.18215)
     assert described["islands"]["modules"]
     assert described["quantize_exclude"] == list(recipe.quantize_exclude)
     assert described["settings"]["num_classes"] == (10 if recipe in SMALL else 1000)
@@ -185,7 +185,7 @@ def test_vitok_describes_the_half_that_it_is(recipe: Recipe) -> None:
         assert ends == ["z", picture]
     else:
         assert ends == ([picture, "z"] if recipe.family == "ViTok v2" else [picture, "mean", "logvar"])
-    assert described["guidance"] is described["sampling"] is None
+    assert described["program"] is None
     assert bool(described["checkpoint"]["from"]) == (recipe.family == "ViTok v2")
 
 
@@ -198,8 +198,9 @@ def test_dimr_predicts_noise_without_variance_from_its_own_clock(recipe: Recipe)
         "y": ["B"],
     }
     assert {spec["name"]: spec["shape"] for spec in described["outputs"]} == {"out": ["B", 4, 32, 32]}
-    assert described["guidance"] == {"rule": "all channels", "default_scale": 1.4}
-    assert (described["sampling"]["sampler"], described["sampling"]["steps"]) == ("dpm-solver", 250)
+    program = described["program"]
+    assert (program["guidance"], program["cfg_scale"]) == ({"channels": None, "power": None}, 1.4)
+    assert (program["sampler"], program["steps"]) == ("dpm-solver", 250)
     assert described["checkpoint"]["from"].startswith("hf://QHL067/DiMR/DiMR-")
 
 
@@ -214,7 +215,7 @@ def test_autoencoders_say_what_they_take_and_give(recipe: Recipe, inputs: dict, 
     described = json.loads(json.dumps(describe_recipe(recipe)))
     assert {spec["name"]: spec["shape"] for spec in described["inputs"]} == inputs
     assert {spec["name"]: spec["shape"] for spec in described["outputs"]} == outputs
-    assert described["guidance"] is described["sampling"] is None
+    assert described["program"] is None
     assert described["settings"]["latent_channels"] == 4
     assert described["checkpoint"]["from"].startswith("hf://stabilityai/sd-vae-ft-ema/")
 

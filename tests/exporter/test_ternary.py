@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 import dexport
 from benchmarks.ternary import DENSE, RESULTS, layer_model
+from dexport.bundle import Bundle
 from dexport.errors import InputError, UsageError
 from dexport.exporter import passes
 from dexport.exporter.engine.choice import EngineChoice
@@ -48,12 +49,12 @@ RTX = EngineChoice("tensorrt-rtx", ("sm89",), "", "")
 TENSORRT = EngineChoice("tensorrt", ("sm90",), "", "")
 
 
-def build_golden(form: str, folder: Path, **options: Any) -> dict[str, Any]:
+def build_golden(form: str, folder: Path, **options: Any) -> Bundle:
     golden = load_golden(form)
     checkpoint = folder / "terdit.safetensors"
     save_file(golden.weights, checkpoint)
-    result = dexport.build("terdit-600m", folder / "out", settings=golden.config, checkpoint=str(checkpoint), **options)
-    return result.bundle.manifest
+    options = {"settings": golden.config, "checkpoint": str(checkpoint), **options}
+    return dexport.build("terdit-600m", folder / "out", **options).bundle
 
 
 # The official model
@@ -122,11 +123,11 @@ def test_half_precision_stays_within_its_gate(
 
 def test_the_packed_file_holds_the_bytes_of_the_checkpoint(tmp_path: Path) -> None:
     golden = load_golden("terdit-packed")
-    manifest = build_golden("terdit-packed", tmp_path, ternary_carrier="packed", profile="ci")
-    assert manifest["status"] == "passed"
+    bundle = build_golden("terdit-packed", tmp_path, ternary_carrier="packed", profile="ci")
+    assert bundle.status == "passed"
     stored = ir.load(tmp_path / "out" / "model.onnx").graph.initializers
     weights = ternary_layers(resolve(RECIPES[0], golden.config))
-    assert len(weights) == manifest["ternary"]["layers"] == 16
+    assert len(weights) == bundle.network.manifest["ternary"]["layers"] == 16
     for name in weights:
         np.testing.assert_array_equal(stored[name].const_value.numpy(), golden.weights[name].numpy())
     held = sum(value.const_value.nbytes for value in stored.values())
@@ -134,10 +135,10 @@ def test_the_packed_file_holds_the_bytes_of_the_checkpoint(tmp_path: Path) -> No
 
 
 def test_the_manifest_has_carrier_and_sizes(tmp_path: Path) -> None:
-    manifest = build_golden("terdit-packed", tmp_path, parity=False)
+    bundle = build_golden("terdit-packed", tmp_path, parity=False)
+    manifest, files = bundle.network.manifest, bundle.manifest["files"]
     assert manifest["ternary"]["carrier"] == FASTEST_IN_ONNXRUNTIME
     assert manifest["ternary"]["runs_in"] == ["onnxruntime"]
-    files = manifest["files"]
     assert manifest["sizes"]["checkpoint"] == (tmp_path / "terdit.safetensors").stat().st_size
     assert manifest["sizes"]["onnx"] == files["model.onnx"]["size"] + files["model.onnx.data"]["size"]
     assert manifest["sizes"]["plan"] is None
@@ -145,16 +146,16 @@ def test_the_manifest_has_carrier_and_sizes(tmp_path: Path) -> None:
 
 
 def test_dense_storage_on_request(tmp_path: Path) -> None:
-    manifest = build_golden("terdit-packed", tmp_path, ternary=False, parity=False)
-    assert manifest["ternary"] is None
-    assert not {"MatMulNBits", "DequantizeLinear", "DexTernaryMatMul"} & set(manifest["ops"]["final"])
+    network = build_golden("terdit-packed", tmp_path, ternary=False, parity=False).network
+    assert network.manifest["ternary"] is None
+    assert not {"MatMulNBits", "DequantizeLinear", "DexTernaryMatMul"} & set(network.entry()["ops"]["final"])
 
 
 @pytest.mark.rtx
 @pytest.mark.parametrize("carrier", ["auto", pytest.param("int8", marks=pytest.mark.slow)])
 def test_rtx_keeps_the_weights_small(carrier: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'dexport[rtx]'")
-    manifest = build_golden(
+    network = build_golden(
         "terdit-packed",
         tmp_path,
         trt=True,
@@ -163,11 +164,12 @@ def test_rtx_keeps_the_weights_small(carrier: str, tmp_path: Path) -> None:
         precision="fp16",
         parity=False,
         ternary_carrier=carrier,
-    )
+    ).network
+    manifest, engine = network.manifest, network.entry()["engine"]
     assert manifest["ternary"]["carrier"] == {"auto": "int4"}.get(carrier, carrier)
-    census = manifest["engine"]["dtype_census"]
+    census = engine["dtype_census"]
     assert census["CONSTANT"][manifest["ternary"]["carrier"]] == census["DEQUANTIZE"]["float16"] == 16
-    assert manifest["sizes"]["plan"] == manifest["engine"]["plan_bytes"]
+    assert manifest["sizes"]["plan"] == engine["plan_bytes"]
 
 
 # One layer

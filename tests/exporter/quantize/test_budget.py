@@ -252,7 +252,7 @@ def test_a_build_meets_its_budget_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(GateError, match=r"cannot be met: 60 dB takes"):
         dexport.build("dit-fashion", tmp_path / "out", budget="snr>=60,size<=0.8", **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.rounded", "out.sensitivity.json"]
-    manifest = dexport.build("dit-fashion", tmp_path / "out", budget="snr>=25", **options).bundle.manifest
+    manifest = dexport.build("dit-fashion", tmp_path / "out", budget="snr>=25", **options).bundle.network.manifest
     budget = manifest["precision"]["budget"]
     assert budget["snr_db"] >= 25
     assert budget["bytes"] == pytest.approx(manifest["sizes"]["onnx"], abs=2500)

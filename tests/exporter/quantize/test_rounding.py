@@ -137,12 +137,12 @@ DICO = {"hidden_size": 8, "depth": [1, 0, 1, 0, 1]}
 def test_a_ternary_build_of_any_backbone(recipe: str, settings: dict, precision: str, tmp_path: Path) -> None:
     options = {"settings": settings, "calibration_images": 4, "precision": precision, "profile": "ci"}
     result = dexport.build(recipe, tmp_path / "out", ternary=True, parity=recipe == "dit-fashion", **options)
-    manifest = result.bundle.manifest
+    manifest = result.bundle.network.manifest
     schemes = manifest["precision"]["layers"]
     assert {schemes[path] for path in schemes if path.startswith("t_embedder")} == {"float"}
     assert {schemes[path] for path in schemes if "adaLN" in path} == {"int8"}
     assert list(schemes.values()).count("ternary") >= 4
     assert manifest["precision"]["carriers"] == {"ternary": "packed"}
     assert manifest["precision"]["gate"] == "ternary"
-    assert manifest["ops"]["final"]["DexTernaryMatMul"] == list(schemes.values()).count("ternary")
+    assert result.bundle.network.entry()["ops"]["final"]["DexTernaryMatMul"] == list(schemes.values()).count("ternary")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

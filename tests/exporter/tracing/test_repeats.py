@@ -24,13 +24,13 @@ from dexport.exporter.weights.loading import open_weights
 DIT = {"hidden_size": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
 SMALL_IMAGE = {"channels": 32, "channel_mult": [1, 2], "num_blocks": [2, 1], "num_heads": 2, "window": 4}
 FAMILIES = {
-    "DiT, fused": ("dit-s-2", {**DIT, "input_size": 4}, None, True),
-    "DiCo": ("dico-s", {"hidden_size": 8, "depth": [2, 0, 2, 0, 0], "num_classes": 5}, (4, 8), False),
-    "LiT, fused": ("lit-s-2", {**DIT, "num_heads": 3}, (4, 4), True),
-    "DiffiT": ("diffit-256", {**DIT, "depth": 2, "input_size": 4}, None, False),
-    "DiffiT in image space": ("diffit-image-32", SMALL_IMAGE, (8, 8), False),
-    "TerDiT": ("terdit-600m", {"dim": 16, "n_layers": 2, "n_heads": 2, "multiple_of": 8, "input_size": 4}, None, False),
-    "SD VAE": ("sd-vae-decoder", {"block_out_channels": [32, 32]}, (2, 2), False),
+    "DiT, fused": ("dit-s-2", {**DIT, "input_size": 4}, None, ("guided",)),
+    "DiCo": ("dico-s", {"hidden_size": 8, "depth": [2, 0, 2, 0, 0], "num_classes": 5}, (4, 8), ()),
+    "LiT, fused": ("lit-s-2", {**DIT, "num_heads": 3}, (4, 4), ("guided",)),
+    "DiffiT": ("diffit-256", {**DIT, "depth": 2, "input_size": 4}, None, ()),
+    "DiffiT in image space": ("diffit-image-32", SMALL_IMAGE, (8, 8), ()),
+    "TerDiT": ("terdit-600m", {"dim": 16, "n_layers": 2, "n_heads": 2, "multiple_of": 8, "input_size": 4}, None, ()),
+    "SD VAE": ("sd-vae-decoder", {"block_out_channels": [32, 32]}, (2, 2), ()),
 }
 
 
@@ -98,8 +98,8 @@ def count_full_traces(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 def test_every_family_gets_the_graph_of_a_full_trace(
     family: str, monkeypatch: pytest.MonkeyPatch, traced_again: list[None]
 ) -> None:
-    recipe, settings, latent, fused = FAMILIES[family]
-    variant = resolve(find_recipe(recipe), settings, latent, fused)
+    recipe, settings, latent, graphs = FAMILIES[family]
+    variant = resolve(find_recipe(recipe), settings, latent, graphs)
     given_up = count_full_traces(monkeypatch)
     once, every = both_ways(variant, "fp16")
     assert once == every

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import dexport
 from dexport import hashing
 from dexport.errors import InputError, UsageError
-from dexport.exporter import build as build_module
+from dexport.exporter import network_build
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.address import locate
@@ -316,13 +316,13 @@ def test_a_build_stops_and_keeps_nothing(
     path, other = tmp_path / "w.safetensors", tmp_path / "other.safetensors"
     save_file(weights(1), path)
     save_file(weights(2), other)
-    export = build_module.export_onnx
+    export = network_build.export_onnx
 
     def export_late(*args: Any, **options: Any) -> Any:
         change(path, other)
         return export(*args, **options)
 
-    monkeypatch.setattr(build_module, "export_onnx", export_late)
+    monkeypatch.setattr(network_build, "export_onnx", export_late)
     recipe = "dit-s-2" if option == "checkpoint" else "lit-s-2"
     with pytest.raises(InputError, match="was changed, exchanged or removed"):
         dexport.build(recipe, tmp_path / "out", settings=SMALL, **{option: str(path)})
