@@ -138,7 +138,7 @@ def test_info_shows_its_tree(pair: Path) -> None:
 
 def test_recipes_and_info_show_the_system() -> None:
     assert "of trunk, trunk" in run("recipes").stdout
-    assert "role denoiser trunk, trunk" in " ".join(run("info", "average-of-two").stdout.split())
+    assert "denoiser trunk, trunk" in " ".join(run("info", "average-of-two").stdout.split())
 
 
 def test_triton_serves_the_graphs_and_the_program(pair: Path, tmp_path: Path) -> None:

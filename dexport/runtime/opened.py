@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from dexport.bundle import MANIFEST, Bundle, Network, load_bundle
-from dexport.contract import LATENT, PICTURE, Batch, Condition, from_json
+from dexport.contract import Batch, Condition, from_json
 from dexport.errors import InputError, UsageError
 from dexport.runtime import programs
 from dexport.runtime.calls import SessionNetwork, last_step, rehearse
@@ -58,6 +58,10 @@ class OpenProgram:
             self.rehearse()
             self._batches = {role: [_batch(network) for network in networks] for role, networks in self.roles.items()}
         except UsageError as error:
+            if players:
+                raise UsageError(
+                    f"{', '.join(str(each.path) for each in players.values())}: {error}", error.hint
+                ) from error
             raise InputError(f"{bundle.path / MANIFEST}: {error}", hint="build the bundle again") from error
         self._provider = provider
 
@@ -208,15 +212,7 @@ def with_players(bundle: Bundle, program: Program, players: Mapping[str, Bundle]
     for role, other in players.items():
         if role not in program.roles:
             raise UsageError(f"{program.kind} has no role {role}", hint=f"it has {', '.join(program.roles)}")
-        network = other.network
-        graph = network.graphs[network.main_graph]
-        if role == "decoder" and (graph.input(LATENT) is None or graph.output(PICTURE) is None):
-            names = ", ".join(port.name for port in graph.inputs)
-            raise UsageError(
-                f"{other.path} takes {names}, but a decoder takes a latent and gives a picture",
-                hint="build sd-vae-decoder and give that bundle with --decoder",
-            )
-        roles[role] = [network]
+        roles[role] = [other.network]
     return roles
 
 

@@ -460,7 +460,7 @@ def test_installed_script_starts() -> None:
 
 def test_recipes_as_json_and_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: find_recipe(name) for name in ("dit-s-2", "dico-xl", "dico-h")}
-    monkeypatch.setattr(recipes, "all_recipes", lambda: few)
+    monkeypatch.setattr(recipes, "all_buildable", lambda: few)
     described = json.loads(invoke("recipes", "--json").stdout)
     assert [recipe["name"] for recipe in described] == list(few)
     table = invoke("recipes").stdout

@@ -51,5 +51,5 @@ def print_recipe(recipe: Mapping[str, Any]) -> None:
 def print_system(system: Mapping[str, Any]) -> None:
     """Who plays which role."""
     out.print(Text.assemble((system["name"], "bold"), f": {system['summary']} ({system['source']})"))
-    roles = {f"role {role}": ", ".join(recipes) for role, recipes in system["roles"].items()}
+    roles = {role: ", ".join(recipes) for role, recipes in system["roles"].items()}
     print_lines({"parameters": f"{system['parameters']:,}", **roles, "program": program_line(system["program"])})

@@ -206,6 +206,12 @@ class Diffusion(Program):
             raise UsageError("several denoisers, and no shares of the trajectory", hint="build it again")
         state = _port(networks["denoiser"][0], STATE)
         for graphs in networks.get("decoder", ()):
+            if graphs[MODEL].input(LATENT) is None or graphs[MODEL].output(PICTURE) is None:
+                names = ", ".join(port.name for port in graphs[MODEL].inputs)
+                raise UsageError(
+                    f"it takes {names}, but a decoder takes a latent and gives a picture",
+                    hint="build sd-vae-decoder and give that bundle with --decoder",
+                )
             latent, picture = _input(graphs[MODEL], LATENT), _output(graphs[MODEL], PICTURE)
             if len(latent.shape) != GRID or len(picture.shape) != GRID or latent.shape[1] != state.shape[1]:
                 raise UsageError(
