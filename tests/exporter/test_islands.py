@@ -25,30 +25,31 @@ from dexport.exporter.recipes import find_recipe
 from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import open_weights
+from dexport.runtime.programs.diffusion import GUIDED, MODEL
 from tests.exporter.test_dimr import SMALL as DIMR
 from tests.golden import load_golden
 
-Case = tuple[str, dict[str, Any], tuple[int, int] | None, bool]
+Case = tuple[str, dict[str, Any], tuple[int, int] | None, str]
 SMALL: dict[str, Case] = {
-    "DiT": ("dit-fashion-s", {"depth": 3}, None, False),
-    "DiT, fused": ("dit-fashion", {"depth": 2}, None, True),
-    "DiCo": ("dico-fashion-s", {"depth": [0, 1, 2, 1, 0]}, None, False),
-    "DiffiT": ("diffit-fashion", {"depth": 3}, None, False),
-    "DiffiT in image space": ("diffit-image-32", {"channels": 32, "num_blocks": [2, 0, 1]}, (16, 16), False),
-    "LiT": ("lit-fashion", {"depth": 3}, None, False),
-    "TerDiT": ("terdit-fashion", {"n_layers": 3}, None, False),
-    "DiMR": ("dimr-xl-2r", DIMR, (8, 8), False),
-    "SD VAE": ("sd-vae-decoder", {"block_out_channels": [32, 32, 32, 32]}, (2, 2), False),
-    "ViTok v1": ("vitok-v1-s-b-1x16-decoder", load_golden("vitok-v1-image").config, (4, 4), False),
-    "ViTok v2": ("vitok-v2-350m-f16x16-encoder", load_golden("vitok-v2-image").config, (64, 64), False),
+    "DiT": ("dit-fashion-s", {"depth": 3}, None, MODEL),
+    "DiT, fused": ("dit-fashion", {"depth": 2}, None, GUIDED),
+    "DiCo": ("dico-fashion-s", {"depth": [0, 1, 2, 1, 0]}, None, MODEL),
+    "DiffiT": ("diffit-fashion", {"depth": 3}, None, MODEL),
+    "DiffiT in image space": ("diffit-image-32", {"channels": 32, "num_blocks": [2, 0, 1]}, (16, 16), MODEL),
+    "LiT": ("lit-fashion", {"depth": 3}, None, MODEL),
+    "TerDiT": ("terdit-fashion", {"n_layers": 3}, None, MODEL),
+    "DiMR": ("dimr-xl-2r", DIMR, (8, 8), MODEL),
+    "SD VAE": ("sd-vae-decoder", {"block_out_channels": [32, 32, 32, 32]}, (2, 2), MODEL),
+    "ViTok v1": ("vitok-v1-s-b-1x16-decoder", load_golden("vitok-v1-image").config, (4, 4), MODEL),
+    "ViTok v2": ("vitok-v2-350m-f16x16-encoder", load_golden("vitok-v2-image").config, (64, 64), MODEL),
 }
 
 
 @functools.cache
 def traced(family: str) -> tuple[Variant, ir.Model]:
     """The graph as it is traced, for all tests; they change copies."""
-    recipe, settings, latent, fused = SMALL[family]
-    variant = resolve(find_recipe(recipe), settings, latent, fused)
+    recipe, settings, latent, graph = SMALL[family]
+    variant = resolve(find_recipe(recipe), settings, latent, [graph])
     return variant, trace(variant, open_weights(None, variant.outline, seed=1))
 
 
