@@ -62,7 +62,7 @@ def test_a_line_of_a_module_inside_is_named() -> None:
 @pytest.mark.parametrize("constructor", [UNet, network(networks.on_batch)])
 def test_a_guard_on_the_batch_is_found_inside_of_guidance_too(constructor: type[Network], graph: str) -> None:
     with pytest.raises(InputError, match="where B is the batch") as caught:
-        exported(resolve(recipe(constructor), graphs=["guided"] if fused else ()))
+        exported(resolve(recipe(constructor), graphs=[graph]))
     assert str(SOURCE) in str(caught.value)
 
 

@@ -23,12 +23,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dexport.errors import GateError, InputError, MachineError, UsageError
 from dexport.exporter import machine
-from dexport.exporter.network_build import _beside
 from dexport.exporter.engine import process
 from dexport.exporter.engine.choice import DEFAULT_RTX_TARGETS, EngineChoice, choose_engine, parse_targets
 from dexport.exporter.engine.process import EngineRequest, build_engine
 from dexport.exporter.engine.worker import Layer, PlanFile, dtype_problems, node_names
 from dexport.exporter.machine import Gpu
+from dexport.exporter.network_build import _beside
 
 ADA = Gpu("NVIDIA RTX 4090", "sm89", 24 << 30, "580.65.06")
 HOPPER = Gpu("NVIDIA H100", "sm90", 80 << 30, "580.65.06")
