@@ -443,7 +443,7 @@ def test_a_failed_build_keeps_a_copy_of_its_log(
 
 
 def test_logs_of_failures_do_not_meet_and_outlive_drafts(tmp_path: Path) -> None:
-    output = tmp_path / ".out.partial-0123abcd" / "parts" / "decoder"
+    output = tmp_path / ".out.partial-0123abcd" / "networks" / "decoder"
     names = {_beside(output) for _ in range(10)}
     assert len(names) == 10
     assert {path.parent for path in names} == {tmp_path}
