@@ -137,7 +137,7 @@ class GuidanceRule(Struct, frozen=True):
 
     Attributes:
         channels: how many channels of the prediction are guided, the rest stays conditional; None for all.
-        power: p of s(t) = (scale - 1) * (1 - cos(pi * (1 - t)^p)) / 2 + 1 with t from 0 (clean) to 1; None for s = scale.
+        power: p of s(t) = (scale - 1) * (1 - cos(pi * (1 - t)^p)) / 2 + 1, t from 0 (clean) to 1; None for s = scale.
     """
 
     channels: Annotated[int, Meta(ge=1, le=limits.MOST_CHANNELS)] | None = None

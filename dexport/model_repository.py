@@ -1,4 +1,4 @@
-"""A bundle as models of NVIDIA's Triton Inference Server: its graphs as they are, and its program, which makes pictures.
+"""A bundle as models of NVIDIA's Triton Inference Server: its graphs, and its program, which makes pictures.
 
     DIR/
       NAME/                a graph: ONNX Runtime, or TensorRT where the bundle has a plan of it

@@ -1,4 +1,4 @@
-"""A program of a new kind, with two graphs to a network: one file, one recipe, and every command works on its bundle."""
+"""A program of a new kind, with two graphs to a network: one file, one recipe, and every command works on it."""
 
 from __future__ import annotations
 

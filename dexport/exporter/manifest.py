@@ -143,7 +143,7 @@ def bundle_manifest(
 
 
 def judgement(found: Sequence[tuple[str, Loss]]) -> dict[str, Any]:
-    """What a manifest says of quality: the worst status and the worst figures; nothing was verified where there is none."""
+    """What a manifest says of quality: the worst status and the worst figures."""
     return {
         "status": worst_status([status for status, _ in found] or [NOT_VERIFIED]),
         "loss": Loss().worst(loss for _, loss in found).to_json(),

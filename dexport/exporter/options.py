@@ -99,7 +99,7 @@ class BuildOptions:
     no_passes: tuple[str, ...] = _option((), shared=True)
     # Quantisation: after a calibration nothing is reused
     int8: str | None = _option(None)
-    precision_map: str | Path | Mapping[str, str] | None = _option(None, file=False)
+    precision_map: str | Path | Mapping[str, str] | None = _option(None, file=False)  # noqa: RUF009 - a field
     budget: str | None = _option(None, file=False)
     ternary: bool | None = _option(None)
     ternary_carrier: str = _option(AUTO)

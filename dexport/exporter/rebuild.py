@@ -34,14 +34,14 @@ def options_of(
         choices: fields of :class:`BuildOptions` about quantisation, and ``parity`` and ``force``.
 
     Raises:
-        UsageError: several networks of one role, nothing to do, or a checkpoint, a recipe or a profile that is not there.
+        UsageError: several networks of one role, nothing to do, or a checkpoint, recipe or profile that is not there.
         InputError: the checkpoint is not the one that the bundle was built from, or the manifest is incomplete.
     """
-    main = bundle.network
-    if len(bundle.roles[main.role]) > 1:
+    role = bundle.network.role
+    count = len(bundle.roles[role])
+    if count > 1:
         raise UsageError(
-            f"{bundle.path} holds {len(bundle.roles[main.role])} networks of the role {main.role}, and each is quantised "
-            "by itself",
+            f"{bundle.path} holds {count} networks of the role {role}, and each is quantised by itself",
             hint="quantise a bundle of each, then join them with dexport build --stitch PART:SHARE,...",
         )
     if not any(choices.get(name) is not None for name in ("int8", "ternary", "precision_map", "budget")):

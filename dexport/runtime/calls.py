@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -153,11 +153,9 @@ def example_request(condition: Condition, numbers: Sequence[int], total: int) ->
     return Request(len(numbers), labels)
 
 
-def last_step(steps: Any) -> Step:
+def last_step(steps: Iterable[Step]) -> Step:
     """The last of the steps of a run."""
-    step = None
-    for step in steps:
-        pass
-    if step is None:
+    found = deque(steps, maxlen=1)
+    if not found:
         raise UsageError("no step was executed")
-    return step
+    return found[0]

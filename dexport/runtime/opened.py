@@ -140,8 +140,9 @@ class OpenProgram:
         if self.pictures:
             return
         lacking = [role for role in self.program.roles if role not in self.roles]
+        missing = " and no ".join(lacking) or "pictures"
         raise UsageError(
-            f"{self.bundle.path} makes {', '.join(self.makes)} and has no {' and no '.join(lacking) or 'pictures'}{why}",
+            f"{self.bundle.path} makes {', '.join(self.makes)} and has no {missing}{why}",
             hint="".join(f"build it with --with-{role}, or give a bundle with --{role}" for role in lacking[:1]),
         )
 
@@ -158,7 +159,7 @@ class OpenProgram:
         return changed
 
     def rehearse(self) -> list[Any]:
-        """The calls for one image, without loading or computing anything; see :func:`~dexport.runtime.calls.rehearse`."""
+        """The calls for one image, without loading or computing; see :func:`~dexport.runtime.calls.rehearse`."""
         return rehearse(self.program, self.graphs)
 
     def largest_batch(self) -> int | None:

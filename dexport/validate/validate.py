@@ -262,7 +262,7 @@ def _levels(bundle: Bundle, asked: Sequence[str] | None) -> Sequence[str]:
 def _program(
     bundle: Bundle, levels: Sequence[str], labels: Sequence[int] | None, settings: Mapping[str, Any], limits: Limits
 ) -> OpenProgram | None:
-    """The program with its settings, for the levels that run it; nothing is loaded, and what cannot be had is refused."""
+    """The program with its settings, for the levels that run it; what cannot be had is refused, and nothing loaded."""
     sampled = [level for level in levels if level in SAMPLED]
     if not sampled:
         return None

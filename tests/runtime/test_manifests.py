@@ -1,4 +1,4 @@
-"""Whatever a manifest says: a program opens and plans quickly, or the manifest is refused as a bad input, by the field."""
+"""Whatever a manifest says: a program opens and plans quickly, or the manifest is refused by the field."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ ABSURD = st.sampled_from(
         float("nan"), float("inf"), float("-inf"), "", "B", "edm", "flow", "ddim", "dpm-solver", "none", "y", "x", "t",
         "sigma", "log_snr", "out", "cfg_scale", "word", "9" * 5000, "\x1b]0;a\x07", "sd-vae-decoder", "pixel-shuffle-0",
         "pixel-shuffle-99999999999", "pixel-shuffle-2-tiles-999999999", "pixel-shuffle-x", "pixel-shuffle-1",
-        "class", "image", "network", "model", "guided", "state", "time", "label", "prediction", [], {}, [[]], [None], ["B", 4, 10**5, 10**5],
+        "class", "image", "network", "model", "guided", "state", "time", "label", "prediction", [], {},
+        [[]], [None], ["B", 4, 10**5, 10**5],
         ["B", 10**9, 1, 1], ["B", 4, 16, 16], [8, 4, 16, 16], ["B"] * 4, ["B"] * 1000, [1] * 1000,
         {"channels": 10**9}, {"power": -1}, {"kind": "pixel-shuffle", "factor": 10**9}, {"share": 2},
         {"clean": 0, "noisy": 0}, [float("nan"), 1], ["a"] * 10, [{"share": 0.5}] * 2,

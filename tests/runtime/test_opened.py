@@ -177,7 +177,7 @@ def test_networks_are_opened_when_they_are_called(plain: Path) -> None:
 
 @pytest.mark.parametrize("role", ["decoder", "judge"])
 def test_players_that_cannot_play(plain: Path, role: str) -> None:
-    with pytest.raises(UsageError, match="a decoder takes a latent|has no role judge"):
+    with pytest.raises(UsageError, match=r"a decoder takes a latent|has no role judge"):
         OpenProgram.open(plain, players={role: plain})
 
 

@@ -209,7 +209,8 @@ def _sensitive(
 def _check_possible(variant: Variant, request: Request, opset: int) -> None:
     if request.has(W8A8, *LOW_BITS) and not variant.runs:
         raise UsageError(
-            f"{variant.recipe.name} has no program: there is no trajectory to calibrate on, which W8A8, INT4 and ternary need",
+            f"{variant.recipe.name} has no program: there is no trajectory to calibrate on, which W8A8, INT4 and "
+            "ternary need",
             hint="--quantize int8",
         )
     if request.has(*LOW_BITS) and opset < FUNCTIONS_OPSET:

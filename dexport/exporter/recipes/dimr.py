@@ -87,8 +87,8 @@ def latent_multiple(config: Mapping[str, Any]) -> int:
 
 
 def guidance_rule(config: Mapping[str, Any]) -> GuidanceRule:
-    """All channels; with ``cfg_scale_pow`` by a strength that grows over time. Source: ``eval.py`` of the repository, whose
-    scale 0.4 on top of the conditional prediction is 1.4 here."""
+    """All channels; with ``cfg_scale_pow`` by a strength that grows over time. Source: ``eval.py`` of the
+    repository, whose scale 0.4 on top of the conditional prediction is 1.4 here."""
     power = config.get("cfg_scale_pow", CONSTANT)
     return from_json(GuidanceRule, {} if power == CONSTANT else {"power": power}, "cfg_scale_pow")
 

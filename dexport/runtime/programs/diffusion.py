@@ -1,8 +1,8 @@
 """Diffusion: from noise to pictures by a schedule, a sampler and guidance; several denoisers may share a trajectory.
 
 The role ``denoiser`` takes one network, or several with a share of the trajectory each (T-Stitch, arXiv 2402.14167).
-Its graph ``guided`` has the guidance rule inside; around ``model`` the rule runs here. The role ``decoder`` is optional:
-without it, states that need one are the result.
+Its graph ``guided`` has the guidance rule inside; around ``model`` the rule runs here. The role ``decoder`` is
+optional: without it, states that need one are the result.
 """
 
 from __future__ import annotations
