@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from dexport.bundle import Bundle, Network, load_bundle
 from dexport.contract import Graph, Route
@@ -243,20 +246,27 @@ def _check_fit(name: str, program: Program, parts: Sequence[Part]) -> None:
 
 def _check_agreement(programs: Mapping[str, Program]) -> None:
     """Refuse networks of one role whose programs differ in more than their settings."""
-    first, *others = programs
+    facts = {name: _agreed(program) for name, program in programs.items()}
+    first, *others = facts
     problems = [
-        f"{field.name}: {getattr(programs[first], field.name)} in {first}, "
-        f"{getattr(programs[other], field.name)} in {other}"
+        f"{fact}: {value} in {first}, {facts[other].get(fact)} in {other}"
         for other in others
-        for field in fields(programs[first])
-        if field.name not in programs[first].settings
-        and getattr(programs[first], field.name) != getattr(programs[other], field.name, None)
+        for fact, value in facts[first].items()
+        if facts[other].get(fact) != value
     ]
     if problems:
         raise UsageError(
             "these networks cannot share a trajectory:\n    " + "\n    ".join(problems),
             hint="take models that were trained with one latent space, schedule and prediction type",
         )
+
+
+def _agreed(program: Program) -> dict[str, Any]:
+    """The facts of a program, but for its settings and the names of its classes."""
+    facts = {field.name: getattr(program, field.name) for field in fields(program)}
+    plain = msgspec.structs.replace(program.condition, names=())
+    held = {name: value for name, value in facts.items() if name not in program.settings}
+    return {"kind": program.kind, **held, "condition": plain}
 
 
 def name_of(role: str, index: int, count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from dexport.cli.commands.build_printer import print_result
 from dexport.cli.terminal import out
 from dexport.errors import InputError, UsageError
 from dexport.exporter.options import Player
+from dexport.exporter.recipes import find_recipe
+from dexport.exporter.recipes.fashion import CLASSES
 from dexport.runtime.opened import OpenProgram
 from dexport.validate.build import parse_stitch
 
@@ -102,6 +105,16 @@ def test_a_changed_part_is_found_by_the_whole(stitched: Path, tmp_path: Path) ->
     file.write_bytes(file.read_bytes().replace(b"lit-fashion", b"dit-fashion"))
     with pytest.raises(InputError, match=r"networks/denoiser\.1/model\.onnx"):
         load_bundle(copy)
+
+
+def test_names_of_classes_need_not_agree(tmp_path: Path) -> None:
+    recipe = find_recipe("dit-fashion")
+    assert recipe.sampling is not None
+    nameless = replace(recipe, sampling=replace(recipe.sampling, class_names=()))
+    dexport.build(nameless, tmp_path / "nameless", settings=NARROW, parity=False)
+    spec = f"{tmp_path / 'nameless'}:0.4,dit-fashion:0.6"
+    result = dexport.build(None, tmp_path / "out", stitch=spec, settings=NARROW, parity=False)
+    assert OpenProgram(result.bundle).condition.names == CLASSES
 
 
 def test_a_stitched_bundle_cannot_be_stitched_again(stitched: Path, tmp_path: Path) -> None:
