@@ -14,7 +14,7 @@ from dexport.exporter.quantize.simulate import Simulation, relative_error
 from dexport.files import write_whole
 
 Sensitivity = Mapping[str, Mapping[str, float]]
-"""Module path -> scheme -> squared relative error of the prediction, the mean over states of a trajectory."""
+"""Module path -> scheme -> squared relative error of the guided prediction, the mean over states of a trajectory."""
 
 
 def measure_sensitivity(

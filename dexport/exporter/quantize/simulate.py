@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,11 +17,13 @@ from dexport.contract import PREDICTION, STATE
 from dexport.exporter.quantize.rounded import RoundedWeights
 from dexport.exporter.quantize.schemes import FLOAT, INT8
 from dexport.exporter.quantize.weights import channel_scale, quantise
-from dexport.exporter.trajectory import RecordingNetwork, TorchNetwork, run_steps
+from dexport.exporter.trajectory import RecordingNetwork, TorchNetwork, program_of, run_steps
 from dexport.exporter.variant import Variant
 from dexport.exporter.weights.loading import load_into
 from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.calls import Call, last_step
+from dexport.runtime.guidance import UNGUIDED
+from dexport.runtime.programs.diffusion import GUIDED, Diffusion
 from dexport.runtime.programs.program import Step
 
 STEPS = 20
@@ -40,7 +43,7 @@ class Simulation:
     """
 
     def __init__(self, variant: Variant, weights: WeightSource, rounded: RoundedWeights) -> None:
-        self._variant = variant
+        self._variant = variant = with_guidance(variant)
         self._module = load_into(weights, variant.meta_module()).eval()
         self._network = TorchNetwork(variant, self._module)
         self._rounded = rounded
@@ -77,7 +80,7 @@ class Simulation:
         return [recorder.made[index] for index in np.linspace(0, len(recorder.made) - 1, STATES).round().astype(int)]
 
     def predictions(self, states: list[Call]) -> list[np.ndarray]:
-        """What the network predicts at each of these calls, without the variance."""
+        """What the network predicts at each of these calls, guided where it is, without the variance."""
         return [self._prediction(call, self._network(call.graph, **call.inputs)) for call in states]
 
     def _prediction(self, call: Call, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -102,6 +105,21 @@ class Simulation:
             return self._rounded.load(path, scheme).weight().reshape(weight.shape)
         scale = channel_scale(weight, 0).reshape(-1, *(1 for _ in weight.shape[1:]))
         return quantise(weight, scale) * scale
+
+
+def with_guidance(variant: Variant) -> Variant:
+    """The network with its guidance inside, where it has any: a sampler goes by guided predictions, and guidance
+    multiplies errors."""
+    program = program_of(variant) if variant.within is None else variant.within.program
+    if (
+        not isinstance(program, Diffusion)
+        or program.cfg_scale == UNGUIDED
+        or program.condition.null is None
+        or variant.recipe.guidance is None
+        or len(variant.plain.outputs) > 1
+    ):
+        return variant
+    return replace(variant, graphs=(GUIDED,), graph=GUIDED)
 
 
 def relative_error(wanted: np.ndarray, got: np.ndarray) -> float:

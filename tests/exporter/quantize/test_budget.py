@@ -240,6 +240,15 @@ def test_an_infinite_sensitivity_is_null_in_json_and_comes_back(
     assert report["squared relative error"] == stored["errors"]
 
 
+def test_what_is_compared_is_guided(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path)
+    states = simulated.states()
+    assert VARIANT.recipe.guidance is not None
+    for call, prediction in zip(states, simulated.predictions(states), strict=True):
+        assert call.inputs["cfg_scale"] == np.float32(VARIANT.recipe.guidance.default_scale)
+        assert prediction.shape == call.inputs["x"].shape
+
+
 def test_weights_are_back_after_a_simulation(tmp_path: Path) -> None:
     simulated = simulation(tmp_path)
     assert simulated.snr_db({"blocks.0.attn.qkv": "float"}) == math.inf
