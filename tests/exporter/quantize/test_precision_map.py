@@ -67,7 +67,9 @@ def test_what_is_wrong_is_named(asked: dict[str, str], message: str, hint: str) 
 def test_a_map_comes_from_a_file_a_manifest_or_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text('{"*": "int8"}')
     assert read_map(tmp_path / "map.json") == {"*": "int8"}
-    (tmp_path / "manifest.json").write_text('{"schema": 1, "precision": {"layers": {"a": "int4"}}}')
+    main, decoder = ({"precision": {"layers": {"a": scheme}}} for scheme in ("int4", "int8"))
+    manifest = {"schema": 2, "networks": {"denoiser": main, "decoder": decoder}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert read_map(tmp_path / "manifest.json") == read_map(tmp_path) == {"a": "int4"}
 
 
@@ -78,6 +80,8 @@ def test_a_map_comes_from_a_file_a_manifest_or_a_bundle(tmp_path: Path) -> None:
         ("[1]", "no map from layers to schemes"),
         ('{"a": 1}', "no map from layers to schemes"),
         ('{"schema": 1}', "a manifest without a precision map"),
+        ('{"schema": 2, "networks": {}}', "a manifest without a precision map"),
+        ('{"schema": 2, "networks": {"denoiser": {"precision": {}}}}', "a manifest without a precision map"),
     ],
 )
 def test_a_file_that_is_no_map_is_refused(text: str, message: str, tmp_path: Path) -> None:
