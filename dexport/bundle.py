@@ -75,9 +75,12 @@ class Bundle:
         """The folder that was opened, which is another one than ``path`` where that is a private copy of it."""
         return self.path if self.private is None else self.private.source
 
-    @functools.cached_property
+    @property
     def networks(self) -> dict[str, Network]:
         """The networks by name, the first of the first role first.
+
+        They are not kept: each holds the bundle, and a private copy is to go with its last user, not with a later
+        collection of what refers to itself.
 
         Raises:
             InputError: the manifest says something else.

@@ -19,12 +19,12 @@ from click.testing import CliRunner
 
 from dexport import archive as module
 from dexport.archive import check, is_archive, pack, unpack
-from dexport.bundle import MANIFEST, SIGNATURE, Bundle, Draft, load_bundle
+from dexport.bundle import MANIFEST, SCHEMA_VERSION, SIGNATURE, Bundle, Draft, load_bundle
 from dexport.cli import main
 from dexport.errors import DexportError, InputError, MachineError, UsageError
 from tests.test_signature import write_keys
 
-CONTENT = {"model.onnx": "graph", "model.onnx.data": "weights" * 100, "parts/decoder/manifest.json": "{}"}
+CONTENT = {"model.onnx": "graph", "model.onnx.data": "weights" * 100, "networks/decoder/model.onnx": "{}"}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def write_bundle(path: Path, content: dict[str, str]) -> Bundle:
 
 def forged(files: dict[str, Any], *members: tuple[str, bytes]) -> bytes:
     """An archive as its writer would make it, were the names allowed."""
-    manifest = json.dumps({"schema": 1, "files": files}).encode()
+    manifest = json.dumps({"schema": SCHEMA_VERSION, "files": files}).encode()
     file = io.BytesIO()
     module._write_start(file, manifest, None)
     for name, content in members:
@@ -118,8 +118,8 @@ def test_a_signature_is_kept_replaced_and_required(small: Bundle, tmp_path: Path
 
 
 def test_long_names_and_large_sizes_have_headers(tmp_path: Path) -> None:
-    name = "parts/" + "long-" * 40 + "/model.onnx"
-    bundle = write_bundle(tmp_path / "long", {name: "x", "parts/décodeur/a": ""})
+    name = "networks/" + "long-" * 40 + "/model.onnx"
+    bundle = write_bundle(tmp_path / "long", {name: "x", "networks/décodeur/a": ""})
     unpack(pack(bundle.path, tmp_path / "x.dexport").path, tmp_path / "back")
     assert (tmp_path / "back" / name).read_text() == "x"
     large = tarfile.TarInfo.frombuf(module._header("a", 1 << 40)[1024:], "utf-8", "strict")
@@ -191,7 +191,7 @@ def test_manifests_of_another_form_are_refused(files: Any, tmp_path: Path) -> No
 
 def with_tar(members: list[tarfile.TarInfo], path: Path) -> None:
     """A tar of the usual kind, in which all of that is possible."""
-    manifest = json.dumps({"schema": 1, "files": {m.name: entry(b"") for m in members}}).encode()
+    manifest = json.dumps({"schema": SCHEMA_VERSION, "files": {m.name: entry(b"") for m in members}}).encode()
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": module.MARK + "0" * 64}) as file:
         first = tarfile.TarInfo(MANIFEST)
         first.size = len(manifest)

@@ -17,6 +17,7 @@ import dexport
 from dexport.bundle import MANIFEST, MODEL, MODEL_DATA, SIGNATURE, hash_files, load_bundle
 from dexport.cli import main
 from dexport.errors import BundleWarning, InputError
+from dexport.runtime.opened import OpenProgram
 from dexport.signature import sign
 from tests.bundles import trained_inputs
 from tests.test_signature import write_keys
@@ -72,7 +73,7 @@ def test_a_manifest_runs_no_file(foreign: Path, command: str, name: str, monkeyp
     mark = foreign.parent / "ran"
     code.write_text(f"open({str(mark)!r}, 'w')\n")
     monkeypatch.chdir(foreign)
-    rewrite(foreign, lambda m: m["recipe"].update(name=name.replace("ABSOLUTE", str(code))))
+    rewrite(foreign, lambda m: m["networks"]["denoiser"]["recipe"].update(name=name.replace("ABSOLUTE", str(code))))
     result = on(command, foreign)
     assert not mark.exists()
     assert result.exit_code == 2, result.output
@@ -169,10 +170,19 @@ def test_what_runs_is_what_was_checked(signed: Path, keys: tuple[Path, Path]) ->
     (signed / MODEL_DATA).write_bytes(b"exchanged after the check")
     entry = bundle.manifest["files"][MODEL_DATA]
     assert hashlib.sha256((copy / MODEL_DATA).read_bytes()).hexdigest() == entry["sha256"]
-    part = next(iter(bundle.parts.values()), bundle)
+    network = bundle.network
     del bundle
-    assert part.path.exists()
-    del part
+    assert network.path.exists()
+    del network
+    assert not copy.exists()
+
+
+def test_a_program_keeps_the_copy_no_longer_than_it_is_used(signed: Path, keys: tuple[Path, Path]) -> None:
+    program = OpenProgram.open(signed, require_signature=keys[1])
+    copy = program.bundle.path
+    program.load()
+    assert copy.exists()
+    del program
     assert not copy.exists()
 
 

@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from dexport.runtime.pipeline import Pipeline
 
 import dexport
 from dexport.bundle import MANIFEST, SIGNATURE, hash_files, load_bundle
 from dexport.cli import main
 from dexport.errors import InputError, MachineError
+from dexport.runtime.opened import OpenProgram
 from dexport.signature import MAKE_KEYS, read_signature, sign, verify
 
 TEXT = b'{"schema": 1}'
@@ -153,7 +153,7 @@ def test_the_documented_commands_make_keys(tmp_path: Path) -> None:
 
 def test_a_signed_bundle_opens(signed: Path, keys: tuple[Path, Path]) -> None:
     dexport.load(signed, require_signature=keys[1])
-    Pipeline.open(signed, require_signature=keys[1])
+    OpenProgram.open(signed, require_signature=keys[1])
     assert load_bundle(signed).path == signed  # nothing requires it
 
 
@@ -161,7 +161,7 @@ def test_an_unsigned_one_and_an_unsigned_decoder_do_not(signed: Path, plain: Pat
     with pytest.raises(InputError, match="is not signed"):
         dexport.load(plain, require_signature=keys[1])
     with pytest.raises(InputError, match="is not signed"):
-        Pipeline.open(signed, decoder=plain, require_signature=keys[1])
+        OpenProgram.open(signed, players={"decoder": plain}, require_signature=keys[1])
 
 
 def test_a_changed_file_needs_a_changed_manifest_which_the_signature_shows(

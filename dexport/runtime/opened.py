@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,17 +65,11 @@ class OpenProgram:
                 ) from error
             raise InputError(f"{bundle.path / MANIFEST}: {error}", hint="build the bundle again") from error
         self._provider = provider
-
-        def opener(network: Network) -> Callable[[str], Any]:
-            return lambda graph: (open_graph or self._open)(network, graph)
-
+        opening = open_graph or partial(_open, provider)  # not a method: nothing here refers to itself
         self._networks = {
-            role: [SessionNetwork(network.graphs, opener(network)) for network in networks]
+            role: [SessionNetwork(network.graphs, partial(opening, network)) for network in networks]
             for role, networks in self.roles.items()
         }
-
-    def _open(self, network: Network, graph: str) -> Any:
-        return open_session(network, self._provider, graph)
 
     @classmethod
     def open(
@@ -215,6 +210,10 @@ def with_players(bundle: Bundle, program: Program, players: Mapping[str, Bundle]
             raise UsageError(f"{program.kind} has no role {role}", hint=f"it has {', '.join(program.roles)}")
         roles[role] = [other.network]
     return roles
+
+
+def _open(provider: str, network: Network, graph: str) -> Any:
+    return open_session(network, provider, graph)
 
 
 def _batch(network: Network) -> Batch:
