@@ -33,7 +33,7 @@ def write_bundle(output: Path, text: str = "graph", *, force: bool = False) -> B
 
 
 def text_of(bundle: Path) -> str:
-    return load_bundle(bundle).network.model_path().read_text()
+    return (load_bundle(bundle).path / "model.onnx").read_text()
 
 
 def names_in(folder: Path) -> list[str]:
@@ -356,11 +356,11 @@ def test_a_build_that_was_killed_at_its_last_step_leaves_nothing_for_long(output
 
 def test_a_draft_in_a_draft(output: Path) -> None:
     with Draft(output) as draft:
-        with Draft(draft.path / "parts" / "decoder") as inner:
-            inner.write_text("model.onnx", "decoder")
+        with Draft(draft.path / "inner" / "bundle") as inner:
+            inner.write_text("model.onnx", "graph")
             inner.commit({"status": "passed"})
-        bundle = draft.commit({"status": "passed", "parts": ["decoder"]})
-    assert set(bundle.manifest["files"]) == {"parts/decoder/manifest.json", "parts/decoder/model.onnx"}
+        bundle = draft.commit({"status": "passed", "inner": ["bundle"]})
+    assert set(bundle.manifest["files"]) == {"inner/bundle/manifest.json", "inner/bundle/model.onnx"}
     load_bundle(output)
 
 
