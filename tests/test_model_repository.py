@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from dexport.bundle import MANIFEST, Bundle, hash_files, load_bundle
+from dexport.bundle import MANIFEST, MODEL, MODEL_DATA, Bundle, hash_files, load_bundle
 from dexport.cli import main
+from dexport.contract import LATENT, PICTURE, Decoding, Graph, Port, to_json
 from dexport.errors import InputError, MachineError, UsageError
-from dexport.model_repository import CONFIG, denoiser_config, pack_for_triton, picture_shape
+from dexport.model_repository import CONFIG, graph_config, pack_for_triton, pipeline_config
+from dexport.runtime.opened import OpenProgram
 
 
 def kind(tensor: Any) -> str:
@@ -32,15 +36,23 @@ def parsed(config: str | Path) -> Any:
     return text_format.Parse(text, schema.ModelConfig())
 
 
-def with_changes(bundle: Path, target: Path, **changes: Any) -> Bundle:
+def with_changes(bundle: Path, target: Path, change: Callable[[dict[str, Any]], Any]) -> Bundle:
     """A copy of a bundle whose manifest says something else."""
     shutil.copytree(bundle, target)
     manifest = json.loads((target / MANIFEST).read_text())
-    (target / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+    change(manifest)
+    (target / MANIFEST).write_text(json.dumps(manifest))
     return load_bundle(target)
 
 
-def test_it_writes_the_denoiser_and_the_pipeline(plain: Path, tmp_path: Path) -> None:
+def engine(flavour: str) -> dict[str, Any]:
+    """What a manifest says of an engine whose file is the graph's."""
+    shapes = {name: [[1, *rest]] * 3 for name, rest in (("x", [4, 16, 16]), ("t", []), ("y", []))}
+    facts = {"file": MODEL, "flavour": flavour, "version": "1", "targets": ["sm89"]}
+    return {**facts, "fingerprint": {"shapes": shapes}}
+
+
+def test_it_writes_the_graph_and_the_pipeline(plain: Path, tmp_path: Path) -> None:
     denoiser, pipeline = pack_for_triton(plain, tmp_path / "models").folders
     assert (denoiser.name, pipeline.name) == (plain.name, f"{plain.name}_pipeline")
     assert sorted(p.relative_to(denoiser).as_posix() for p in denoiser.rglob("*") if p.is_file()) == [
@@ -70,8 +82,8 @@ def test_the_pipelines_configuration(plain: Path, tmp_path: Path) -> None:
     assert [(i.name, i.optional) for i in config.input] == [
         ("label", False),
         ("seed", False),
-        ("cfg_scale", True),
         ("steps", True),
+        ("cfg_scale", True),
     ]
     assert [(o.name, kind(o), list(o.dims)) for o in config.output] == [("image", "TYPE_UINT8", [32, 32, 1])]
     assert config.parameters["provider"].string_value == "cpu"
@@ -87,42 +99,62 @@ def test_a_graph_with_a_scale_for_the_whole_batch_is_in_the_pipeline_only(fused:
 def test_a_plan_is_served_where_triton_can_run_it(plain: Path, tmp_path: Path) -> None:
     """Triton has a backend for TensorRT and none for TensorRT-RTX."""
     for flavour, platform in (("tensorrt", "tensorrt_plan"), ("tensorrt-rtx", "onnxruntime_onnx")):
-        engine = {"flavour": flavour, "file": "model.onnx"}
-        bundle = with_changes(plain, tmp_path / flavour, engine=engine, batch={"min": 1, "opt": 16, "max": 64})
-        config = parsed(denoiser_config("x", bundle))
+
+        def give_an_engine(manifest: dict[str, Any], flavour: str = flavour) -> None:
+            network = manifest["networks"]["denoiser"]
+            network["batch"] = {"min": 1, "opt": 16, "max": 64}
+            network["graphs"]["model"]["engine"] = engine(flavour)
+
+        bundle = with_changes(plain, tmp_path / flavour, give_an_engine)
+        config = parsed(graph_config("x", bundle.network, "model"))
         assert (config.platform, config.max_batch_size) == (platform, 64)
         model = pack_for_triton(bundle.path, tmp_path / "models").folders[0] / "1"
         assert (model / "model.plan").exists() == (flavour == "tensorrt")
 
 
-def test_a_stitched_bundle_has_a_denoiser_per_part(stitched: Path, tmp_path: Path) -> None:
+def test_every_network_of_a_stitched_bundle_is_a_model(stitched: Path, tmp_path: Path) -> None:
     *denoisers, pipeline = pack_for_triton(stitched, tmp_path).folders
-    parts = [part for part, _ in load_bundle(stitched).stitch]
-    assert [d.name for d in denoisers] == [f"{stitched.name}_{part.path.name}" for part in parts]
-    for denoiser, part in zip(denoisers, parts, strict=True):
-        assert hash_files(denoiser / "1")["model.onnx"] == part.manifest["files"]["model.onnx"]
+    bundle = load_bundle(stitched)
+    assert [denoiser.name for denoiser in denoisers] == [f"{stitched.name}_0", f"{stitched.name}_1"]
+    for denoiser, network in zip(denoisers, bundle.networks.values(), strict=True):
+        files = hash_files(denoiser / "1")
+        assert files == {name: bundle.manifest["files"][network.file(name)] for name in (MODEL, MODEL_DATA)}
         parsed(denoiser)
     assert list(parsed(pipeline).output[0].dims) == [32, 32, 1]
 
 
-def test_the_shape_of_pictures_follows_the_decoder(plain: Path) -> None:
-    def bundle(decoder: str, latent: tuple[int, ...], parts: tuple[str, ...] = ()) -> Any:
-        io = {"inputs": [{"shape": ["B", *latent]}], "outputs": [{"shape": ["B", 3, 256, 256]}]}
-        inside = {"decoder": bundle("none", (4, 32, 32))} if parts else {}
-        facts = {"sampling": {"decoder": decoder}, "io": io}
-        return type("Fake", (), {"manifest": facts, "parts": inside, "path": plain})()
+def test_the_shape_of_pictures_follows_the_decoding(plain: Path) -> None:
+    def bundle(decoding: Decoding, state: tuple[int, ...], decoder: Graph | None = None) -> Bundle:
+        """The manifest of a bundle whose states and pictures have other shapes."""
+        manifest = copy.deepcopy(dict(load_bundle(plain).manifest))
+        manifest["program"].update(decoding=to_json(decoding), guidance=None, cfg_scale=1.0)
+        manifest["program"]["condition"]["null"] = None
+        denoiser = manifest["networks"]["denoiser"]
+        ports = denoiser["graphs"]["model"]
+        ports["inputs"][0]["shape"] = ["B", *state]
+        ports["outputs"][0]["shape"] = ["B", 2 * state[0], *state[1:]]
+        if decoder is not None:
+            manifest["networks"]["decoder"] = {**denoiser, "graphs": {"model": to_json(decoder)}}
+            manifest["files"].update({f"networks/{name}/{MODEL}": {} for name in manifest["networks"]})
+        return Bundle(plain, manifest)
 
-    for decoder, latent, parts, shape in [
-        ("none", (3, 64, 64), (), (64, 64, 3)),
-        ("pixel-shuffle-2", (4, 16, 20), (), (32, 40, 1)),
-        ("pixel-shuffle-2-tiles-4", (4, 16, 20), (), (32, 40, 1)),
-        ("sd-vae-decoder", (4, 64, 32), ("decoder",), (512, 256, 3)),  # larger than the decoder's own 32: tiles
+    def shape(bundle: Bundle) -> list[int]:
+        return list(parsed(pipeline_config("x", OpenProgram(bundle))).output[0].dims)
+
+    vae = Graph(
+        (Port("z", "float32", ("B", 4, 32, 32), LATENT),), (Port("image", "float32", ("B", 3, 256, 256), PICTURE),)
+    )
+    network = Decoding("network", "sd-vae-decoder", 0.18)
+    for decoding, state, decoder, expected in [
+        (Decoding(), (3, 64, 64), None, [64, 64, 3]),
+        (Decoding("pixel-shuffle", factor=2), (4, 16, 20), None, [32, 40, 1]),
+        (Decoding("pixel-shuffle", factor=2, tiles=4), (4, 16, 20), None, [32, 40, 1]),
+        (network, (4, 64, 32), vae, [512, 256, 3]),  # larger than the decoder's own 32: tiles
     ]:
-        fake = bundle(decoder, latent, parts)
-        assert picture_shape(fake, [fake]) == shape
-    lone = bundle("sd-vae-decoder", (4, 32, 32))
-    with pytest.raises(UsageError, match="has no decoder"):
-        picture_shape(lone, [lone])
+        assert shape(bundle(decoding, state, decoder)) == expected
+    with pytest.raises(UsageError, match="has no decoder") as refused:
+        shape(bundle(network, (4, 32, 32)))
+    assert "--with-decoder" in refused.value.hint
 
 
 def test_models_are_replaced_only_when_told_to_and_others_stay(plain: Path, tmp_path: Path) -> None:
@@ -141,7 +173,7 @@ def test_models_are_replaced_only_when_told_to_and_others_stay(plain: Path, tmp_
         pack_for_triton(plain, tmp_path, force=True)
 
 
-@pytest.mark.parametrize("inside", ["", "models", "parts/decoder"])
+@pytest.mark.parametrize("inside", ["", "models", "networks/decoder"])
 def test_a_repository_in_a_bundle_is_refused(plain: Path, inside: str, tmp_path: Path) -> None:
     bundle = shutil.copytree(plain, tmp_path / "bundle")
     link = tmp_path / "link"
@@ -168,12 +200,21 @@ def test_a_full_disk_is_one_message(
 
 
 def test_what_makes_no_pictures_is_refused(plain: Path, tmp_path: Path) -> None:
-    for changes, match in (
-        ({"sampling": None}, "makes no pictures"),
-        ({"io": {}}, "is incomplete"),
-        ({"batch": 1}, "is"),
+    denoiser = ("networks", "denoiser")
+    for path, value, match in (
+        (("program",), None, "has no program"),
+        ((*denoiser, "graphs"), {}, "graphs is empty"),
+        ((*denoiser, "graphs", "model", "inputs"), [], "graphs is not what dexport writes there"),
+        ((*denoiser, "graphs", "model", "engine"), 1, "is"),
+        ((*denoiser, "batch"), 1, "is"),
     ):
-        bundle = with_changes(plain, tmp_path / str(len(list(tmp_path.iterdir()))), **changes)
+
+        def change(manifest: dict[str, Any], path: tuple[str, ...] = path, value: Any = value) -> None:
+            for key in path[:-1]:
+                manifest = manifest[key]
+            manifest[path[-1]] = value
+
+        bundle = with_changes(plain, tmp_path / str(len(list(tmp_path.iterdir()))), change)
         with pytest.raises(InputError, match=match):
             pack_for_triton(bundle.path, tmp_path / "models")
     assert not (tmp_path / "models").exists()
