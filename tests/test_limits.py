@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from click.testing import CliRunner
 
 from dexport import limits
 from dexport.cli import main
-from dexport.errors import UsageError
-from dexport.exporter.build import BuildOptions, resolve_options
+from dexport.contract import GuidanceRule, from_json
+from dexport.errors import InputError, UsageError
+from dexport.exporter.options import BuildOptions
 from dexport.exporter.quantize.calibrate import Calibration
 from dexport.exporter.recipes import find_recipe
+from dexport.exporter.resolve import resolve_network
 from dexport.exporter.variant import parse_settings, resolve
 from dexport.graphs.layers import sincos_table
 from dexport.graphs.rotary import rotary_tables
@@ -157,7 +160,7 @@ def test_images_to_calibrate_on(images: int) -> None:
     with pytest.raises(UsageError, match="calibration-images"):
         Calibration(images)
     with pytest.raises(UsageError, match="calibration-images"):
-        resolve_options("dit-s-2", BuildOptions(Path("out"), int8="w8a8", calibration_images=images))
+        resolve_network(find_recipe("dit-s-2"), BuildOptions(Path("out"), int8="w8a8", calibration_images=images))
 
 
 @pytest.mark.parametrize(
@@ -183,8 +186,9 @@ def test_networks_that_no_machine_holds(recipe: str, settings: dict[str, Any]) -
 @pytest.mark.parametrize("patch", [0, -1, 1.5, "a", None, [1]])
 def test_pixels_of_a_cell(patch: Any) -> None:
     with pytest.raises(UsageError):
-        resolve_options(
-            "vitok-v1-s-b-1x16-decoder", BuildOptions(Path("out"), settings={"patch_size": patch}, image_size=256)
+        resolve_network(
+            find_recipe("vitok-v1-s-b-1x16-decoder"),
+            BuildOptions(Path("out"), settings={"patch_size": patch}, image_size=256),
         )
 
 
@@ -201,10 +205,19 @@ def test_samplers_take_what_is_usual() -> None:
         FlowEuler(4, shift=float("nan"))
 
 
-@pytest.mark.parametrize("power", ["abc", "", "nan", "inf", "-1", "0", "1e9", "9" * 5000])
-def test_powers_of_a_guidance(power: str) -> None:
-    with pytest.raises(UsageError, match="cannot grow with the power"):
-        find_rule(f"all channels, power-cosine over time, power {power}")
+@pytest.mark.parametrize(
+    "power", ["abc", "", math.nan, math.inf, -1, 0, limits.LARGEST_POWER * 2, 1e9, "9" * 5000, 10**400]
+)
+def test_powers_of_a_guidance(power: Any) -> None:
+    with pytest.raises(InputError, match=r"power") as refused:
+        from_json(GuidanceRule, {"channels": 3, "power": power}, "guidance")
+    assert len(str(refused.value)) < 1500
+
+
+def test_names_of_guidance_rules_are_bounded() -> None:
+    with pytest.raises(UsageError, match="no guidance rule") as refused:
+        find_rule("x" * 10_000)
+    assert len(str(refused.value)) < 200
 
 
 @pytest.mark.parametrize(("key", "value"), [("max = 8", HUGE), ("max = 8", 10**40), ("workspace_mib = 512", 10**30)])

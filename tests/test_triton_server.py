@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dexport.runtime.pipeline import Pipeline
 
 import dexport
 from dexport.bundle import hash_files
 from dexport.model_repository import CONFIG, pack_for_triton
+from dexport.runtime.opened import OpenProgram
 from dexport.runtime.service import Picture, make_pictures
 from tests.golden import assert_golden
 from tests.triton_server import Server, serving, why_not
@@ -99,15 +99,17 @@ def test_the_server_is_well_and_knows_the_models(server: Server, plain: Path) ->
         for model in (f"{plain.name}_pipeline", plain.name, "fused_pipeline"):
             assert client.is_model_ready(model)
         metadata = client.get_model_metadata(f"{plain.name}_pipeline", as_json=True)
-    assert [value["name"] for value in metadata["inputs"]] == ["label", "seed", "cfg_scale", "steps"]
+    assert [value["name"] for value in metadata["inputs"]] == ["label", "seed", "steps", "cfg_scale"]
     assert metadata["outputs"] == [{"name": "image", "datatype": "UINT8", "shape": ["-1", "32", "32", "1"]}]
 
 
 def test_pictures_are_those_of_the_pipeline(ask: Callable[..., np.ndarray], plain: Path) -> None:
     labels, seeds = [3, 4, 3], [7, 8, 9]
     received = ask(label=labels, seed=seeds, cfg_scale=[1.5] * 3, steps=[STEPS] * 3)
-    wanted = [Picture(label, seed, 1.5, STEPS) for label, seed in zip(labels, seeds, strict=True)]
-    (expected,) = make_pictures(Pipeline.open(plain), [wanted], 4)
+    wanted = [
+        Picture(label, seed, {"cfg_scale": 1.5, "steps": STEPS}) for label, seed in zip(labels, seeds, strict=True)
+    ]
+    (expected,) = make_pictures(OpenProgram.open(plain), [wanted], 4)
     assert isinstance(expected, np.ndarray)
     assert received.shape == (3, 32, 32, 1)
     assert received.dtype == np.uint8
@@ -134,7 +136,7 @@ def test_no_request_of_many_clients_fails(
         answers = list(pool.map(work, range(clients)))
     seconds = time.perf_counter() - started
     assert [len(answer) for answer in answers] == [each] * clients
-    (expected,) = make_pictures(Pipeline.open(plain), [[Picture(0, 0, steps=STEPS)]], 4)
+    (expected,) = make_pictures(OpenProgram.open(plain), [[Picture(0, 0, {"steps": STEPS})]], 4)
     assert np.abs(answers[0][0].astype(int) - expected).max() <= 1
     rate = clients * each / seconds
     record_property(
@@ -162,7 +164,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"label": [10], "seed": [0]}, "no class 10: the model has 10"),
     ({"label": [0, -1], "seed": [0, 0]}, "no class -1"),
     ({"label": [0], "seed": [-1]}, "seed -1"),
-    ({"label": [0], "seed": [0], "cfg_scale": [0.5]}, "guidance scale 0.5"),
+    ({"label": [0], "seed": [0], "cfg_scale": [0.5]}, "cfg_scale 0.5: Expected `float` >= 1.0"),
     ({"label": [0], "seed": [0], "steps": [0]}, "0 steps"),
     ({"label": [0]}, "'seed'|expected"),
     ({"label": [0, 1], "seed": [0]}, "batch"),
@@ -219,8 +221,9 @@ def test_the_denoisers_configuration_fits_its_graph(server: Server, plain: Path)
 def test_guidance_inside_of_the_graph_is_served(server: Server, fused: Path) -> None:
     with server.client() as client:
         received = pictures(client, "fused_pipeline", label=[1, 2], seed=[3, 4], cfg_scale=[2.5] * 2, steps=[STEPS] * 2)
-    wanted = [[Picture(1, 3, 2.5, STEPS), Picture(2, 4, 2.5, STEPS)]]
-    (expected,) = make_pictures(Pipeline.open(fused), wanted, 4)
+    settings = {"cfg_scale": 2.5, "steps": STEPS}
+    wanted = [[Picture(1, 3, settings), Picture(2, 4, settings)]]
+    (expected,) = make_pictures(OpenProgram.open(fused), wanted, 4)
     assert isinstance(expected, np.ndarray)
     assert np.abs(received.astype(int) - expected).max() <= 1
 
