@@ -18,7 +18,6 @@ from typing import Any
 import dexport
 from benchmarks.quantize import machine
 from dexport.bundle import Bundle, load_bundle
-from dexport.runtime.inputs import port_of
 from dexport.runtime.session import OnnxSession
 from dexport.validate.bench.bench import example
 from dexport.validate.bench.timing import Times, take_turns
@@ -69,18 +68,18 @@ def measure(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed(bundles: dict[str, Bundle], batch: int, rounds: int) -> dict[str, Times]:
-    specs = next(iter(bundles.values())).network.entry()["inputs"]
-    inputs = example(map(port_of, specs), batch)
+    network = next(iter(bundles.values())).network
+    inputs = example(network.graphs[network.main_graph].inputs, batch)
     sessions = {name: OnnxSession(bundle.network.model_path(), threads=1) for name, bundle in bundles.items()}
     return take_turns({name: partial(session, **inputs) for name, session in sessions.items()}, rounds)
 
 
 def figures(bundle: Bundle, times: Times) -> dict[str, Any]:
-    manifest = bundle.manifest
+    network = bundle.network
     return {
-        "nodes": sum(manifest["ops"]["final"].values()),
-        "onnx bytes": manifest["sizes"]["onnx"],
-        "peak rss of the export": manifest["sizes"]["peak_rss"],
+        "nodes": sum(network.entry()["ops"]["final"].values()),
+        "onnx bytes": network.manifest["sizes"]["onnx"],
+        "peak rss of the export": network.manifest["sizes"]["peak_rss"],
         "cpu s": round(times.median_cpu, 4),
         "wall s": round(times.median, 4),
         "fastest s": round(times.fastest, 4),

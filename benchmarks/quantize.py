@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from dexport.runtime.pipeline import Pipeline
 
 import dexport
 from dexport.bundle import load_bundle
+from dexport.runtime.calls import Recorder, dims, example_request
 from dexport.runtime.draws import Draws
 from dexport.runtime.int8_products import is_exact, multiply_exactly
-from dexport.runtime.samplers import Denoiser
+from dexport.runtime.opened import OpenProgram
+from dexport.runtime.programs.program import Calls, Request
 from dexport.validate.metrics import compare
 
 BUDGETED = "snr>=25"
@@ -147,37 +148,29 @@ def timed(session: ort.InferenceSession, feed: dict[str, np.ndarray]) -> float:
 def example(path: Path) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     feed = {}
-    for spec in load_bundle(path).network.entry()["inputs"]:
-        shape = [BATCH if dim == "B" else dim for dim in spec["shape"]]
-        integers = spec["dtype"] == "int64"
-        feed[spec["name"]] = np.ones(shape, np.int64) if integers else rng.standard_normal(shape, np.float32)
+    network = load_bundle(path).network
+    for port in network.graphs[network.main_graph].inputs:
+        shape = dims(port, BATCH)
+        integers = port.dtype == "int64"
+        feed[port.name] = np.ones(shape, np.int64) if integers else rng.standard_normal(shape, np.float32)
     feed["t"] = np.full(BATCH, 500, np.float32)
     return feed
 
 
 def trajectories(bundles: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """Against float32: the error of each prediction on its states, and of each state of a trajectory of one's own."""
-    opened = {name: Pipeline.open(path) for name, path in bundles.items()}
-    labels = [n * (opened["fp32"].classes or 1) // IMAGES for n in range(IMAGES)]
-    inputs: list[tuple[np.ndarray, np.ndarray]] = []
-    predictions: list[np.ndarray] = []
-
-    def remembered(denoiser: Denoiser) -> Denoiser:
-        def denoise(x: np.ndarray, t: np.ndarray) -> np.ndarray:
-            inputs.append((x, t))
-            predictions.append(denoiser(x, t))
-            return predictions[-1]
-
-        return denoise
-
-    expected = states(opened["fp32"], remembered(opened["fp32"].denoiser(labels)))
+    opened = {name: OpenProgram.open(path).with_settings(steps=STEPS) for name, path in bundles.items()}
+    reference = opened["fp32"]
+    request = example_request(reference.condition, range(IMAGES), IMAGES)
+    recorder = Recorder(reference.calls)
+    expected = states(reference, recorder.calls, request)
     figures = {}
-    for name, pipeline in opened.items():
-        denoiser = pipeline.denoiser(labels)
-        errors = [
-            compare(wanted, denoiser(x, t)).relative_l2 for (x, t), wanted in zip(inputs, predictions, strict=True)
-        ]
-        pairs = zip(expected, states(pipeline, denoiser), strict=True)
+    for name, program in opened.items():
+        errors = []
+        for call in recorder.made:
+            got = program.calls[call.role][call.index](call.graph, **call.inputs)
+            errors += [compare(wanted, got[output]).relative_l2 for output, wanted in call.outputs.items()]
+        pairs = zip(expected, states(program, program.calls, request), strict=True)
         snr = [compare(wanted, got).snr_db for wanted, got in pairs]
         figures[name] = {
             "relative L2": float(np.mean(errors)),
@@ -188,10 +181,8 @@ def trajectories(bundles: dict[str, Path]) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def states(pipeline: Pipeline, denoiser: Denoiser) -> list[np.ndarray]:
-    sampler, noise = pipeline.sampler(steps=STEPS), Draws(7, range(IMAGES))
-    start = sampler.start(noise, (IMAGES, *pipeline.shape))
-    return [step.x for step in sampler.run(denoiser, start, noise)]
+def states(program: OpenProgram, calls: Calls, request: Request) -> list[np.ndarray]:
+    return [step.state for step in program.program.run(calls, request, Draws(7, range(IMAGES)))]
 
 
 def machine() -> dict[str, Any]:

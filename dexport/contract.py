@@ -26,6 +26,8 @@ T = TypeVar("T")
 Size = Annotated[int, Meta(ge=0, le=limits.LARGEST_STATE)]
 Number = Annotated[float, Meta(ge=-limits.LARGEST_SETTING, le=limits.LARGEST_SETTING)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Dtype = Literal["bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64"]
+"""Of a port, as numpy names it."""
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 Label = Annotated[int, Meta(ge=-limits.LARGEST_LABEL, le=limits.LARGEST_LABEL)]
 Scale = Annotated[float, Meta(ge=1, le=limits.LARGEST_SCALE)]
@@ -46,8 +48,7 @@ class Port(Struct, frozen=True, omit_defaults=True):
     """One input or output of a graph.
 
     Attributes:
-        dtype: numpy's name.
-        shape: integers, or ``"B"`` for the symbolic batch.
+        shape: integers; the first may be ``"B"``, the symbolic batch.
         role: what it means to a program; empty for ports that none knows.
         range: ends of the integers that an input takes by which the graph indexes a table, both included.
         choices: times of a table, of which a graph takes no others.
@@ -55,12 +56,16 @@ class Port(Struct, frozen=True, omit_defaults=True):
     """
 
     name: Name
-    dtype: Name
+    dtype: Dtype
     shape: Annotated[tuple[Size | Literal["B"], ...], Meta(max_length=limits.MOST_DIMENSIONS)]
     role: str = ""
     range: tuple[Label, Label] | None = None
     choices: Annotated[tuple[Number, ...], Meta(max_length=2 * limits.MOST_STEPS)] = ()
     clock: Clock | None = None
+
+    def __post_init__(self) -> None:
+        if BATCH in self.shape[1:]:
+            raise ValueError(f"{printable(self.name)}: only the first dimension may be the batch")
 
 
 class Graph(Struct, frozen=True):

@@ -24,21 +24,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from dexport.runtime.pipeline import Pipeline
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from dexport import archive
 from dexport.archive import check, pack, unpack
-from dexport.bundle import MANIFEST, SIGNATURE, Bundle, hash_files, load_bundle, reading_manifest
+from dexport.bundle import ENGINES, MANIFEST, NETWORKS, SIGNATURE, Bundle, hash_files, load_bundle, reading_manifest
 from dexport.cli import terminal
 from dexport.cli.commands.info_printer import print_bundle
 from dexport.errors import DexportError
 from dexport.exporter.weights.loading import open_weights
-from dexport.model_repository import denoiser_config, pipeline_config
+from dexport.model_repository import graph_config, pipeline_config
 from dexport.runtime.engine_checks import read_facts
+from dexport.runtime.opened import OpenProgram
 from dexport.signature import read_signature
 from tests.runtime.mutations import read_mutated_record
 from tests.validate.mutations import read_mutated_npz, read_mutated_picture
@@ -47,50 +46,81 @@ from tools.fuzz_graphs import OnnxBundles, OnnxFiles
 from tools.mutate import Rng, changed, damaged, rezipped
 
 Reader = Callable[[Rng], None]
-MODEL = {
-    "schema": 1,
-    "name": "dit-fashion-s",
+PORT = {"dtype": "float32", "shape": ["B"]}
+STATE = {"dtype": "float32", "shape": ["B", 4, 16, 16]}
+COMMON = {
     "status": "passed",
-    "dexport": "0.1.0",
     "recipe": {"name": "dit-fashion-s", "family": "DiT", "source": ""},
-    "guidance": "none",
-    "sampling": {
-        "schedule": "linear",
-        "prediction": "epsilon",
-        "sampler": "ddpm",
-        "steps": 2,
-        "folded": {"steps": 2, "times": [999.0, 0.0]},
-        "latent_scale": 1.0,
-        "decoder": "pixel-shuffle-2",
-        "class_names": ["T-shirt", "trouser"],
-        "classes": 2,
-        "null_label": 2,
-        "guidance": {"rule": "first four channels", "default_scale": 2.0},
-    },
-    "parts": [],
     "weights": {"random": False, "path": "x.safetensors"},
     "opset": 23,
-    "precision": {"name": "fp32", "nodes": {"a": "float32"}},
-    "io": {
-        "inputs": [
-            {"name": "x", "dtype": "float32", "shape": ["B", 4, 16, 16]},
-            {"name": "t", "dtype": "float32", "shape": ["B"]},
-            {"name": "y", "dtype": "int64", "shape": ["B"]},
-        ],
-        "outputs": [{"name": "out", "dtype": "float32", "shape": ["B", 8, 16, 16]}],
-    },
+    "precision": {"name": "fp32", "gate": "fp32"},
     "batch": {"min": 1, "opt": 2, "max": 4},
-    "sizes": {"time_tables": {"tables": 1, "bytes": 128, "nodes": 4, "weight_bytes": 1024}},
-    "custom_ops": [{"name": "DexTMSA", "version": 1, "nodes": 1, "ptx_sha256": []}],
-    "engine": {
-        "file": "engines/a.plan",
-        "flavour": "tensorrt",
-        "version": "10.0",
-        "targets": ["sm89"],
-        "plan_bytes": 1,
-        "checked_nodes": 1,
-        "reason": "",
-        "fingerprint": {"shapes": {"x": [[1, 4, 16, 16], [2, 4, 16, 16], [4, 4, 16, 16]]}},
+    "folded": None,
+    "sizes": {"onnx": 5, "time_tables": None},
+}
+DENOISER = {
+    **COMMON,
+    "name": "dit-fashion-s",
+    "folded": {"steps": 2, "times": [999.0, 0.0]},
+    "sizes": {"onnx": 5, "time_tables": {"tables": 1, "bytes": 128, "nodes": 4, "weight_bytes": 1024}},
+    "graphs": {
+        "model": {
+            "inputs": [
+                {"name": "x", "role": "state", **STATE},
+                {"name": "t", "role": "time", "choices": [0.0, 999.0], **PORT},
+                {"name": "y", "role": "label", "dtype": "int64", "shape": ["B"], "range": [0, 2]},
+            ],
+            "outputs": [{"name": "out", "role": "prediction", "dtype": "float32", "shape": ["B", 8, 16, 16]}],
+            "nodes": {"a": "float32"},
+            "custom_ops": [{"name": "DexTMSA", "version": 1, "nodes": 1, "ptx_sha256": []}],
+            "engine": {
+                "file": "engines/a.plan",
+                "flavour": "tensorrt",
+                "version": "10.0",
+                "targets": ["sm89"],
+                "plan_bytes": 1,
+                "checked_nodes": 1,
+                "reason": "",
+                "fingerprint": {"shapes": {"x": [[1, 4, 16, 16], [2, 4, 16, 16], [4, 4, 16, 16]]}},
+            },
+        }
+    },
+}
+MODEL = {
+    "schema": 2,
+    "name": "dit-fashion-s",
+    "status": "passed",
+    "loss": {"relative_l2": 1e-6, "latents_snr_db": None},
+    "accepted_loss": False,
+    "dexport": "0.1.0",
+    "program": {
+        "kind": "diffusion",
+        "condition": {"kind": "class", "classes": 2, "names": ["T-shirt", "trouser"], "null": 2},
+        "schedule": "linear betas 1e-4..2e-2, 1000 steps",
+        "prediction": "epsilon, learned variance",
+        "sampler": "ddpm",
+        "steps": 2,
+        "cfg_scale": 2.0,
+        "guidance": {"channels": 4, "power": 1.0},
+        "decoding": {"kind": "network", "recipe": "sd-vae-decoder", "scale": 0.5, "factor": 1, "tiles": 1},
+        "route": [{"share": 0.5}, {"share": 0.5}],
+    },
+    "networks": {
+        "denoiser.0": DENOISER,
+        "denoiser.1": DENOISER,
+        "decoder": {
+            **COMMON,
+            "name": "sd-vae-decoder",
+            "graphs": {
+                "model": {
+                    "inputs": [{"name": "z", "role": "latent", **STATE}],
+                    "outputs": [{"name": "out", "role": "picture", "dtype": "float32", "shape": ["B", 3, 128, 128]}],
+                    "nodes": {},
+                    "custom_ops": [],
+                    "engine": None,
+                }
+            },
+        },
     },
 }
 """A manifest with every field that a reader of bundles looks at."""
@@ -101,23 +131,24 @@ class Manifests:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "bundle"
-        (self.folder / "engines").mkdir(parents=True)
-        (self.folder / "engines" / "a.plan").write_bytes(b"plan")
-        (self.folder / "model.onnx").write_bytes(b"graph")
+        for name in MODEL["networks"]:
+            (self.folder / NETWORKS / name / ENGINES).mkdir(parents=True)
+            (self.folder / NETWORKS / name / "model.onnx").write_bytes(b"graph")
+            (self.folder / NETWORKS / name / ENGINES / "a.plan").write_bytes(b"plan")
         self.manifest = {**MODEL, "files": hash_files(self.folder)}
 
     def __call__(self, rng: Rng) -> None:
         if rng.random() < 0.7:
             manifest = changed(rng, self.manifest)
             if rng.random() < 0.5 and isinstance(manifest, dict):
-                manifest["files"], manifest["schema"] = self.manifest["files"], 1
+                manifest["files"], manifest["schema"] = self.manifest["files"], MODEL["schema"]
             text = json.dumps(manifest).encode()
         else:
             text = damaged(rng, json.dumps(self.manifest).encode())
         (self.folder / MANIFEST).write_bytes(text)
         bundle = load_bundle(self.folder)
         terminal.out.file = io.TextIOWrapper(io.BytesIO(), "utf-8")
-        uses: list[Callable[[Bundle], Any]] = [print_bundle, read_facts, _pipeline, _configs]
+        uses: list[Callable[[Bundle], Any]] = [print_bundle, _engine, _program, _configs]
         errors = []
         for use in uses:
             try:
@@ -128,27 +159,23 @@ class Manifests:
             raise errors[0]
 
 
-def _pipeline(bundle: Bundle) -> None:
-    pipeline = Pipeline(bundle, sessions=[_Session()] * (len(bundle.stitch) or 1), decoder_session=_Session())
-    pipeline.largest_batch()
-    pipeline.sampler()
-    pipeline.denoiser([0] if pipeline.classes is not None else [])
+def _engine(bundle: Bundle) -> None:
+    read_facts(bundle.network)
+
+
+def _program(bundle: Bundle) -> None:
+    program = OpenProgram(bundle, "tensorrt")
+    program.largest_batch()
+    program.with_settings(cfg_scale=1.5)
+    program.check_pictures()
 
 
 def _configs(bundle: Bundle) -> None:
     with reading_manifest(bundle):
-        denoiser_config("x", bundle)
-        pipeline_config("x", bundle)
-
-
-class _Session:
-    """In place of a network, of which nothing is run."""
-
-    runner = "nothing"
-    inputs: dict[str, Any] = {"z": type("Port", (), {"shape": ["B", 4, 32, 32]})()}  # noqa: RUF012
-
-    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+        for network in bundle.networks.values():
+            for graph in network.graphs:
+                graph_config("x", network, graph)
+    pipeline_config("x", OpenProgram(bundle))
 
 
 class Archives:
@@ -157,10 +184,10 @@ class Archives:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         bundle = folder / "small"
-        (bundle / "parts" / "decoder").mkdir(parents=True)
+        (bundle / NETWORKS / "decoder").mkdir(parents=True)
         (bundle / "model.onnx").write_bytes(b"graph" * 200)
-        (bundle / "parts" / "decoder" / "x").write_bytes(b"")
-        self.manifest = {"schema": 1, "status": "passed", "files": hash_files(bundle)}
+        (bundle / NETWORKS / "decoder" / "x").write_bytes(b"")
+        self.manifest = {"schema": MODEL["schema"], "status": "passed", "files": hash_files(bundle)}
         (bundle / MANIFEST).write_text(json.dumps(self.manifest))
         facts = {"algorithm": "ed25519", "key": "00" * 32, "signature": "00" * 64}
         self.signature = json.dumps(facts).encode()

@@ -30,8 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dexport.bundle import pixel_shuffle
 from dexport.exporter.recipes import find_recipe
+from dexport.exporter.recipes.diffusion import decoding_of
 from dexport.graphs.terdit import TernaryLinear, ternarise
 from dexport.plugins.ternary_matmul.packing import pack
 
@@ -70,7 +70,7 @@ def train(args: argparse.Namespace) -> None:
     average = {name: value.clone() for name, value in model.state_dict().items()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     images, labels, digest = load_fashion(args.data)
-    _, tiles = pixel_shuffle(recipe.sampling.decoder) or (2, 1)
+    tiles = decoding_of(recipe.sampling.decoder, 1.0).tiles
     images = thumbnails(images, tiles)
     null_label = recipe.config["num_classes"]
     objective = Objective()
