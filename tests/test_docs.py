@@ -23,8 +23,6 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from dexport.exporter.stitch import check_agreement, parse_stitch, promise_of_recipe
-from dexport.runtime.pipeline import Pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -32,16 +30,20 @@ import dexport
 from dexport import errors
 from dexport.bundle import load_bundle
 from dexport.cli import main
-from dexport.exporter.build import BuildOptions, resolve_decoder, resolve_options
 from dexport.exporter.machine import RTX_TARGETS
+from dexport.exporter.options import BuildOptions
 from dexport.exporter.recipes import find_recipe
-from dexport.exporter.recipes.recipe import DEFAULT_GATES
+from dexport.exporter.recipes.recipe import DEFAULT_GATES, Recipe
+from dexport.exporter.system import plan_system
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.loading import open_weights
 from dexport.profiles import load_profile
+from dexport.runtime.opened import OpenProgram
 from dexport.runtime.samplers import SAMPLERS
+from dexport.validate.build import build_and_validate
 from tests.commands import parsed
 from tests.runtime.test_environment import NEEDED
+from tests.test_stranger import installed  # noqa: F401 - a fixture: the example that a page says to install
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -94,20 +96,17 @@ class Resolved(errors.DexportError):
     exit_code = 99
 
 
-def resolve_only(recipe: str | None, output: Path, *, stitch: str | None, listener: Any, **options: Any) -> None:  # noqa: ARG001
-    """In place of a build: everything that is checked before the work starts, but for files that are not here."""
-    chosen = BuildOptions(output=output, **options)
-    if recipe is not None:
-        resolve_decoder(resolve_options(recipe, chosen), chosen)
-    else:
-        shares = [share for share in parse_stitch(stitch or "") if not share.source.startswith("out/")]
-        check_agreement({s.source: promise_of_recipe(s.source, chosen) for s in shares}) if shares else None
+def plan_only(recipe: str | Recipe | None, options: BuildOptions, *_: Any) -> None:
+    """In place of a build: everything that is checked before the work starts, but for bundles that are not here."""
+    sources = [player.source for players in options.players.values() for player in players]
+    if not any(source.startswith("out/") for source in sources):
+        plan_system(recipe, options)
     raise Resolved("it would start now")
 
 
 def check_dexport(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if arguments[0] == "build":
-        monkeypatch.setattr("dexport.validate.build.build_and_validate", resolve_only)
+        monkeypatch.setattr("dexport.validate.build.build", plan_only)
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == Resolved.exit_code, result.output
         return
@@ -135,7 +134,7 @@ def check_make(arguments: list[str]) -> None:
 
 
 def test_every_block_is_of_a_checked_kind() -> None:
-    assert {block.language for block in BLOCKS} <= {"bash", "python", "toml", "text", "yaml"}
+    assert {block.language for block in BLOCKS} <= {"bash", "python", "toml", "text", "yaml", "mermaid"}
     assert not any(re.search(r"^\s*\$? ?dexport ", b.text, flags=re.MULTILINE) for b in BLOCKS if b.language != "bash")
 
 
@@ -177,6 +176,8 @@ def test_toml_parses() -> None:
 def test_included_sections_exist() -> None:
     included = [match for page in DOCS.glob("*.md") for match in SNIPPET.findall(page.read_text(encoding="utf-8"))]
     examples = {
+        "examples/average/average_program.py",
+        "examples/average/average_recipe.py",
         "examples/my_backbone.py",
         "examples/serve.py",
         "examples/ci/validate.sh",
@@ -251,7 +252,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         variant = resolve(find_recipe("dico-fashion"), TINY)
-        weights = open_weights(None, variant.meta_module(), seed=1)
+        weights = open_weights(None, variant.outline, seed=1)
         Path("checkpoints").mkdir()
         tensors = {name: weights.read(name, torch.float32) for name in weights.shapes}
         save_file(tensors, "checkpoints/dico-fashion.safetensors")
@@ -299,22 +300,30 @@ def test_python_runs(block: Block, workplace: Path, monkeypatch: pytest.MonkeyPa
 
     def build(recipe: str, output: str, **options: Any) -> SimpleNamespace:
         with pytest.raises(Resolved):
-            resolve_only(recipe, Path(output), stitch=None, listener=None, **options)
+            build_and_validate(recipe, output, **options)
         return SimpleNamespace(verdict=SimpleNamespace(passed=True))
 
+    monkeypatch.setattr("dexport.validate.build.build", plan_only)
     monkeypatch.setattr(dexport, "build", build)
     exec(compile(block.text, block.page, "exec"), {})
 
 
 def test_the_manifest_has_the_fields_that_the_page_lists(workplace: Path) -> None:
-    listed = names([cell for cell in first_column("deploying.md", "field") if cell])
-    assert sorted(listed) == sorted(load_bundle(workplace / "out/demo").manifest)
+    bundle = load_bundle(workplace / "out/demo")
+    tables = {
+        "field": bundle.manifest,
+        "field of a network": bundle.network.manifest,
+        "field of a graph": bundle.network.entry(),
+        "field of a program": bundle.manifest["program"],
+    }
+    for header, fields in tables.items():
+        assert sorted(names(first_column("deploying.md", header))) == sorted(fields), header
 
 
 def test_the_service_answers(workplace: Path) -> None:
     example: dict[str, Any] = {"__name__": "serve"}
     exec(compile((ROOT / "examples/serve.py").read_text(), "serve.py", "exec"), example)
-    server = example["server"](Pipeline.open(workplace / "out/demo"), port=0)
+    server = example["server"](OpenProgram.open(workplace / "out/demo"), port=0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
     try:
@@ -335,9 +344,10 @@ def test_the_backbone_builds_and_samples(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     line = command("your-own-backbone.md", "dexport build examples/my_backbone.py --fp16 -o")
     run(line.replace("examples", str(ROOT / "examples")), "--set=width=16", "--latent=16x16")
-    manifest = load_bundle("out/small-unet").manifest
-    assert manifest["status"] == "passed"
-    assert set(manifest["parity"]["worst_relative_l2"]) == {"as shipped", "rounded", "batch consistency"}
+    bundle = load_bundle("out/small-unet")
+    assert bundle.status == "passed"
+    parity = bundle.network.entry()["parity"]
+    assert set(parity["worst_relative_l2"]) == {"as shipped", "rounded", "batch consistency"}
     run(command("your-own-backbone.md", "dexport sample"))
     picture = Image.open("out/small-unet-images/00000.png")
     assert (picture.size, picture.mode) == ((16, 16), "L")
