@@ -18,6 +18,7 @@ from typing import Any
 import dexport
 from benchmarks.quantize import machine
 from dexport.bundle import Bundle, load_bundle
+from dexport.runtime.inputs import port_of
 from dexport.runtime.session import OnnxSession
 from dexport.validate.bench.bench import example
 from dexport.validate.bench.timing import Times, take_turns
@@ -69,7 +70,7 @@ def measure(recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def timed(bundles: dict[str, Bundle], batch: int, rounds: int) -> dict[str, Times]:
     network = next(iter(bundles.values())).network
-    inputs = example(network.graphs[network.main_graph].inputs, batch)
+    inputs = example(map(port_of, network.graphs[network.main_graph].inputs), batch)
     sessions = {name: OnnxSession(bundle.network.model_path(), threads=1) for name, bundle in bundles.items()}
     return take_turns({name: partial(session, **inputs) for name, session in sessions.items()}, rounds)
 

@@ -17,7 +17,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,13 +30,14 @@ import torch
 import dexport
 from benchmarks.export import naive_program
 from benchmarks.quantize import machine
-from dexport.exporter.build import BuildOptions
 from dexport.exporter.export import export_onnx
+from dexport.exporter.options import BuildOptions
 from dexport.exporter.quantize.calibrate import FEWEST_IMAGES, Calibration, calibrate
 from dexport.exporter.quantize.plan import Plan
-from dexport.exporter.quantize.request import Asked, request_of
+from dexport.exporter.quantize.request import request_of
 from dexport.exporter.quantize.schemes import quantised_layers
 from dexport.exporter.recipes import find_recipe
+from dexport.exporter.resolve import asked_of
 from dexport.exporter.steps import StepLog
 from dexport.exporter.tracing.trace import DEFAULT_OPSET
 from dexport.exporter.variant import Variant, resolve
@@ -105,10 +105,10 @@ def columns(variant: Variant, folder: Path, threads: int, without: list[str]) ->
         return onnx_runner(path / "model.onnx", threads)
 
     def w8a8() -> Runner:
-        path = folder / "w8a8" / "model.onnx"
-        path.parent.mkdir()
-        write_w8a8(variant, weights, path)
-        return onnx_runner(path, threads)
+        target = folder / "w8a8"
+        target.mkdir()
+        write_w8a8(variant, weights, target)
+        return onnx_runner(target / "model.onnx", threads)
 
     def channels_last() -> Runner:
         copy = load_into(weights, variant.meta_module()).to(memory_format=torch.channels_last)
@@ -146,23 +146,22 @@ def columns(variant: Variant, folder: Path, threads: int, without: list[str]) ->
     return {name: make() for name, make in makers.items() if name not in without}
 
 
-def write_w8a8(variant: Variant, weights: WeightSource, path: Path) -> None:
+def write_w8a8(variant: Variant, weights: WeightSource, folder: Path) -> None:
     """With the ranges of a trajectory of two steps: how long a product takes does not depend on them.
 
     Random weights let the trajectory grow. Where a layer reads the image unnormalised, as between DiCo's levels, the
     ranges are then too wide and the output is no prediction.
     """
     islands, opset = variant.recipe.islands, DEFAULT_OPSET
-    options = BuildOptions(path)
-    asked = Asked(**{field.name: getattr(options, field.name) for field in fields(Asked)})
-    request = request_of(variant, replace(asked, int8="w8a8"), None, islands.modules, None, False, opset)
+    asked = asked_of(BuildOptions(folder, int8="w8a8"))
+    request = request_of(variant, asked, None, islands.modules, None, False, opset)
     assert request is not None
     settings = Calibration(images=FEWEST_IMAGES, steps=2)
     statistics = calibrate(
-        variant, weights, settings, quantised_layers(request.schemes), path.with_suffix(".npz"), lambda *_: None
+        variant, weights, settings, quantised_layers(request.schemes), folder / "calibration.npz", lambda *_: None
     )
     plan = Plan(request.schemes, statistics)
-    export_onnx(variant, weights, path, precision="fp32", islands=islands, opset=opset, log=StepLog(), plan=plan)
+    export_onnx(variant, weights, folder, precision="fp32", islands=islands, opset=opset, log=StepLog(), plan=plan)
 
 
 def onnx_runner(model: Path | bytes, threads: int) -> Runner:

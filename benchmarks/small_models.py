@@ -108,7 +108,7 @@ def measure(
     result = validate(
         load_bundle(path),
         ["trajectory", "distribution"],
-        steps=arguments.steps,
+        settings={"steps": arguments.steps},
         seed=arguments.seed,
         distribution=chosen,
     )
