@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dexport.contract import Route
-from dexport.errors import UsageError
 from dexport.files import replacing
 from dexport.limits import MOST_BATCH, check_pictures, check_whole
 from dexport.optional import optional_import
@@ -20,11 +18,9 @@ from dexport.runtime.calls import last_step
 from dexport.runtime.draws import Draws
 from dexport.runtime.opened import OpenProgram
 from dexport.runtime.programs.program import PICTURES, Calls, Network, Request
-from dexport.runtime.stitch import halves
 from dexport.validate.distances import PIXELS, Moments, frechet_distance, pooled_pixels
 from dexport.validate.metrics import compare
 
-SHARE = "share of the first network"
 OnProgress = Callable[[int, int, str], None]
 
 
@@ -64,34 +60,6 @@ class Sweep:
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)
-
-
-def shares_of(program: OpenProgram, fractions: Sequence[float]) -> dict[Any, dict[str, Any]]:
-    """The settings of a sweep over the share of the first of two networks; 0, the comparison, is always among them.
-
-    Raises:
-        UsageError: not two networks, or shares outside [0, 1].
-    """
-    role, networks = next(iter(program.roles.items()))
-    if len(networks) != 2:
-        raise UsageError(
-            f"{program.bundle.path} holds {len(networks)} {role}s; a sweep over shares takes two",
-            hint="build one with --stitch SMALL:0.4,LARGE:0.6, or sweep another setting",
-        )
-    shares = {fraction: halves(fraction) for fraction in sorted({0.0, *fractions})}
-    return {first: {"route": (Route(first), Route(second))} for first, (_, second) in shares.items()}
-
-
-def points_of(program: OpenProgram, setting: str, values: Sequence[Any]) -> tuple[str, dict[Any, dict[str, Any]]]:
-    """What changes in a sweep, in words, and its points.
-
-    Args:
-        setting: of the program; empty for the share of the first of two networks.
-        values: of the setting, the first of which is the comparison.
-    """
-    if not setting:
-        return SHARE, shares_of(program, values)
-    return setting, {value: {setting: value} for value in values}
 
 
 def sweep(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dexport.cli.sweep_points import points_of
 from dexport.errors import DexportError, GateError, InputError
 from dexport.runtime.decode import PixelShuffle, VaeDecoder, clipped, to_uint8
 from dexport.runtime.draws import Draws
@@ -20,7 +21,7 @@ from dexport.runtime.samplers import Step as SamplerStep
 from dexport.runtime.service import Picture, make_pictures
 from dexport.validate.images.sampled_sets import sample_set
 from dexport.validate.levels.trajectory import check_trajectory
-from dexport.validate.sweep import points_of, sweep
+from dexport.validate.sweep import sweep
 from tests.runtime.running import latents, with_session
 
 BAD = [np.nan, np.inf, -np.inf]

@@ -14,9 +14,10 @@ from PIL import Image
 
 import dexport
 from dexport.cli import main
+from dexport.cli.sweep_points import SHARE, points_of
 from dexport.errors import MachineError, UsageError
 from dexport.runtime.opened import OpenProgram
-from dexport.validate.sweep import SHARE, Sweep, points_of, sweep
+from dexport.validate.sweep import Sweep, sweep
 
 
 def swept(path: Path, values: list[Any], setting: str = "", **options: Any) -> Sweep:

@@ -66,13 +66,14 @@ def sweep_command(
     By default the setting is the share of the first of two stitched denoisers.
     """
     from dexport.cli.commands.sweep_printer import print_sweep
+    from dexport.cli.sweep_points import points_of
     from dexport.cli.terminal import Progress, warn
     from dexport.files import write_whole
     from dexport.optional import optional_import
     from dexport.places import check_place
     from dexport.runtime.opened import OpenProgram
     from dexport.validate.distances import load_images
-    from dexport.validate.sweep import plot, points_of, sweep
+    from dexport.validate.sweep import plot, sweep
 
     optional_import("matplotlib")  # the plot comes last
     with Progress() as progress:

@@ -22,8 +22,6 @@ from dexport.exporter.variant import Variant
 from dexport.exporter.weights.loading import load_into
 from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.calls import Call, last_step
-from dexport.runtime.guidance import UNGUIDED
-from dexport.runtime.programs.diffusion import GUIDED, Diffusion
 from dexport.runtime.programs.program import Step
 
 STEPS = 20
@@ -111,15 +109,10 @@ def with_guidance(variant: Variant) -> Variant:
     """The network with its guidance inside, where it has any: a sampler goes by guided predictions, and guidance
     multiplies errors."""
     program = program_of(variant) if variant.within is None else variant.within.program
-    if (
-        not isinstance(program, Diffusion)
-        or program.cfg_scale == UNGUIDED
-        or program.condition.null is None
-        or variant.recipe.guidance is None
-        or len(variant.plain.outputs) > 1
-    ):
+    graph = None if program is None else program.fused
+    if graph is None or variant.recipe.guidance is None or len(variant.plain.outputs) > 1:
         return variant
-    return replace(variant, graphs=(GUIDED,), graph=GUIDED)
+    return replace(variant, graphs=(graph,), graph=graph)
 
 
 def relative_error(wanted: np.ndarray, got: np.ndarray) -> float:

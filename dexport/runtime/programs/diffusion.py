@@ -122,6 +122,10 @@ class Diffusion(Program):
         return self.make_sampler().clock
 
     @property
+    def fused(self) -> str | None:
+        return None if self.cfg_scale == UNGUIDED or self.condition.null is None else GUIDED
+
+    @property
     def shares(self) -> list[float]:
         """Of the trajectory, one per denoiser; empty for one."""
         return [each.share or 0.0 for each in self.route]

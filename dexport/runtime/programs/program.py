@@ -151,6 +151,11 @@ class Program:
         return None
 
     @property
+    def fused(self) -> str | None:
+        """The graph with all inside that the program computes of predictions, as guidance; None where there is none."""
+        return None
+
+    @property
     def values(self) -> dict[str, Any]:
         """The settings by name, as JSON values."""
         return {name: msgspec.to_builtins(getattr(self, name)) for name in self.settings}
