@@ -13,6 +13,7 @@ from dexport.bundle import MANIFEST, SCHEMA_VERSION
 from dexport.cli import main
 from dexport.errors import InputError
 from dexport.exporter.quantize.precision_map import read_map, resolve_map
+from dexport.validate.report.baseline import KIND, SCHEMA
 from dexport.validate.report.document import summary
 from tools.mutate import Rng, changed, damaged
 
@@ -49,7 +50,7 @@ class Reports:
         self.passed = _passed(self.good)
         kept = ("dexport", "date", "verdict", "loss", "network", "settings", "metrics", "files", "tools")
         found = summary(self.good)
-        self.baseline = {"kind": "dexport baseline", "schema": 1, **{name: found[name] for name in kept}}
+        self.baseline = {"kind": KIND, "schema": SCHEMA, **{name: found[name] for name in kept}}
         (folder / "baseline.json").write_text(json.dumps(self.baseline))
 
     def __call__(self, rng: Rng) -> None:
@@ -99,7 +100,11 @@ class PrecisionMaps:
         self.layers: Any = {name: SimpleNamespace(convolution=name == "stem") for name in names}
         self.goods: tuple[Any, ...] = (
             {"blocks.*.mlp.fc1": "int8", "head": "float"},
-            {"schema": 1, "files": {}, "precision": {"name": "fp16", "layers": {"blocks.0.mlp.fc1": "w8a8"}}},
+            {
+                "schema": SCHEMA_VERSION,
+                "files": {},
+                "networks": {"denoiser": {"precision": {"name": "fp16", "layers": {"blocks.0.mlp.fc1": "w8a8"}}}},
+            },
         )
 
     def __call__(self, rng: Rng) -> None:
