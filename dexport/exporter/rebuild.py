@@ -12,7 +12,11 @@ from dexport.exporter.options import BuildOptions, Player
 from dexport.exporter.origin import same_weights, variant_of, weights_of
 from dexport.exporter.quantize.ternary import AUTO, ternary_layers
 from dexport.exporter.recipes.recipe import Recipe
+from dexport.exporter.system import facts_of
+from dexport.exporter.trajectory import program_of
+from dexport.exporter.variant import Variant
 from dexport.profiles import builtin_profiles
+from dexport.runtime import opened
 
 
 def options_of(
@@ -74,6 +78,7 @@ def _recorded(
 ) -> tuple[Recipe, BuildOptions]:
     m = bundle.network.manifest
     variant = variant_of(bundle.network, recipe)
+    _check_system(bundle, variant)
     recipe, origin = variant.recipe, m["weights"]
     weights_of(origin, variant, checkpoint)  # the right file, or an error
     path = None if origin["kind"] == "random" else same_weights(origin, checkpoint)
@@ -108,6 +113,16 @@ def _recorded(
             "plugins": "on" if any(op["ptx_sha256"] for op in graph["custom_ops"]) else "off",
         }
     return recipe, BuildOptions(output=output, **recorded)
+
+
+def _check_system(bundle: Bundle, variant: Variant) -> None:
+    """Refuse a bundle of a system that is more than its main network's recipe: it would be built without it."""
+    recorded, alone = None if bundle.program is None else opened.program_of(bundle), program_of(variant)
+    if (recorded and facts_of(recorded)) != (alone and facts_of(alone)):
+        raise UsageError(
+            f"{bundle.path} was built as another system than the recipe {variant.recipe.name} describes",
+            hint="build that system again with the new options: dexport build SYSTEM --quantize SPEC",
+        )
 
 
 def _profile_of(bundle: Bundle) -> str:

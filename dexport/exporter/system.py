@@ -246,7 +246,7 @@ def _check_fit(name: str, program: Program, parts: Sequence[Part]) -> None:
 
 def _check_agreement(programs: Mapping[str, Program]) -> None:
     """Refuse networks of one role whose programs differ in more than their settings."""
-    facts = {name: _agreed(program) for name, program in programs.items()}
+    facts = {name: facts_of(program) for name, program in programs.items()}
     first, *others = facts
     problems = [
         f"{fact}: {value} in {first}, {facts[other].get(fact)} in {other}"
@@ -261,7 +261,7 @@ def _check_agreement(programs: Mapping[str, Program]) -> None:
         )
 
 
-def _agreed(program: Program) -> dict[str, Any]:
+def facts_of(program: Program) -> dict[str, Any]:
     """The facts of a program, but for its settings and the names of its classes."""
     facts = {field.name: getattr(program, field.name) for field in fields(program)}
     plain = msgspec.structs.replace(program.condition, names=())

@@ -17,7 +17,7 @@ from dexport.cli import main
 from dexport.errors import InputError, UsageError
 from dexport.exporter.build import build
 from dexport.exporter.options import Player
-from dexport.exporter.rebuild import options_of
+from dexport.exporter.rebuild import options_of, recorded_options
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.source import RandomSource
@@ -193,3 +193,14 @@ def test_a_stitched_bundle_is_quantised_network_by_network(stitched: Path, tmp_p
     assert done.exit_code == 2
     assert "holds 2 networks of the role denoiser" in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", [None, {"prediction": "velocity"}, {"kind": "average"}])
+def test_a_system_that_is_more_than_its_recipe_is_not_built_as_that(
+    folder: Path, tmp_path: Path, program: dict[str, Any] | None
+) -> None:
+    plain = load_bundle(folder / "plain")
+    recorded_options(plain, tmp_path / "out")
+    other = replace(plain, manifest={**plain.manifest, "program": program and {**(plain.program or {}), **program}})
+    with pytest.raises((InputError, UsageError), match=r"another system than the recipe dit-fashion|average"):
+        recorded_options(other, tmp_path / "out")
