@@ -52,6 +52,15 @@ def limits(**given: float) -> Any:
     return parse_limits(under, [f"{name}={value}" for name, value in given.items() if name == "wall_ms"], OF_BENCH)
 
 
+def change_network(path: Path, graph: dict[str, Any] | None = None, **fields: Any) -> None:
+    """Say something else of a bundle's only network, or of its main graph."""
+    bundle = load_bundle(path)
+    network = bundle.network
+    graphs = {**network.manifest["graphs"], network.main_graph: {**network.entry(), **(graph or {})}}
+    entry = {**network.manifest, "graphs": graphs, **fields}
+    change_manifest(bundle, networks={network.name: entry})
+
+
 def test_sides_take_turns_after_a_warm_up() -> None:
     calls: list[str] = []
     times = take_turns(
@@ -129,9 +138,8 @@ def test_a_foreign_file(trained: Path, plain: Path) -> None:
 def test_models_of_other_inputs_are_refused(plain: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     shutil.copytree(plain, small)
-    io = load_bundle(small).manifest["io"]
-    io["inputs"][0]["shape"] = ["B", 4, 8, 8]
-    change_manifest(load_bundle(small), io=io)
+    state, *others = load_bundle(small).network.entry()["inputs"]
+    change_network(small, {"inputs": [{**state, "shape": ["B", 4, 8, 8]}, *others]})
     with pytest.raises(InputError, match=r"takes x \['B', 4, 8, 8\], t"):
         bench(plain, against=small)
     with pytest.raises(InputError, match=r"x is tensor\(float\)"):
@@ -140,8 +148,8 @@ def test_models_of_other_inputs_are_refused(plain: Path, tmp_path: Path) -> None
 
 def test_lost_weights_are_replaced_and_told(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "b")
-    bundle = load_bundle(tmp_path / "b")
-    change_manifest(bundle, weights={**bundle.network.manifest["weights"], "path": "gone.pt"})
+    weights = load_bundle(tmp_path / "b").network.manifest["weights"]
+    change_network(tmp_path / "b", weights={**weights, "path": "gone.pt"})
     report = bench(tmp_path / "b", threads=1, rounds=1)
     assert "gone.pt" in report.notes[0]
     assert report.results[0].rows[1].owner == "PyTorch"
@@ -151,7 +159,7 @@ def test_lost_weights_are_replaced_and_told(trained: Path, tmp_path: Path) -> No
 
 def test_a_network_that_is_not_known_here_is_not_run(plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "b")
-    change_manifest(load_bundle(tmp_path / "b"), recipe={"name": "mine", "family": "", "source": ""})
+    change_network(tmp_path / "b", recipe={"name": "mine", "family": "", "source": ""})
     report = bench(tmp_path / "b", threads=1, rounds=1)
     assert [row.owner for row in report.results[0].rows] == ["model"]
     assert report.results[0].rows[0].speedup is None
@@ -173,9 +181,9 @@ def test_without_torch_the_model_is_timed_alone(plain: Path, monkeypatch: pytest
 
 def test_an_engine_that_cannot_run_is_told(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(plain, tmp_path / "b")
-    change_manifest(load_bundle(tmp_path / "b"), engine={})
+    change_network(tmp_path / "b", {"engine": {}})
 
-    def no_gpu(_bundle: object) -> None:
+    def no_gpu(*_: object) -> None:
         raise MachineError("there is no GPU")
 
     monkeypatch.setattr("dexport.validate.bench.contestants.TensorRtSession", no_gpu)
@@ -187,9 +195,10 @@ def test_an_engine_is_compared_with_pytorch_on_the_gpu(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(plain, tmp_path / "b")
-    change_manifest(load_bundle(tmp_path / "b"), engine={})
+    change_network(tmp_path / "b", {"engine": {}})
     monkeypatch.setattr(
-        "dexport.validate.bench.contestants.TensorRtSession", lambda b: OnnxSession(b.network.model_path())
+        "dexport.validate.bench.contestants.TensorRtSession",
+        lambda network, graph: OnnxSession(network.model_path(graph)),
     )
     monkeypatch.setattr(eager.Eager, "session", lambda *_: OnnxSession(plain / "model.onnx"))
     # The matrix product, the file, the engine, PyTorch on the CPU and on the GPU.
@@ -218,9 +227,15 @@ def test_refused_before_any_work(plain: Path, options: dict[str, Any], message: 
         bench(plain, **options)
 
 
-def test_stitched_bundles_are_refused(stitched: Path) -> None:
-    with pytest.raises(UsageError, match="each is timed by itself"):
+def test_one_of_several_networks_is_timed_by_its_name(stitched: Path) -> None:
+    with pytest.raises(UsageError, match="holds 2 networks of the role denoiser") as refused:
         bench(stitched)
+    assert "--network denoiser.0" in refused.value.hint
+    for wrong in ({"network": "denoiser.2"}, {"network": "denoiser.0", "graph": "guided"}):
+        with pytest.raises(UsageError, match="has no"):
+            bench(stitched, **wrong)
+    report = bench(stitched, network="denoiser.1", threads=1, rounds=1)
+    assert [(row.owner, row.kind) for row in report.results[0].rows] == SIDES
 
 
 def test_a_busy_machine_is_told(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
