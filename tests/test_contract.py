@@ -57,7 +57,7 @@ def test_more_that_a_manifest_says_of_a_graph_is_left_out() -> None:
     ],
 )
 def test_what_is_no_port_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match="manifest.json is not what dexport writes there") as refused:
+    with pytest.raises(InputError, match=r"manifest\.json is not what dexport writes there") as refused:
         graphs_from_json(graph(**changes), "manifest.json")
     assert words in str(refused.value)
     assert len(str(refused.value)) < 800
