@@ -284,9 +284,10 @@ class Draft(FolderDraft):
         files = hash_files(self.path)
         files.pop(ALIVE, None)
         complete = {"schema": SCHEMA_VERSION, **manifest, "files": files}
-        self.write_text(MANIFEST, json.dumps(complete, indent=2) + "\n")
+        text = json.dumps(complete, indent=2) + "\n"
+        self.write_text(MANIFEST, text)
         self.publish()
-        return Bundle(self.output, complete)
+        return Bundle(self.output, json.loads(text))  # as who loads it has it: lists, no tuples
 
 
 def load_bundle(path: str | Path, require_signature: str | Path | None = None) -> Bundle:

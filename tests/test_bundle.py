@@ -74,6 +74,13 @@ def test_committed_bundle_has_schema_and_hash_of_every_file(output: Path) -> Non
     assert names_in(output.parent) == ["out"]
 
 
+def test_what_a_commit_returns_is_what_is_loaded(output: Path) -> None:
+    with Draft(output) as draft:
+        bundle = draft.commit({"status": "passed", "program": {"route": (), "names": ("a", "b")}})
+    assert bundle.manifest["program"] == {"route": [], "names": ["a", "b"]}
+    assert load_bundle(output) == bundle
+
+
 def test_failed_status_is_told(output: Path) -> None:
     with Draft(output) as draft:
         assert draft.commit({"status": "failed"}).failed
