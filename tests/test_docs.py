@@ -197,6 +197,7 @@ def test_warnings_fail_the_build_and_nothing_is_fetched() -> None:
     assert re.search(r"^test: .*\bdocs\b", makefile, flags=re.MULTILINE)
     assert "font: false" in settings
     assert "plugins: [search]" in settings
+    assert "mermaid" not in settings  # the theme fetches the script that draws it; GitHub draws the page's source
 
 
 # What the pages say about the code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,19 @@ from dexport.validate.compare.graph_pair import block_errors
 from dexport.validate.features.evaluator import Evaluator, open_evaluator
 from dexport.validate.features.lpips import open_lpips
 from dexport.validate.features.statistics import check_images, holds_statistics, read_statistics
-from dexport.validate.gates import LOSSY, METRICS, Gate, Limits, check_limits, delta_metrics, verdict_of
+from dexport.validate.gates import LOSSY, Gate, Limits, check_limits, delta_metrics, verdict_of
 from dexport.validate.images.picture_metrics import PictureDistance
 from dexport.validate.images.sampled_sets import fingerprint
+from dexport.validate.judging import (
+    block_gates,
+    distribution_gates,
+    forward_gates,
+    not_compared,
+    op_gates,
+    trajectory_gates,
+)
 from dexport.validate.levels.distribution import DistributionReport, check_distribution
-from dexport.validate.levels.forward import Check, ParityReport, check_parity, open_graph
+from dexport.validate.levels.forward import ParityReport, check_parity, open_graph
 from dexport.validate.levels.ops import NO_OPS, OpReport, check_ops
 from dexport.validate.levels.trajectory import TrajectoryReport, check_trajectory
 from dexport.validate.references.recipe_network import torch_session
@@ -220,12 +228,12 @@ def validate(
                 references[part.name, each.graph] = own or torch_session(each, weights)
 
     op_report = OpReport(tuple(c for r in ops for c in r.checks), tuple(t for r in ops for t in r.not_run))
-    gates = [*_op_gates(op_report, limits), *_block_gates(blocks, limits), *_forward_gates(forward, limits)]
+    gates = [*op_gates(op_report, limits), *block_gates(blocks, limits), *forward_gates(forward, limits)]
     not_run = [f"{level}: {_why_not(bundle, level)}" for level in LEVELS if level not in levels]
     not_run += [f"op: {reason}" for reason in op_report.not_run]
     if "op" in levels and not op_report.checks and not op_report.not_run:
         not_run.append(f"op: {NO_OPS}")
-    not_run += [f"op: {reason}" for reason in _not_compared(blocks, limits)]
+    not_run += [f"op: {reason}" for reason in not_compared(blocks, limits)]
     result = Validation(
         run,
         op_report if "op" in levels else None,
@@ -335,7 +343,7 @@ def _sampled(
             result = replace(
                 result,
                 trajectory=trajectory,
-                gates=(*result.gates, *_trajectory_gates(trajectory, limits)),
+                gates=(*result.gates, *trajectory_gates(trajectory, limits)),
                 not_run=result.not_run if pictures else (*result.not_run, f"trajectory: {NO_PICTURES}"),
             )
     if evaluator is None:
@@ -365,111 +373,9 @@ def _sampled(
     return replace(
         result,
         distribution=report,
-        gates=(*result.gates, *_distribution_gates(report, evaluator, limits, share)),
+        gates=(*result.gates, *distribution_gates(report, evaluator, limits, share)),
         not_run=(*result.not_run, *(f"distribution: {reason}" for reason in report.not_run)),
     )
-
-
-def _op_gates(report: OpReport, limits: Limits) -> Iterable[Gate]:
-    if not report.checks:
-        if "op_l2" in limits.given:
-            raise UsageError("op_l2 has a limit, and no custom op was run", hint="leave it out")
-        return
-    worst = max(report.checks, key=lambda check: _excess(check.metrics.relative_l2, check.gate))
-    where = f"{worst.op} of {worst.module}, {worst.dtype}"
-    yield Gate("op_l2", worst.metrics.relative_l2, worst.gate, limits.source("op_l2"), where)
-
-
-def _block_gates(blocks: Mapping[str, Sequence[BlockError]], limits: Limits) -> Iterable[Gate]:
-    """How exact the worst block is, and how many are not what an export writes, however little it does.
-
-    The second is not judged where no block can be compared with an export in its own precision.
-    """
-    found = [(": ".join(filter(None, (name, block.path))), block) for name, some in blocks.items() for block in some]
-    if not found:
-        return
-    where, worst = max(found, key=lambda pair: _excess(pair[1].own if pair[1].finite else math.nan, pair[1].allowed))
-    own = worst.own if worst.finite else math.nan
-    yield Gate("block_l2", own, worst.allowed, limits.source("block_l2"), where or "outside of blocks")
-    known = [(path, block) for path, block in found if block.comparable]
-    if not known:  # told as not run
-        return
-    altered = [path or "outside of blocks" for path, block in known if block.altered]
-    where = ", ".join(altered) or f"{len(known)} blocks"
-    limit = limits.get("altered_blocks", 0)
-    yield Gate("altered_blocks", len(altered), limit, limits.source("altered_blocks"), where)
-
-
-def _not_compared(blocks: Mapping[str, Sequence[BlockError]], limits: Limits) -> list[str]:
-    """Networks whose blocks are judged by their errors alone."""
-    unknown = [name for name, some in blocks.items() if not all(block.comparable for block in some)]
-    if unknown and len(unknown) == len(blocks) and "altered_blocks" in limits.given:
-        raise UsageError(
-            "altered_blocks has a limit, and what quantised layers should hold is not known",
-            hint="leave it out; block_l2 judges their errors",
-        )
-    return [f"{name and f'{name}: '}altered blocks: what quantised layers should hold is not known" for name in unknown]
-
-
-def _forward_gates(forward: Mapping[str, ParityReport], limits: Limits) -> Iterable[Gate]:
-    checks = [(name, check) for name, report in forward.items() for check in report.checks]
-    if not checks:
-        return
-
-    def gate(metric: str, limit: Callable[[Check], float], value: Callable[[Check], float], sign: int) -> Gate:
-        def badness(check: Check) -> float:
-            excess = _excess(value(check), limit(check) if sign > 0 else 1)
-            return sign * excess if check.metrics.finite else math.inf
-
-        name, worst = max(checks, key=lambda pair: badness(pair[1]))
-        where = f"{name and f'{name}, '}{worst.kind}, batch {worst.batch}"
-        shown = value(worst) if worst.metrics.finite else math.nan
-        return Gate(metric, shown, limit(worst), limits.source(metric), where)
-
-    yield gate("relative_l2", lambda check: check.gate, lambda check: check.metrics.relative_l2, 1)
-    if "max_abs" in limits.given:
-        yield gate("max_abs", lambda _: limits.given["max_abs"], lambda check: check.metrics.max_abs, 1)
-    if "cosine" in limits.given:
-        yield gate("cosine", lambda _: limits.given["cosine"], lambda check: check.metrics.cosine, -1)
-
-
-def _excess(value: float, limit: float) -> float:
-    """How far a value is towards a limit; what is not a number is furthest."""
-    return math.inf if math.isnan(value) else value / limit if limit > 0 else value
-
-
-def _trajectory_gates(report: TrajectoryReport, limits: Limits) -> Iterable[Gate]:
-    last, worst = report.states[-1].metrics, report.worst_evaluation
-    snr = last.snr_db if last.finite else math.nan
-    yield Gate("snr", snr, report.gate_snr_db, limits.source("snr"), report.run)
-    measured = {
-        "evaluation_l2": (worst.metrics.relative_l2, f"t = {worst.t:g}"),
-        "psnr": (min(report.psnr_db, default=math.nan), "worst picture"),
-        "ssim": (min(report.ssim, default=math.nan), "worst picture"),
-        "lpips": (max(report.lpips, default=math.nan), "worst picture"),
-    }
-    for name, (value, where) in measured.items():
-        if name in limits.given:
-            yield Gate(name, value, limits.given[name], METRICS[name].option, where)
-
-
-def _distribution_gates(
-    report: DistributionReport, evaluator: Evaluator, limits: Limits, share: float
-) -> Iterable[Gate]:
-    frechet, kernel = delta_metrics(evaluator)
-    delta = report.delta
-    estimate = {"low": delta.low, "high": delta.high, "count": delta.count}
-    where = f"{report.count:,} images, {report.distance}"
-    limit = limits.get(frechet, share * abs(delta.b))
-    yield Gate(frechet, delta.delta, limit, limits.source(frechet), where, **estimate)  # type: ignore[arg-type]
-    if kernel in limits.given:
-        found = report.kernel_delta
-        if found is None:
-            yield Gate(kernel, None, limits.given[kernel], limits.source(kernel), "not measured: no real images")
-        else:
-            estimate = {"low": found.low, "high": found.high, "count": found.count}
-            where = f"{report.count:,} images, {report.kernel_distance}"
-            yield Gate(kernel, found.delta, limits.given[kernel], limits.source(kernel), where, **estimate)  # type: ignore[arg-type]
 
 
 def _open_evaluator(chosen: Distribution) -> Evaluator:
