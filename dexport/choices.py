@@ -7,7 +7,6 @@ AUTO = "auto"
 PRECISIONS = ("fp32", "fp16", "bf16")
 """Of a build; ``auto`` is one more."""
 GUIDANCE = ("none", "fused")
-OUTPUTS = ("last", "all")
 CARRIERS = ("packed", "int4", "int8", "nbits2", "nbits4")
 """How ternary weights are stored; ``auto`` is one more."""
 FLAVOURS = ("tensorrt", "tensorrt-rtx")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from dexport.bundle import MAIN_GRAPH
 from dexport.choices import AUTO
 from dexport.cli.groups.engine import Engine
 from dexport.cli.groups.graph import Graph
@@ -32,20 +33,18 @@ def build_arguments(
     """
     from dexport.exporter.variant import parse_settings
 
-    settings = parse_settings(network.settings)
-    if network.outputs is not None:
-        settings["outputs"] = network.outputs
     return {
         "stitch": network.stitch,
         "checkpoint": weights.main,
         "checkpoints": {role: file for role, file in weights.checkpoints.items() if role != MAIN},
         "init_from": weights.init_from,
         "seed": weights.seed,
-        "settings": settings,
+        "settings": parse_settings(network.settings),
         "latent": network.latent,
         "image_size": network.image_size,
         "with_decoder": network.with_decoder,
         **asdict(graph),
+        "graphs": (MAIN_GRAPH, *graph.graphs) if graph.graphs and graph.guidance == "none" else graph.graphs,
         **asdict(precision),
         **quantization_arguments(quantization),
         **asdict(engine),

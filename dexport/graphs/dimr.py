@@ -20,7 +20,6 @@ TRANSFORMER = "TransformerBlock"
 CONVNEXT = "ConvNeXtBlock"
 AXIAL_ROPE = "Axial_RoPE"
 POSITIONS = ("APE", AXIAL_ROPE)
-OUTPUTS = ("last", "all")
 
 
 @dataclass(frozen=True)
@@ -270,9 +269,8 @@ class DiMR(nn.Module):
     """The official ``MRModel``, for class labels or unconditional; it predicts epsilon.
 
     Input: x (B, channels, H, W); log_snr (B,) float32, t/1000 * 8 - 4 of the timestep t; y (B,) int64 where a branch
-    has a class token, the last class being the null label. Output: (B, channels, H, W) of the last branch, or with
-    ``outputs="all"`` a tuple of every branch's, lowest resolution first. H and W are those of the position tables, or
-    smaller.
+    has a class token, the last class being the null label. Output: (B, channels, H, W) of the last branch; the official
+    class returns those of all, as :class:`AllBranches`. H and W are those of the position tables, or smaller.
 
     Args:
         stage_configs: the branches, lowest resolution first; see :class:`StageConfig`.
@@ -281,7 +279,6 @@ class DiMR(nn.Module):
         pe_type: ``APE``, learned positions, or ``Axial_RoPE`` with normalised queries and keys, which excludes classes.
         condition_dim: width of a text condition, whose weights are kept and never read.
         block_grad_to_lowres: training only.
-        outputs: ``last`` or ``all``. Not an argument of the official class, which returns all.
         cfg_scale_pow: no part of the network but of its guidance; the evaluation script's option of this name. Above 0
             the guidance grows with that power of time, -1 for a constant one.
 
@@ -298,17 +295,13 @@ class DiMR(nn.Module):
         norm_type: str = "LN",
         pe_type: str = "APE",
         condition_dim: int | None = None,
-        outputs: str = "last",
         cfg_scale_pow: float = -1.0,
     ) -> None:
         super().__init__()
         if not stage_configs:
             raise ValueError("stage_configs is empty")
-        if outputs not in OUTPUTS:
-            raise ValueError(f"outputs {outputs!r} is none of {', '.join(OUTPUTS)}")
         if cfg_scale_pow <= 0 and cfg_scale_pow != -1:
             raise ValueError(f"cfg_scale_pow {cfg_scale_pow} is neither above 0 nor -1")
-        self.outputs = outputs
         config = {
             "num_classes": num_classes,
             "norm_type": norm_type,
@@ -319,12 +312,27 @@ class DiMR(nn.Module):
         lower = [None, *stages[:-1]]
         self.stages = nn.ModuleList(Stage(channels, *pair) for pair in zip(stages, lower, strict=True))
 
-    def forward(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.branches(x, log_snr, y)[-1]
+
+    def branches(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What every branch predicts, lowest resolution first."""
         predictions, skips = [], None
         for stage in self.stages:
             prediction, skips = stage(x, log_snr, y, skips)
             predictions.append(prediction)
-        return predictions[-1] if self.outputs == "last" else tuple(predictions)
+        return tuple(predictions)
+
+
+class AllBranches(nn.Module):
+    """What every branch of a DiMR predicts, lowest resolution first: a tuple of (B, channels, h, w)."""
+
+    def __init__(self, network: DiMR) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.network.branches(x, log_snr, y)
 
 
 def channels_first(x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def build_and_validate(
     if guidance not in ("none", "fused"):
         raise UsageError(f"no guidance {guidance!r}", hint="choose none or fused")
     if guidance == "fused":
-        options["graphs"] = (*options.get("graphs", ()), GUIDED)
+        options["graphs"] = (GUIDED, *options.get("graphs", ()))
     chosen = BuildOptions(output=Path(output), players=players, checkpoints=files, **options)
     return build(recipe, chosen, forward_parity, listener)
 

@@ -28,11 +28,11 @@ seed = 3
 set = "hidden_size=16"
 image_size = 64
 latent = "8x8"
-outputs = "all"
 with-decoder = true
 
 [graph]
 guidance = "fused"
+graph = "all"
 fold-steps = 4
 opset = 22
 no_pass = ["static-reshape"]
@@ -67,12 +67,13 @@ EXPECTED = {
     "checkpoints": {"decoder": "vae.pt"},
     "init_from": "other.pt",
     "seed": 3,
-    "settings": {"hidden_size": 16, "outputs": "all"},
+    "settings": {"hidden_size": 16},
     "image_size": 64,
     "latent": (8, 8),
     "with_decoder": True,
     "stitch": None,
     "guidance": "fused",
+    "graphs": ("all",),
     "fold_steps": 4,
     "opset": 22,
     "no_passes": ("static-reshape",),

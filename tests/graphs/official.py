@@ -46,7 +46,7 @@ Tensors = Mapping[str, Tensor]
 def official_network(name: str) -> nn.Module:
     """The network of a golden, in float32."""
     golden = load_golden(name)
-    module = NETWORKS[name](**golden.config, **({"outputs": "all"} if name == "dimr-2r" else {})).eval()
+    module = NETWORKS[name](**golden.config).eval()
     to_ternary = unpack if name == "terdit-packed" else ternarise
     ternary = {f"{path}.weight" for path, layer in module.named_modules() if isinstance(layer, TernaryLinear)}
     weights = {key: to_ternary(value) if key in ternary else value for key, value in golden.weights.items()}
@@ -90,9 +90,9 @@ def _denoiser(name: str, module: nn.Module, given: Tensors, wanted: Tensors) -> 
     ]
 
 
-def _dimr(_: str, module: nn.Module, given: Tensors, wanted: Tensors) -> list[tuple[Tensor, Tensor]]:
-    stages = module(given["x"], given["log_snr"], given["y"])
-    equal_times = module(given["x"], given["log_snr_b"], given["y"])[-1]
+def _dimr(_: str, module: Any, given: Tensors, wanted: Tensors) -> list[tuple[Tensor, Tensor]]:
+    stages = module.branches(given["x"], given["log_snr"], given["y"])
+    equal_times = module(given["x"], given["log_snr_b"], given["y"])
     return [(stages[0], wanted["stage0"]), (stages[1], wanted["stage1"]), (equal_times, wanted["forward_b"])]
 
 

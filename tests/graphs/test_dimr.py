@@ -83,12 +83,12 @@ def test_samples_of_a_batch_do_not_meet(norm_type: str, pe_type: str) -> None:
     low = {**TRANSFORMER, "image_input_ratio": 2, "max_height": 2, "max_width": 2}
     classes = 5 if pe_type == "APE" else None
     config = {"norm_type": norm_type, "pe_type": pe_type, "num_classes": classes}
-    model = DiMR(4, [low, TRANSFORMER, CONVNEXT], **config, outputs="all").eval()
+    model = DiMR(4, [low, TRANSFORMER, CONVNEXT], **config).eval()
     x, log_snr, y = torch.randn(3, 4, 8, 8), torch.tensor([-3.0, 0.5, 4.0]), torch.tensor([0, 4, 2])
     labels = y if classes else None
     with torch.no_grad():
-        together = model(x, log_snr, labels)
-        alone = model(x[1:2], log_snr[1:2], None if labels is None else labels[1:2])
+        together = model.branches(x, log_snr, labels)
+        alone = model.branches(x[1:2], log_snr[1:2], None if labels is None else labels[1:2])
     assert [tuple(out.shape) for out in together] == [(3, 4, 2, 2), (3, 4, 4, 4), (3, 4, 8, 8)]
     for whole, single in zip(together, alone, strict=True):
         assert whole.std() > 1e-3
@@ -142,7 +142,6 @@ def test_axial_positions_are_cell_centres_of_the_longer_side() -> None:
         ({"norm_type": "BN"}, "norm_type"),
         ({"pe_type": "RoPE"}, "pe_type"),
         ({"pe_type": "Axial_RoPE"}, "class token"),
-        ({"outputs": "first"}, "outputs"),
         ({"cfg_scale_pow": 0.0}, "cfg_scale_pow"),
     ],
 )

@@ -17,6 +17,7 @@ class Graph:
     """How the network is traced."""
 
     guidance: str
+    graphs: tuple[str, ...]
     fold_steps: int | None
     opset: int
     no_passes: tuple[str, ...]
@@ -40,6 +41,13 @@ GRAPH = OptionGroup(
             metavar="STEPS",
             help="Compute what depends on time alone now, for the times of so many sampling steps; the bundle takes "
             "no others.",
+        ),
+        expert_option(
+            "--graph",
+            "graphs",
+            multiple=True,
+            metavar="NAME",
+            help="Export this graph of the recipe too, such as all: what every branch of DiMR predicts. Repeatable.",
         ),
         expert_option("--opset", type=click.INT, default=23, show_default=True, help="ONNX opset."),
         expert_option(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dexport.choices import OUTPUTS
-from dexport.cli.headings import expert_option, option
+from dexport.cli.headings import option
 from dexport.cli.option_group import OptionGroup
-from dexport.cli.parameters import PIXELS, choice
+from dexport.cli.parameters import PIXELS
 from dexport.errors import UsageError
 from dexport.limits import shown
 
@@ -28,7 +27,6 @@ class Network:
     """
 
     settings: tuple[str, ...]
-    outputs: str | None
     image_size: int | None
     latent: tuple[int, int] | None
     stitch: str | None
@@ -62,11 +60,6 @@ NETWORK = OptionGroup(
         ),
         option("--image-size", type=PIXELS, metavar="PIXELS", help="Side of the square image."),
         option("--latent", metavar="HxW", help="Spatial size of the network's input, such as 8x20."),
-        expert_option(
-            "--outputs",
-            type=choice(*OUTPUTS),
-            help="all: also what the branches of lower resolution predict, where a model has branches (DiMR).",
-        ),
         option(
             "--stitch",
             metavar="NAME[=CHECKPOINT]:SHARE,...",

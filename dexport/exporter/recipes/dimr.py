@@ -10,10 +10,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from dexport.contract import GuidanceRule, from_json
 from dexport.errors import UsageError
-from dexport.exporter.recipes.recipe import BATCH, Guidance, Islands, Recipe, Sampling, Signature, TensorSpec
-from dexport.graphs.dimr import DiMR, stage_configs_of
+from dexport.exporter.recipes.recipe import (
+    BATCH,
+    GraphRecipe,
+    Guidance,
+    Islands,
+    Recipe,
+    Sampling,
+    Signature,
+    TensorSpec,
+)
+from dexport.graphs.dimr import AllBranches, DiMR, stage_configs_of
 
 LOG_SNR = (-4.0, 4.0)
 """The time input at the clean and at the noisy end."""
@@ -39,9 +50,13 @@ SQRT_LINEAR_DPM = Sampling(
 
 
 def signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Signature:
-    """x, log_snr, y -> out; with ``outputs="all"`` also ``stage0``, ``stage1``, ... of the branches before the last.
+    """The graph ``model``: x, log_snr, y -> out; see :func:`all_branches`."""
+    plain = all_branches(config, latent)
+    return Signature(plain.inputs, plain.outputs[-1:])
 
-    A model without class tokens takes no y.
+
+def all_branches(config: Mapping[str, Any], latent: tuple[int, int]) -> Signature:
+    """The graph ``all``: x, log_snr, y -> stage0, stage1, ..., out. A model without class tokens takes no y.
 
     Raises:
         UsageError: a latent that is larger than a branch's positions, or branches that do not fit each other.
@@ -75,7 +90,12 @@ def signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Signature:
         # A convolution with an even kernel, padded by half of it, adds a row and a column.
         size = (side + 1 - stage.final_kernel_size % 2 for side in grid)
         outputs.append(TensorSpec(name, "float32", (BATCH, channels, *size)))
-    return Signature(tuple(inputs), tuple(outputs if config.get("outputs") == "all" else outputs[-1:]))
+    return Signature(tuple(inputs), tuple(outputs))
+
+
+def _wrap_all(network: nn.Module, _config: Mapping[str, Any]) -> nn.Module:
+    assert isinstance(network, DiMR)
+    return AllBranches(network).eval()
 
 
 def latent_multiple(config: Mapping[str, Any]) -> int:
@@ -139,6 +159,7 @@ def two_branches(size: str) -> Recipe:
             "stage_configs": [transformer, convnext],
         },
         signature=signature,
+        graphs={"all": GraphRecipe(all_branches, _wrap_all)},
         latent=(SIDE, SIDE),
         latent_multiple=latent_multiple,
         sampling=SQRT_LINEAR_DPM,
