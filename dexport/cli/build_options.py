@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from dexport.bundle import MAIN_GRAPH
 from dexport.choices import AUTO
 from dexport.cli.groups.engine import Engine
 from dexport.cli.groups.graph import Graph
@@ -31,6 +30,7 @@ def build_arguments(
     Raises:
         UsageError: settings that are not ``NAME=VALUE``.
     """
+    from dexport.bundle import MAIN_GRAPH
     from dexport.exporter.variant import parse_settings
 
     return {

@@ -43,7 +43,7 @@ def test_defaults_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("dexport.validate.build.build_and_validate", stop)
     CliRunner().invoke(main, ["build", "dico-s"])
-    words = {"with_decoder": False, "guidance": "none"}  # that a build takes in the place of players and graphs
+    words = {"with_decoder": False, "guidance": "none"}  # that a build takes in the place of players
     assert {name: asked.pop(name) for name in words} == words
     assert BuildOptions(**asked) == BuildOptions(Path("dico-s"))
-    assert {field.name for field in fields(BuildOptions)} - set(asked) == {"players", "graphs"}
+    assert {field.name for field in fields(BuildOptions)} - set(asked) == {"players"}
