@@ -1,8 +1,8 @@
 """What torch's second trace would do to an exported program, without tracing.
 
-``torch.onnx.export`` traces a program again to decompose composite operators and to make it functional. Five operators
-of our networks change by that, all of them views of a tensor or casts: they are replaced here by what
-ONNX is given for the result of the second trace. A program with anything else to decompose goes through it.
+``torch.onnx.export`` traces a program again to decompose composite operators and to make it functional. Six operators
+of our networks change by that, views of a tensor, casts and the square: they are replaced here by what ONNX is given
+for the result of the second trace. A program with anything else to decompose goes through it.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def _stays(operator: Any, table: dict[Any, Any]) -> bool:
 
 
 def _reshape(node: fx.Node) -> None:
-    """To a target with -1 for the symbolic size; several of those have to be computed."""
+    """To a target with -1 for the symbolic size; several of those have to be computed. A view where there is none."""
     sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
     if sizes.count(-1) < 2:
-        _replace(node, aten.reshape.default, node.args[0], sizes)
+        _replace(node, aten.reshape.default if -1 in sizes else aten.view.default, node.args[0], sizes)
 
 
 def _split(node: fx.Node) -> None:
@@ -72,6 +72,10 @@ def _cast(node: fx.Node) -> None:
         _replace(node, aten._to_copy.default, tensor, dtype=node.meta["val"].dtype)
 
 
+def _square(node: fx.Node) -> None:
+    _replace(node, aten.pow.Tensor_Scalar, node.args[0], 2)
+
+
 def _replace(node: fx.Node, operator: Any, *arguments: Any, **named: Any) -> None:
     node.target, node.args, node.kwargs = operator, arguments, named
 
@@ -82,4 +86,5 @@ REWRITES: dict[Any, Callable[[fx.Node], None]] = {
     aten.unflatten.int: _reshape,
     aten.chunk.default: _split,
     aten.to.dtype: _cast,
+    aten.square.default: _square,
 }

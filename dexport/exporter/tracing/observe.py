@@ -63,6 +63,11 @@ class Step:
     results: Any = field(default_factory=Unknown)
 
 
+def _is_size(value: Any) -> bool:
+    """A size stays one: pytree would make a tuple of it, which is something else to a block."""
+    return isinstance(value, torch.Size)
+
+
 class Names:
     """The tensors of one call by their labels, and back."""
 
@@ -115,9 +120,10 @@ class Recording(TorchFunctionMode):
         is_iterator = isinstance(results, Iterator)
         if is_iterator:
             results = list(results)
-        labelled = [self._labelled(x, index) for index, x in enumerate(pytree.tree_leaves(results))]
+        leaves, spec = pytree.tree_flatten(results, is_leaf=_is_size)
+        labelled = [self._labelled(x, index) for index, x in enumerate(leaves)]
         if all(isinstance(x, (Label, torch.Size, *CONSTANTS, *SYMBOLS)) for x in labelled):
-            given = pytree.tree_unflatten(labelled, pytree.tree_structure(results))
+            given = pytree.tree_unflatten(labelled, spec)
             step.results = Iterated(given) if is_iterator else given
         return iter(results) if is_iterator else results
 
@@ -171,7 +177,7 @@ class Rehearsal(TorchFunctionMode):
         self._at += 1
         if isinstance(step.results, Iterated):
             return iter([self._answer(item) for item in step.results.items])
-        return pytree.tree_map(self._answer, step.results)
+        return pytree.tree_map(self._answer, step.results, is_leaf=_is_size)
 
     def finished(self, returned: Any, as_recorded: Any) -> bool:
         """Whether all was done, and the same is returned."""

@@ -264,6 +264,7 @@ class Regular(Block):
         rows = list(x.transpose(0, 1))
         x = x + torch.stack(rows, 1).reshape(batch, length, -1)
         best, where = x.max(dim=-1, keepdim=True)
+        x = functional.layer_norm(x, x.shape[-1:]) * x[0].shape.numel()
         x[..., :1].size()
         noise = torch.zeros(batch, 1, 4, dtype=x.dtype, device=x.device)
         x = torch.where(x > first[:, None], x, best) + last[:, None] + noise + where

@@ -20,6 +20,7 @@ from dexport.exporter.tracing.repeats import repeated_blocks
 from dexport.exporter.tracing.trace import trace
 from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import open_weights
+from tests.graphs.test_dimr import CONVNEXT, TRANSFORMER
 
 DIT = {"hidden_size": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
 SMALL_IMAGE = {"channels": 32, "channel_mult": [1, 2], "num_blocks": [2, 1], "num_heads": 2, "window": 4}
@@ -31,10 +32,17 @@ FAMILIES = {
     "DiffiT in image space": ("diffit-image-32", SMALL_IMAGE, (8, 8), ()),
     "TerDiT": ("terdit-600m", {"dim": 16, "n_layers": 2, "n_heads": 2, "multiple_of": 8, "input_size": 4}, None, ()),
     "SD VAE": ("sd-vae-decoder", {"block_out_channels": [32, 32]}, (2, 2), ()),
+    "DiMR": ("dimr-xl-2r", {"stage_configs": [TRANSFORMER, CONVNEXT], "num_classes": 4}, (8, 8), ()),
+    "DiMR, layer norms": (
+        "dimr-xl-2r",
+        {"stage_configs": [TRANSFORMER, CONVNEXT], "num_classes": 4, "norm_type": "LN"},
+        (8, 8),
+        ("model", "all"),
+    ),
 }
 
 
-SLOW = ("LiT, fused", "DiffiT in image space", "TerDiT")
+SLOW = ("LiT, fused", "DiffiT in image space", "TerDiT", "DiMR, layer norms")
 """Seven seconds each: LiT and TerDiT are DiTs, with an op as DiffiT has one; DiCo and the VAE have stages as well."""
 
 
