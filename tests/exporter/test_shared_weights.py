@@ -28,7 +28,14 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=list(CHOICES))
+QUICK = ("fp16", "int8", "w8a8")
+"""The others are built in the same ways, and take eight seconds each."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CHOICES],
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A bundle with the graph ``model``, and one with ``guided`` as well."""
     folder, options = tmp_path_factory.mktemp("pair"), {"settings": NARROW, "parity": False, **CHOICES[request.param]}

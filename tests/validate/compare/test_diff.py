@@ -194,7 +194,7 @@ def some_quick(*quick: str) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
 
 
-@pytest.mark.parametrize("recipe", some_quick("dit-s-2", "dico-s", "sd-vae-encoder"))
+@pytest.mark.parametrize("recipe", some_quick("dit-s-2", "sd-vae-encoder"))
 def test_nothing_is_found_in_a_clean_half(built: Built, recipe: str) -> None:
     result = diff(load_bundle(built(recipe, "fp16")))
     assert_nothing_found(result)
