@@ -23,7 +23,9 @@ def test_the_shared_table_is_torch_s() -> None:
     shared, read = ONNXRegistry.from_torchlib(opset_version=DEFAULT_OPSET), READ(opset_version=DEFAULT_OPSET)
     assert shared.opset_version == read.opset_version == DEFAULT_OPSET
     assert len(shared.functions) > 300
-    assert described(shared) == described(read)
+    # Some modules of torch register operators of theirs when they are imported, maybe after the shared table was read.
+    late = {name for name in set(described(read)) - set(described(shared)) if name.startswith("quantized_decomposed::")}
+    assert described(shared) == {name: each for name, each in described(read).items() if name not in late}
     operators = set(_decomp.get_onnx_implemented_overloads(read))
     shared_rules, rules = _decomp.create_onnx_friendly_decomposition_table(operators), DECOMPOSE(operators)
     assert list(shared_rules) == list(rules) != []
