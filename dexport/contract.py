@@ -19,6 +19,8 @@ BATCH = "B"
 """Name of the symbolic batch dimension."""
 STATE, TIME, LABEL, SCALE, MEMORY = "state", "time", "label", "scale", "memory"
 """Roles of inputs; a memory is an output of one graph and an input of another, matched by name."""
+POSITIONS = "positions"
+"""Role of an input: the places in a whole state of what a part of it holds; -1 where the part holds nothing."""
 PREDICTION, LOGITS, GRADIENT, LATENT, PICTURE = "prediction", "logits", "gradient", "latent", "picture"
 """Roles of outputs; latents and pictures are inputs as well: a decoder takes one and gives the other."""
 

@@ -242,6 +242,7 @@ class Recipe:
         latent_multiple: height and width must be multiples of this.
         size_argument: constructor argument that fixes the spatial size, if the network has one: the side of a
             square, or ``[height, width]`` where the recipe's own value is such a list.
+        size_per_latent: how much of the size argument one cell of the spatial input is: 1 where it counts these cells.
         pixels_per_latent: image pixels per latent cell along one side (8 for the SD VAE, 1 in pixel space).
         checkpoints: file names of the official weights.
         hub: Hub address of the official weights, ``hf://owner/name/file``, or where else they are.
@@ -270,6 +271,7 @@ class Recipe:
     program: Callable[[Mapping[str, Any], Mapping[str, Signature]], Program] | None = None
     latent_multiple: Setting = 1
     size_argument: str | None = None
+    size_per_latent: Setting = 1
     pixels_per_latent: Setting = 8
     checkpoints: tuple[str, ...] = ()
     hub: str = ""
