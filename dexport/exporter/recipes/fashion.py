@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dexport.exporter.recipes import dico, diffit, dit, lit, terdit
+from dexport.exporter.recipes import dico, diffit, dit, lit, mage_vqgan, maskgit_r, terdit
 from dexport.exporter.recipes.denoiser import LINEAR_DDPM, require_null_label
 from dexport.exporter.recipes.recipe import Guidance, Recipe, Sampling
 
@@ -43,6 +43,39 @@ def variant(name: str, like: Recipe, sampling: Sampling = SAMPLING, **config: An
     )
 
 
+def masked(name: str, like: Recipe, cells: int, config: dict[str, Any], **facts: Any) -> Recipe:
+    """A small relative of a recipe that draws tokens, or of one half of their tokenizer."""
+    return replace(
+        like,
+        name=name,
+        summary=f"{like.family}, trained on 32 px Fashion-MNIST",
+        config=config,
+        latent=(cells, cells),
+        checkpoints=("mage-vqgan-fashion.safetensors" if "vqgan" in name else f"{name}.safetensors",),
+        hub="checkpoints/ of the dexport repository",
+        **facts,
+    )
+
+
+VQGAN = {
+    "n_embed": 256,
+    "embed_dim": 32,
+    "z_channels": 32,
+    "ch": 32,
+    "ch_mult": [1, 1, 2],
+    "num_res_blocks": 1,
+    "in_channels": 1,
+    "out_ch": 1,
+    "grid": [8, 8],
+}
+UVIT = {
+    "img_size": 8,
+    "codebook_size": VQGAN["n_embed"],
+    "embed_dim": 128,
+    "depth": 8,
+    "num_heads": 4,
+    "num_classes": len(CLASSES) + 1,
+}
 RECIPES = (
     variant("dico-fashion", dico.RECIPES[0], hidden_size=48, depth=[2, 2, 2, 2, 2], mlp_ratio=2),
     variant("dico-fashion-s", dico.RECIPES[0], hidden_size=32, depth=[1, 2, 2, 2, 1], mlp_ratio=2),
@@ -53,4 +86,7 @@ RECIPES = (
     variant(
         "terdit-fashion", terdit.RECIPES[0], THUMBNAILS, patch_size=4, dim=160, n_layers=6, n_heads=4, multiple_of=64
     ),
+    masked("mage-vqgan-fashion-encoder", mage_vqgan.RECIPES[0], 32, VQGAN),
+    masked("mage-vqgan-fashion-decoder", mage_vqgan.RECIPES[1], 8, VQGAN),
+    masked("maskgit-r-fashion", maskgit_r.RECIPES[0], 8, UVIT, pixels_per_latent=4),
 )
