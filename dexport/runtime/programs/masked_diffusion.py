@@ -390,26 +390,40 @@ class _Transformer:
 
     def _sample(self, z: np.ndarray, scale: float, inner: Inner, draws: Draws) -> np.ndarray:
         """z (B or 2B, count, D) -> tokens (B, count, C)."""
-        graph = self._network.graphs[DIFFLOSS]
         batch, _, channels = self.tokens.shape
         count = z.shape[1]
         noise = draws.normal((batch, inner.steps, count, channels)).transpose(0, 2, 1, 3)
-        noise = noise.reshape(batch * count, inner.steps, channels)
-        both = np.stack([z[:batch], z[-batch:]], axis=2).reshape(batch * count, 2, -1)
-        size = int(input_of(graph, TIME).shape[1])
-        x, later = noise[:, 0], np.zeros((batch * count, inner.steps + -inner.steps % size, channels), np.float32)
-        later[:, : inner.steps - 1] = noise[:, 1:]
-        for part, times, weights in inner.in_parts(size):
-            given = {
-                STATE: x,
-                TIME: np.repeat(times[None], len(x), axis=0),
-                CONDITION: both,
-                SCALE: np.float32(scale),
-                NOISE: later[:, part],
-                WEIGHTS: np.repeat(weights[None], len(x), axis=0),
-            }
-            x = self._network(DIFFLOSS, **_named(graph, given))[output_of(graph, PREDICTION).name]
-        return x.reshape(batch, count, channels)
+        both = np.stack([z[:batch], z[-batch:]], axis=2)
+        sampled = denoised(
+            self._network, inner, noise.reshape(-1, inner.steps, channels), both.reshape(batch * count, 2, -1), scale
+        )
+        return sampled.reshape(batch, count, channels)
+
+
+def denoised(network: Network, inner: Inner, noise: np.ndarray, condition: np.ndarray, scale: float) -> np.ndarray:
+    """Tokens (rows, C) by the graph ``diffloss``, several steps at a time.
+
+    Args:
+        noise: (rows, steps, C): the start, and what is added in every step but the last.
+        condition: (rows, 2, D), conditional and unconditional.
+        scale: of the guidance.
+    """
+    graph = network.graphs[DIFFLOSS]
+    output, size = output_of(graph, PREDICTION).name, int(input_of(graph, TIME).shape[1])
+    rows, steps, channels = noise.shape
+    x, later = noise[:, 0], np.zeros((rows, steps + -steps % size, channels), np.float32)
+    later[:, : steps - 1] = noise[:, 1:]
+    for part, times, weights in inner.in_parts(size):
+        given = {
+            STATE: x,
+            TIME: np.repeat(times[None], rows, axis=0),
+            CONDITION: condition,
+            SCALE: np.array(scale, np.float32),
+            NOISE: later[:, part],
+            WEIGHTS: np.repeat(weights[None], rows, axis=0),
+        }
+        x = network(DIFFLOSS, **_named(graph, given))[output]
+    return x
 
 
 def plain_plan(length: int, steps: int) -> list[list[Turn]]:
