@@ -16,6 +16,8 @@ from dexport.runtime.programs.masked_diffusion import DIFFLOSS, FULL, LIGHT, Mas
 LATENT_SCALE = 0.2325
 """Tokens are latents of the VAE times this."""
 DECODER = "mar-vae-decoder"
+DECODED = (16, 16)
+"""Channels of the latents that it takes, and pixels of a cell: other latents have no decoder of dexport's."""
 STEPS = 256
 COEFFICIENT = 0.5
 """In examples: with coefficients of this size an inner diffusion neither grows nor vanishes."""
@@ -120,13 +122,14 @@ def _around(wrapper: Callable[[MAR], nn.Module]) -> Callable[[nn.Module, Mapping
 def program(cfg: float) -> Callable[[Mapping[str, Any], Mapping[str, Signature]], MaskedDiffusion]:
     def of(config: Mapping[str, Any], _signatures: Mapping[str, Signature]) -> MaskedDiffusion:
         classes = config["class_num"]
+        has_decoder = (config["vae_embed_dim"], config["vae_stride"]) == DECODED
         return MaskedDiffusion(
             condition=Condition("class", classes, (), classes),
             steps=min(STEPS, latent_shape(config)[1]),
             cfg_scale=cfg,
             respacing=str(config["num_sampling_steps"]),
             patch=config["patch_size"],
-            decoding=Decoding("network", recipe=DECODER, scale=LATENT_SCALE),
+            decoding=Decoding("network", recipe=DECODER if has_decoder else "", scale=LATENT_SCALE),
         )
 
     return of

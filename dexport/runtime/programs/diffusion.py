@@ -303,7 +303,7 @@ class DecoderSession:
 def network_decoder(calls: Calls, decoding: Decoding) -> Decoder | None:
     """The network of the role ``decoder``; None where nothing plays it."""
     networks = calls.get("decoder")
-    return VaeDecoder(DecoderSession(networks[0]), decoding.scale) if networks else None
+    return VaeDecoder(DecoderSession(networks[0]), decoding.scale, black=decoding.black) if networks else None
 
 
 def check_decoder(graph: Graph, channels: int) -> None:
