@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from dexport.runtime.calls import last_step
 from dexport.runtime.draws import Draws
 from dexport.runtime.opened import OpenProgram
 from dexport.runtime.programs.program import PICTURES, Calls, Network, Request
-from dexport.validate.distances import PIXELS, Moments, frechet_distance, pooled_pixels
+from dexport.validate.distances import PIXELS, Moments, PairedDelta, frechet_to, paired_delta, pooled_pixels
 from dexport.validate.metrics import compare
 
 OnProgress = Callable[[int, int, str], None]
@@ -29,19 +29,20 @@ class Point:
     """One value of the setting.
 
     Attributes:
-        evaluations: how often each network of the main role ran for one image.
+        evaluations: how often each graph of each network of the main role ran for one image.
         seconds: network time per image: rows times the fastest time of one, as other work only slows one down.
         cost: ``seconds`` relative to the first point.
         relative_l2: of the images against those of the first point, which have the same draws.
-        frechet: distance over pooled pixels to the reference images; None without any.
+        frechet: distance over pooled pixels to the reference images, minus that of the first point's images, in pairs
+            of the same draws; None without reference images.
     """
 
     value: Any
-    evaluations: tuple[int, ...]
+    evaluations: tuple[Mapping[str, int], ...]
     seconds: float
     cost: float
     relative_l2: float
-    frechet: float | None
+    frechet: PairedDelta | None
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def sweep(
             parts.append(last_step(each.program.run(watch.calls, request, draws)).results[PICTURES])
         runs.append((np.concatenate(parts), watch.usage))
     costs = [sum(rows * watch.fastest[key] for key, rows in usage.items()) / len(labels) for _, usage in runs]
+    features = [pooled_pixels(images) for images, _ in runs] if real is not None else []
     main, networks = next(iter(program.roles.items()))
     points_found = tuple(
         Point(
@@ -112,9 +114,9 @@ def sweep(
             seconds=cost,
             cost=cost / costs[0],
             relative_l2=compare(runs[0][0], images).relative_l2,
-            frechet=None if real is None else frechet_distance(Moments.of(pooled_pixels(images)), real),
+            frechet=None if real is None else paired_delta(features[number], features[0], real, frechet_to),
         )
-        for (value, each), (images, _), cost in zip(chosen.items(), runs, costs, strict=True)
+        for number, ((value, each), (images, _), cost) in enumerate(zip(chosen.items(), runs, costs, strict=True))
     )
     return Sweep(
         bundle=program.bundle.manifest["name"],
@@ -128,9 +130,9 @@ def sweep(
     )
 
 
-def _evaluations(program: OpenProgram, role: str, index: int) -> int:
-    """How often a network runs for one image."""
-    return sum((call.role, call.index) == (role, index) for call in program.rehearse())
+def _evaluations(program: OpenProgram, role: str, index: int) -> dict[str, int]:
+    """How often each graph of a network runs for one image."""
+    return dict(Counter(call.graph for call in program.rehearse() if (call.role, call.index) == (role, index)))
 
 
 Key = tuple[str, int, str]
@@ -172,21 +174,32 @@ class _Timed:
         return outputs
 
 
+def label_of(value: Any) -> str:
+    """A value in tables and plots."""
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+
+
 def plot(result: Sweep, path: Path) -> None:
     """Cost and distances over the values, as a PNG file."""
     optional_import("matplotlib").use("Agg")
     pyplot = optional_import("matplotlib.pyplot")
-    values = [point.value for point in result.points]
+    numbers = all(isinstance(point.value, (int, float)) for point in result.points)
+    values = [point.value if numbers else label_of(point.value) for point in result.points]
     with_reference = result.reference_images > 0
     figure, axes = pyplot.subplots(1, 3 if with_reference else 2, figsize=(4 * (3 if with_reference else 2), 3.2))
-    first = f"{result.over} {result.points[0].value}"
+    first = f"{result.over} {label_of(result.points[0].value)}"
     curves = [(f"cost relative to {first}", [point.cost for point in result.points])]
     curves.append((f"relative L2 to {first}, same draws", [point.relative_l2 for point in result.points]))
-    if with_reference:
-        curves.append((PIXELS, [point.frechet or 0.0 for point in result.points]))
-    for axis, (title, curve) in zip(axes, curves, strict=True):
+    for axis, (title, curve) in zip(axes, curves, strict=False):
         axis.plot(values, curve, marker="o")
         axis.set(title=title, xlabel=result.over, ylim=(0, None))
+    deltas = [point.frechet for point in result.points if point.frechet is not None]
+    if deltas:
+        intervals = [[each.delta - each.low for each in deltas], [each.high - each.delta for each in deltas]]
+        axes[2].errorbar(values, [each.delta for each in deltas], intervals, marker="o", capsize=3)
+        title = f"{PIXELS},\ndifference to {first}, {deltas[0].confidence:.0%} interval"
+        axes[2].set(title=title, xlabel=result.over)
+    for axis in axes:
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
     figure.suptitle(f"{result.bundle}: {result.run}", fontsize=10)

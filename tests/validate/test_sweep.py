@@ -17,7 +17,7 @@ from dexport.cli import main
 from dexport.cli.sweep_points import SHARE, points_of
 from dexport.errors import MachineError, UsageError
 from dexport.runtime.opened import OpenProgram
-from dexport.validate.sweep import Sweep, sweep
+from dexport.validate.sweep import Point, Sweep, sweep
 
 
 def swept(path: Path, values: list[Any], setting: str = "", **options: Any) -> Sweep:
@@ -26,11 +26,16 @@ def swept(path: Path, values: list[Any], setting: str = "", **options: Any) -> S
     return sweep(program, *points_of(program, setting, values), **options)
 
 
+def counts(point: Point) -> tuple[int, ...]:
+    """Evaluations of each network."""
+    return tuple(sum(graphs.values()) for graphs in point.evaluations)
+
+
 def test_evaluations_move_from_the_second_to_the_first(stitched: Path) -> None:
     result = swept(stitched, [0.5, 1.0], steps=4, count=1, batch=4)
     assert result.over == SHARE
     assert [point.value for point in result.points] == [0.0, 0.5, 1.0]
-    assert [point.evaluations for point in result.points] == [(0, 4), (2, 2), (4, 0)]
+    assert [counts(point) for point in result.points] == [(0, 4), (2, 2), (4, 0)]
     first, _, last = result.points
     assert (first.cost, first.relative_l2, first.frechet) == (1.0, 0.0, None)
     assert last.relative_l2 > 0
@@ -44,7 +49,7 @@ def test_one_denoiser_cannot_be_swept(plain: Path) -> None:
 def test_any_setting_of_a_program_is_swept(plain: Path) -> None:
     result = swept(plain, [6, 3], "steps", count=1, batch=4)
     assert (result.over, [point.value for point in result.points]) == ("steps", [6, 3])
-    assert [point.evaluations for point in result.points] == [(6,), (3,)]
+    assert [point.evaluations for point in result.points] == [({"model": 6},), ({"model": 3},)]
     assert result.points[1].cost == pytest.approx(0.5)
     for setting, message in (("colour", "no setting 'colour'"), ("steps", "1 steps were asked for")):
         with pytest.raises(UsageError, match=message):
@@ -59,7 +64,11 @@ def test_the_command_writes_table_json_and_plot(stitched: Path, tmp_path: Path) 
     assert "Fréchet distance (8x8 pixels) to 20 images" in result.stdout
     written = json.loads((tmp_path / "s.json").read_text())
     assert [point["value"] for point in written["points"]] == [0, 1]
-    assert all(point["frechet"] > 0 for point in written["points"])
+    first, last = (point["frechet"] for point in written["points"])
+    assert (first["delta"], first["low"], first["high"]) == (0, 0, 0)
+    assert first["a"] > 0
+    assert last["low"] <= last["delta"] == last["a"] - last["b"] <= last["high"]
+    assert last["b"] == first["a"]
     assert Image.open(tmp_path / "s.png").size[0] > 600
 
 
@@ -122,6 +131,6 @@ def test_a_pair_whose_time_is_another(name: str, expected: list[tuple[int, int]]
     dexport.build(str(recipe), tmp_path / "one", settings=settings, parity=False)
     dexport.build(None, tmp_path / "pair", stitch=f"{tmp_path / 'one'}:0.5,{tmp_path / 'one'}:0.5")
     result = swept(tmp_path / "pair", [0.5, 1], steps=4, cfg_scale=1.0, count=2, batch=20)
-    assert [point.evaluations for point in result.points] == expected
+    assert [counts(point) for point in result.points] == expected
     assert result.images == 2 * (OpenProgram.open(tmp_path / "pair").classes or 1)
     assert [point.relative_l2 for point in result.points] == [0, 0, 0]  # the same network twice
