@@ -193,6 +193,9 @@ class MAR(nn.Module):
         inner_steps: steps that one evaluation of the graph ``diffloss`` takes. Not an official argument.
     """
 
+    places: Tensor
+    in_sight: Tensor
+
     def __init__(
         self,
         img_size: int = 256,
@@ -268,6 +271,8 @@ class MAR(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=NORM_EPS)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, self.seq_len, decoder_embed_dim))
+        self.register_buffer("places", torch.arange(self.seq_len, device="cpu"), persistent=False)
+        self.register_buffer("in_sight", torch.zeros(1, buffer_size, dtype=torch.bool, device="cpu"), persistent=False)
         self.diffloss = DiffLoss(channels, decoder_embed_dim, diffloss_d, diffloss_w)
 
     def forward(self, tokens: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
@@ -293,7 +298,7 @@ class MAR(nn.Module):
         index = positions.clamp(max=self.seq_len - 1)
         used = positions < self.seq_len
         hidden = mask.gather(1, index) > 0.5
-        inside = mask.new_zeros(mask.shape[0], self.seq_len + 1).scatter(1, positions, 1.0)[:, : self.seq_len] > 0.5
+        inside = (positions.unsqueeze(2) == self.places).any(dim=1)
         known = (mask <= 0.5) & ~inside
         own = tokens.gather(1, index.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
         seen = torch.cat([known, ~self.with_buffer(hidden | ~used)], dim=1)
@@ -324,7 +329,7 @@ class MAR(nn.Module):
 
     def with_buffer(self, hidden: Tensor) -> Tensor:
         """(B, N) bool -> (B, buffer + N): the buffer is never hidden."""
-        return torch.cat([torch.zeros_like(hidden[:, :1]).expand(-1, self.buffer_size), hidden], dim=1)
+        return torch.cat([self.in_sight.expand(hidden.shape[0], -1), hidden], dim=1)
 
     def _places(self, table: Tensor, index: Tensor) -> Tensor:
         """Rows of a table (1, buffer + L, D) for the buffer and the tokens at ``index`` (B, G)."""
