@@ -128,9 +128,9 @@ class MaskedDiffusion(Program):
     cfg_scale: Scale = UNGUIDED
     cfg_schedule: Literal["linear", "constant"] = "linear"
     temperature: Annotated[float, Meta(ge=0, le=limits.LARGEST_SCALE)] = 1.0
-    respacing: str = "100"
+    respacing: str | int = "100"
     recap: str = ""
-    light_respacing: str = ""
+    light_respacing: str | int = ""
     patch: Annotated[int, Meta(ge=1, le=limits.LARGEST_SHUFFLE)] = 1
     decoding: Decoding = Decoding("network")  # noqa: RUF009 - it cannot be changed
 
@@ -153,13 +153,13 @@ class MaskedDiffusion(Program):
     @property
     def inner(self) -> Inner:
         """The diffusion of a token in a full pass."""
-        return Inner.of(self.respacing, self.temperature)
+        return Inner.of(str(self.respacing), self.temperature)
 
     @property
     def light_inner(self) -> Inner:
         """The same in a light pass."""
         steps = max(2, int(self.inner.steps * LIGHT_SHARE))
-        return Inner.of(self.light_respacing or str(steps), self.temperature)
+        return Inner.of(str(self.light_respacing or steps), self.temperature)
 
     @property
     def groups(self) -> tuple[int, int]:
