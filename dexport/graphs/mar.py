@@ -298,7 +298,7 @@ class MAR(nn.Module):
         hidden = mask.gather(1, index) > 0.5
         # Zeros of the batch's size without a constant: one column more, where what fills up a group goes.
         nowhere = torch.cat([mask, mask[:, :1]], dim=1) * 0
-        inside = nowhere.scatter(1, positions, 1.0)[:, : self.seq_len] > 0.5
+        inside = nowhere.scatter(1, positions, used.to(mask.dtype))[:, : self.seq_len] > 0.5
         known = (mask <= 0.5) & ~inside
         own = tokens.gather(1, index.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
         seen = torch.cat([known, ~self.with_buffer(hidden | ~used)], dim=1)
