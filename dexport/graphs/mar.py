@@ -220,7 +220,7 @@ class MAR(nn.Module):
         diffusion_batch_mul: int = 4,  # noqa: ARG002
         grad_checkpointing: bool = False,  # noqa: ARG002
         light_tokens: int = 0,
-        inner_steps: int = 1,
+        inner_steps: int = 10,
     ) -> None:
         super().__init__()
         if min(img_size, vae_stride, patch_size) < 1 or img_size % (vae_stride * patch_size):

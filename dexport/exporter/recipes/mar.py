@@ -32,7 +32,7 @@ SHARED: Mapping[str, Any] = {
     "buffer_size": 64,
     "num_sampling_steps": "100",
     "light_tokens": 0,
-    "inner_steps": 1,
+    "inner_steps": 10,
 }
 ENDS = ("time_embed", "input_proj", "final_layer")
 SIZES: Mapping[str, tuple[int, int, int, int, int, float]] = {
