@@ -14,12 +14,24 @@ from pathlib import Path
 
 from dexport.errors import UsageError
 from dexport.exporter.pytorch.state import fresh_torch
-from dexport.exporter.recipes import dico, diffit, dimr, dit, fashion, lit, sd_vae, terdit, vitok_v1, vitok_v2
+from dexport.exporter.recipes import (
+    dico,
+    diffit,
+    dimr,
+    dit,
+    fashion,
+    halton_maskgit,
+    lit,
+    sd_vae,
+    terdit,
+    vitok_v1,
+    vitok_v2,
+)
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.recipes.system import System
 
 ENTRY_POINT_GROUP = "dexport.recipes"
-FAMILIES = (dit, dico, diffit, dimr, lit, terdit, fashion, sd_vae, vitok_v1, vitok_v2)
+FAMILIES = (dit, dico, diffit, dimr, lit, terdit, halton_maskgit, fashion, sd_vae, vitok_v1, vitok_v2)
 BUILT_IN = tuple(recipe for family in FAMILIES for recipe in family.RECIPES)
 
 
