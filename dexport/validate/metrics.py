@@ -51,6 +51,16 @@ def compare(reference: np.ndarray, actual: np.ndarray) -> Metrics:
     )
 
 
+def compare_ids(reference: np.ndarray, actual: np.ndarray) -> Metrics:
+    """Metrics of ids, which are equal or not: each counts as a vector of zeros with a one at its own place."""
+    if reference.shape != actual.shape:
+        raise ValueError(f"shape {actual.shape} differs from the reference's {reference.shape}")
+    other = float((reference != actual).mean()) if reference.size else 0.0
+    relative = math.sqrt(2 * other)
+    snr_db = math.inf if relative == 0 else -20 * math.log10(relative)
+    return Metrics(float(other > 0), relative, 1 - other, snr_db, finite=True)
+
+
 def plain(value: Any) -> Any:
     """JSON values, at any depth; a figure that is not finite becomes null."""
     if isinstance(value, Mapping):

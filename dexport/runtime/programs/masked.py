@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from dexport import limits
 from dexport.contract import BATCH, DROP, LABEL, LATENT, LOGITS, PICTURE, STATE, Clock, Decoding, Graph, Port
-from dexport.errors import UsageError
+from dexport.errors import GateError, UsageError
 from dexport.runtime.decode import MAX_BATCH, PICTURE_CHANNELS, clipped, to_uint8
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED
@@ -96,11 +96,18 @@ class Masked(Decisions, Program):
         graph = main_graph(network.graphs)
         transformer = Transformer(network, graph, request.count, request.labels, self.condition.null)
         moves = ORDERS[self.order].run(self, transformer, grid_of(network.graphs[graph]), draws)
+        ids = np.full((request.count, math.prod(grid_of(network.graphs[graph]))), self.mask, np.int64)
         told: np.ndarray | None = None
         for index in range(self.steps):
-            ids = moves.send(told)
+            before = ids if told is None else told
+            try:
+                ids = moves.send(told)
+            except GateError:
+                for later in range(index, self.steps):  # every step is told, as where states are not finite
+                    yield Step(later, 1 - later / self.steps, before, decided=0)
+                raise
             results = self._results(ids, calls) if index == self.steps - 1 else {}
-            told = yield Step(index, 1 - index / self.steps, ids, results)
+            told = yield Step(index, 1 - index / self.steps, ids, results, int((ids != before).sum()))
 
     def _results(self, ids: np.ndarray, calls: Calls) -> dict[str, np.ndarray]:
         codes = np.clip(ids, 0, self.codes - 1)

@@ -79,12 +79,14 @@ class Step:
         time: in the program's unit.
         state: (B, ...) after the step.
         results: by name, in the last step; empty before.
+        decided: where the state is ids, how many of them the step changed.
     """
 
     index: int
     time: float
     state: np.ndarray
     results: Mapping[str, np.ndarray] = field(default_factory=dict)
+    decided: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,9 @@ class Program:
 
     def run(self, calls: Calls, request: Request, draws: Draws) -> Iterator[Step]:
         """Run the networks; the last step has the results.
+
+        A program whose states are ids is a generator that goes on from the state that it is sent, if any: free runs
+        part after the first id that falls otherwise, so its steps are judged at another run's states.
 
         Raises:
             UsageError: labels or inputs that it does not take.
