@@ -22,6 +22,9 @@ from dexport.exporter.recipes import (
     fashion,
     halton_maskgit,
     lit,
+    llamagen_vq,
+    mage_vqgan,
+    mar_vae,
     sd_vae,
     terdit,
     vitok_v1,
@@ -31,7 +34,22 @@ from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.recipes.system import System
 
 ENTRY_POINT_GROUP = "dexport.recipes"
-FAMILIES = (dit, dico, diffit, dimr, lit, terdit, halton_maskgit, fashion, sd_vae, vitok_v1, vitok_v2)
+FAMILIES = (
+    dit,
+    dico,
+    diffit,
+    dimr,
+    lit,
+    terdit,
+    halton_maskgit,
+    fashion,
+    sd_vae,
+    vitok_v1,
+    vitok_v2,
+    llamagen_vq,
+    mage_vqgan,
+    mar_vae,
+)
 BUILT_IN = tuple(recipe for family in FAMILIES for recipe in family.RECIPES)
 
 

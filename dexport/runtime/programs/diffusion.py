@@ -38,6 +38,7 @@ from dexport.errors import GateError, InputError, UsageError
 from dexport.runtime.decode import PICTURE_CHANNELS, Decoder, PixelShuffle, VaeDecoder, clipped, to_uint8
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED, Rule, feed_of, fused, guided
+from dexport.runtime.programs.decoder import DecoderNetwork
 from dexport.runtime.programs.program import (
     LATENTS,
     PICTURES,
@@ -302,19 +303,7 @@ class Diffusion(Program):
                 return PixelShuffle(self.decoding.factor, self.decoding.tiles)
         if not calls.get("decoder"):
             return None
-        return VaeDecoder(_DecoderSession(calls["decoder"][0]), self.decoding.scale)
-
-
-class _DecoderSession:
-    """A network of the role ``decoder`` as decoders call it."""
-
-    def __init__(self, network: Network) -> None:
-        self._network, graph = network, network.graphs[MODEL]
-        self._latent, self._picture = _input(graph, LATENT), _output(graph, PICTURE)
-        self.inputs = {"z": self._latent}
-
-    def __call__(self, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
-        return {"image": self._network(MODEL, **{self._latent.name: inputs["z"]})[self._picture.name]}
+        return VaeDecoder(DecoderNetwork(calls["decoder"][0]), self.decoding.scale, black=self.decoding.black)
 
 
 def graph_of(graphs: Mapping[str, Graph]) -> Graph:

@@ -19,9 +19,10 @@ from msgspec.structs import replace
 from dexport import limits
 from dexport.contract import BATCH, DROP, LABEL, LATENT, LOGITS, PICTURE, STATE, Clock, Decoding, Graph, Port
 from dexport.errors import GateError, UsageError
-from dexport.runtime.decode import MAX_BATCH, PICTURE_CHANNELS, clipped, to_uint8
+from dexport.runtime.decode import PICTURE_CHANNELS, CodeDecoder, to_uint8
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED
+from dexport.runtime.programs.decoder import DecoderNetwork
 from dexport.runtime.programs.masked_orders import ORDERS, Decisions, Transformer
 from dexport.runtime.programs.program import IDS, PICTURES, Calls, Graphs, Program, Request, Role, Step, check_condition
 
@@ -113,14 +114,8 @@ class Masked(Decisions, Program):
         codes = np.clip(ids, 0, self.codes - 1)
         if not calls.get("decoder"):
             return {IDS: codes}
-        decoder = calls["decoder"][0]
-        graph = decoder.graphs[MODEL]
-        latent, picture = _port(graph, LATENT), _port(graph, PICTURE)
-        parts = [codes[start : start + MAX_BATCH] for start in range(0, len(codes), MAX_BATCH)]
-        images = np.concatenate(
-            [decoder(MODEL, **{latent.name: part.reshape(latent.dims(len(part)))})[picture.name] for part in parts]
-        )
-        return {IDS: codes, PICTURES: to_uint8(clipped(images))}
+        decode = CodeDecoder(DecoderNetwork(calls["decoder"][0]), self.decoding.black)
+        return {IDS: codes, PICTURES: to_uint8(decode(codes))}
 
     def players(self) -> Mapping[str, str]:
         return {"decoder": self.decoding.recipe} if self.decoding.recipe else {}

@@ -28,7 +28,7 @@ from dexport.runtime.programs.program import PICTURES, Calls, Network, Program, 
 from dexport.validate.images.picture_metrics import LPIPS_SMALLEST, PictureDistance, ssim
 from dexport.validate.images.picture_pairs import Histogram, Pair, compare_pictures, error_histogram
 from dexport.validate.levels.forward import finite_or_null
-from dexport.validate.metrics import Metrics, compare, compare_ids
+from dexport.validate.metrics import Metrics, compare
 from dexport.verdict import PASSED, SHIPPABLE_L2, Loss, status_of
 
 DEFAULT_SNR: dict[str, float] = {name: limits.snr_db for name, limits in GATES.items()}
@@ -225,10 +225,7 @@ def check_trajectory(
         run=program.program.title,
         seed=seed,
         labels=tuple(labels),
-        states=tuple(
-            At(a.time, (compare_ids if are_ids else compare)(a.state, b.state))
-            for a, b in zip(wanted.steps, got.steps, strict=True)
-        ),
+        states=tuple(At(a.time, compare(a.state, b.state)) for a, b in zip(wanted.steps, got.steps, strict=True)),
         evaluations=tuple(watch.evaluations),
         psnr_db=likeness.psnr_db,
         ssim=tuple(ssim(*pair) for pair in zip(*pictures, strict=True)),
