@@ -229,26 +229,28 @@ def resolve(
     settings = dict(settings or {})
     _check_arguments(recipe, settings)
     config = {**recipe.config, **settings}
-    size = recipe.size_argument
+    size, unit = recipe.size_argument, value_of(recipe.size_unit, config)
+    if not isinstance(unit, int) or unit < 1:
+        raise UsageError(f"{recipe.name}: cells of {limits.shown(unit)}", hint="give whole numbers above 0 with --set")
     if size is None:
         latent = latent or recipe.latent
     elif isinstance(recipe.config.get(size), list):
         latent = _sides(recipe.name, size, settings, latent or _pair(config[size]))
         config[size] = list(latent)
     elif latent is None:
-        latent = (config[size], config[size])
+        latent = (config[size] // unit, config[size] // unit)
     else:
         if latent[0] != latent[1]:
             raise UsageError(
                 f"{recipe.name} takes square inputs only, not {latent[0]}x{latent[1]}",
                 hint=f"for example --latent {latent[0]}x{latent[0]}",
             )
-        if size in settings and settings[size] != latent[0]:
+        if size in settings and settings[size] != latent[0] * unit:
             raise UsageError(
                 f"--set {size}={settings[size]} contradicts the spatial size {latent[0]}x{latent[1]}",
                 hint="give one of the two",
             )
-        config[size] = latent[0]
+        config[size] = latent[0] * unit
     multiple = value_of(recipe.latent_multiple, config)
     if any(not isinstance(n, int) or n < 1 or (multiple > 0 and n % multiple) for n in latent):
         raise UsageError(

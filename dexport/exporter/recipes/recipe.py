@@ -90,8 +90,8 @@ class TensorSpec:
 
     @property
     def accepted(self) -> tuple[int, int] | None:
-        """The least and the largest value of an input of ``integers``; None for any other."""
-        if self.values != "integers" or self.dtype == "bool":
+        """The least and the largest value of an int64 input of ``integers``; None for any other."""
+        if self.values != "integers" or self.dtype != "int64":
             return None
         return int(self.low), int(self.high) if self.largest is None else self.largest
 
@@ -106,7 +106,7 @@ class TensorSpec:
             case "normal":
                 return rng.standard_normal(dims).astype(self.dtype)
             case "integers":
-                return rng.integers(int(self.low), int(self.high), size=dims, dtype=self.dtype, endpoint=True)
+                return rng.integers(int(self.low), int(self.high), size=dims, endpoint=True).astype(self.dtype)
             case "stratified" if self.choices:
                 rows = np.linspace(0, len(self.choices) - 1, batch).round().astype(int)
                 return np.array(self.choices, dtype=self.dtype)[rows]
@@ -242,6 +242,7 @@ class Recipe:
         latent_multiple: height and width must be multiples of this.
         size_argument: constructor argument that fixes the spatial size, if the network has one: the side of a
             square, or ``[height, width]`` where the recipe's own value is such a list.
+        size_unit: how much of the size argument a cell of the spatial input is, such as the stride of a VAE.
         pixels_per_latent: image pixels per latent cell along one side (8 for the SD VAE, 1 in pixel space).
         checkpoints: file names of the official weights.
         hub: Hub address of the official weights, ``hf://owner/name/file``, or where else they are.
@@ -270,6 +271,7 @@ class Recipe:
     program: Callable[[Mapping[str, Any], Mapping[str, Signature]], Program] | None = None
     latent_multiple: Setting = 1
     size_argument: str | None = None
+    size_unit: Setting = 1
     pixels_per_latent: Setting = 8
     checkpoints: tuple[str, ...] = ()
     hub: str = ""

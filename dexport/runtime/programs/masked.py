@@ -22,7 +22,7 @@ from dexport.errors import GateError, UsageError
 from dexport.runtime.decode import PICTURE_CHANNELS, CodeDecoder, to_uint8
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED
-from dexport.runtime.programs.decoder import DecoderNetwork
+from dexport.runtime.programs.diffusion import DecoderSession
 from dexport.runtime.programs.masked_orders import ORDERS, Decisions, Transformer
 from dexport.runtime.programs.program import IDS, PICTURES, Calls, Graphs, Program, Request, Role, Step, check_condition
 
@@ -114,7 +114,7 @@ class Masked(Decisions, Program):
         codes = np.clip(ids, 0, self.codes - 1)
         if not calls.get("decoder"):
             return {IDS: codes}
-        decode = CodeDecoder(DecoderNetwork(calls["decoder"][0]), self.decoding.black)
+        decode = CodeDecoder(DecoderSession(calls["decoder"][0]), self.decoding.black)
         return {IDS: codes, PICTURES: to_uint8(decode(codes))}
 
     def players(self) -> Mapping[str, str]:
