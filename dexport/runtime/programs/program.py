@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Protocol, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
 
 import msgspec
 import numpy as np
@@ -183,8 +183,10 @@ class Program:
             try:
                 changed[name] = msgspec.convert(value, types[name])
             except msgspec.ValidationError as error:
+                names = get_args(types[name]) if get_origin(types[name]) is Literal else ()
+                hint = f"choose from {', '.join(filter(None, names))}; " if names else ""
                 raise UsageError(
-                    f"{name} {shown(value)}: {error}", hint=f"it is {getattr(self, name)!r} here"
+                    f"{name} {shown(value)}: {error}", hint=f"{hint}it is {getattr(self, name)!r} here"
                 ) from error
         return replace(self, **changed) if changed else self
 
