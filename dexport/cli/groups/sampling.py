@@ -98,7 +98,7 @@ def sampling(*more: Decorator, seed: str = "Seed of the noise.") -> OptionGroup:
             option(
                 "--order",
                 metavar="NAME",
-                help="In which a masked generator decides places, such as halton or confidence. [default: the system's]",
+                help="How a masked generator decides places, such as halton or confidence. [default: the system's]",
             ),
             option(
                 "--temperature",

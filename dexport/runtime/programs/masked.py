@@ -177,8 +177,9 @@ class Masked(Decisions, Program):
         places = math.prod(grid_of(graph))
         if not 0 < places <= limits.LARGEST_GRID or logits.shape[1] != places or int(logits.shape[2]) < self.codes:
             raise UsageError(
-                f"{state.name} is {list(state.shape)} and {logits.name} {list(logits.shape)}",
-                hint=f"logits are of every place and of {self.codes} codes or more",
+                f"{state.name} is {list(state.shape)} and {logits.name} {list(logits.shape)}; "
+                f"logits are of every place and of {self.codes} codes or more",
+                hint="declare what the network takes and returns",
             )
         if state.range is not None and state.range[1] < self.mask:
             raise UsageError(f"the network takes ids up to {state.range[1]}, and the mask is {self.mask}")

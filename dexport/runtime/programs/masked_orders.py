@@ -153,7 +153,7 @@ class Transformer:
         """
         graph = graph or self.graph
         ports, guided = self.network.graphs[graph], scale != UNGUIDED
-        both = np.concatenate([ids, ids]) if guided else ids
+        both = np.concatenate([ids, ids] if guided else [ids])  # a copy: an order goes on writing into its ids
         given = {**self._labels(ports, guided), **more}
         state = next(port for port in ports.inputs if port.role == STATE)
         given[state.name] = both.reshape(state.dims(len(both)))
