@@ -193,7 +193,6 @@ class MAR(nn.Module):
         inner_steps: steps that one evaluation of the graph ``diffloss`` takes. Not an official argument.
     """
 
-    places: Tensor
     in_sight: Tensor
 
     def __init__(
@@ -271,7 +270,6 @@ class MAR(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=NORM_EPS)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, self.seq_len, decoder_embed_dim))
-        self.register_buffer("places", torch.arange(self.seq_len, device="cpu"), persistent=False)
         self.register_buffer("in_sight", torch.zeros(1, buffer_size, dtype=torch.bool, device="cpu"), persistent=False)
         self.diffloss = DiffLoss(channels, decoder_embed_dim, diffloss_d, diffloss_w)
 
@@ -298,7 +296,9 @@ class MAR(nn.Module):
         index = positions.clamp(max=self.seq_len - 1)
         used = positions < self.seq_len
         hidden = mask.gather(1, index) > 0.5
-        inside = (positions.unsqueeze(2) == self.places).any(dim=1)
+        # Zeros of the batch's size without a constant: one column more, where what fills up a group goes.
+        nowhere = torch.cat([mask, mask[:, :1]], dim=1) * 0
+        inside = nowhere.scatter(1, positions, used.to(mask.dtype))[:, : self.seq_len] > 0.5
         known = (mask <= 0.5) & ~inside
         own = tokens.gather(1, index.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
         seen = torch.cat([known, ~self.with_buffer(hidden | ~used)], dim=1)
