@@ -17,7 +17,7 @@ import dexport
 from dexport.bundle import load_bundle
 from dexport.cli import main
 from dexport.errors import UsageError
-from dexport.exporter.recipes import find_recipe
+from dexport.exporter.recipes import find_recipe, halton_maskgit
 from dexport.exporter.trajectory import TorchNetwork, program_of
 from dexport.exporter.variant import resolve
 from dexport.exporter.weights.loading import open_weights
@@ -167,6 +167,21 @@ def test_half_precision_keeps_the_norms_in_float32(tmp_path: Path) -> None:
     assert {dtype for name, dtype in nodes.items() if name.endswith("/RMSNormalization")} == {"float32"}
     assert {dtype for name, dtype in nodes.items() if "/MatMul" in name or "/Attention" in name} == {"float16"}
     logits = dexport.load(path)(**{key: value.numpy() for key, value in golden.inputs.items()})["logits"]
+    wanted = golden.outputs["logits"].numpy()
+    assert np.linalg.norm(logits - wanted) < 3e-3 * np.linalg.norm(wanted)
+
+
+@pytest.mark.golden
+def test_the_text_network_gives_the_official_logits_for_its_number_of_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden = load_golden("halton-text")
+    monkeypatch.setattr(halton_maskgit, "TEXT_TOKENS", golden.inputs["text"].shape[1])
+    save_file(golden.weights, tmp_path / "weights.safetensors")
+    options = {"settings": golden.config, "checkpoint": str(tmp_path / "weights.safetensors"), "profile": "ci"}
+    dexport.build("halton-maskgit-text", tmp_path / "out", precision="fp16", **options)
+    assert load_bundle(tmp_path / "out").status == "passed"
+    logits = dexport.load(tmp_path / "out")(**{name: value.numpy() for name, value in golden.inputs.items()})["logits"]
     wanted = golden.outputs["logits"].numpy()
     assert np.linalg.norm(logits - wanted) < 3e-3 * np.linalg.norm(wanted)
 
