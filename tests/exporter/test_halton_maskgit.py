@@ -42,7 +42,7 @@ def build(golden: Golden, config: dict[str, Any], folder: Path, **options: Any) 
 @pytest.mark.parametrize("name", ["halton-transformer", "halton-transformer-s"])
 def test_onnx_gives_the_official_logits(name: str, tmp_path: Path) -> None:
     golden = load_golden(name)
-    path = build(golden, golden.config, tmp_path)
+    path = build(golden, golden.config, tmp_path, parity=False)
     logits = dexport.load(path)(**{key: value.numpy() for key, value in golden.inputs.items()})["logits"]
     assert_golden(logits, golden.outputs["logits"].numpy())
 
