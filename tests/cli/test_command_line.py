@@ -52,6 +52,7 @@ SAMPLING = [
     "--steps integer",
     "--cfg float",
     "--sampler text",
+    "--order text",
     "--temperature float",
     "--recap text",
     "--setting text ...",

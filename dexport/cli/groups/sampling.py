@@ -29,6 +29,7 @@ class Sampling:
     classes: tuple[int, ...] | None = None
     count: int = 1
     batch: int = 8
+    order: str | None = None
     temperature: float | None = None
     recap: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Sampling:
             "steps": self.steps,
             "cfg_scale": self.cfg_scale,
             "sampler": self.sampler,
+            "order": self.order,
             "temperature": self.temperature,
             "recap": self.recap,
             **self.more,
@@ -92,6 +94,11 @@ def sampling(*more: Decorator, seed: str = "Seed of the noise.") -> OptionGroup:
             option("--cfg", "cfg_scale", type=SCALE, help="Guidance scale, 1 for none. [default: the system's]"),
             option(
                 "--sampler", metavar="NAME", help="Such as ddpm or ddim, where the model fits. [default: the system's]"
+            ),
+            option(
+                "--order",
+                metavar="NAME",
+                help="How a masked generator decides places, such as halton or confidence. [default: the system's]",
             ),
             option(
                 "--temperature",
