@@ -49,7 +49,8 @@ class Attention(nn.Module):
         q, k, v = packed.chunk(3, dim=1)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2))
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-        return self.proj(out.transpose(1, 2).flatten(2)), (k, v)
+        # No views, or equal blocks could not be traced once for all.
+        return self.proj(out.transpose(1, 2).flatten(2)), (k.contiguous(), v.contiguous())
 
 
 class Mlp(nn.Module):
