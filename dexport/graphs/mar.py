@@ -49,7 +49,8 @@ class Attention(nn.Module):
         q, k, v = packed.chunk(3, dim=1)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2))
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-        return self.proj(out.transpose(1, 2).flatten(2)), (k, v)
+        # No views, or equal blocks could not be traced once for all.
+        return self.proj(out.transpose(1, 2).flatten(2)), (k.contiguous(), v.contiguous())
 
 
 class Mlp(nn.Module):
@@ -149,30 +150,42 @@ class AncestralStep(nn.Module):
 class DiffLoss(nn.Module):
     """The inner diffusion: ``net`` denoises, and a forward takes several guided steps.
 
-    Inputs: x (B, C); t (B, S) in original steps; c (B, 2, D), the conditional and the unconditional one; cfg_scale ();
+    Inputs: x (B, C); t (B, S) in original steps; c (B, 2, D), conditional and unconditional; cfg_scale (B,);
     noise (B, S, C); weights (B, S, 5) of :class:`AncestralStep`. Output: x (B, C) after S steps. Guidance is of the
     noise alone, the variance stays conditional.
+
+    Args:
+        num_sampling_steps: respacing, for the program.
+        grad_checkpointing: of training only.
     """
 
-    def __init__(self, target_channels: int, z_channels: int, depth: int, width: int) -> None:
+    def __init__(
+        self,
+        target_channels: int,
+        z_channels: int,
+        depth: int,
+        width: int,
+        num_sampling_steps: str | int = "100",  # noqa: ARG002
+        grad_checkpointing: bool = False,  # noqa: ARG002
+    ) -> None:
         super().__init__()
         self.in_channels = target_channels
         self.net = SimpleMLPAdaLN(target_channels, width, 2 * target_channels, z_channels, depth)
         self.sampler = AncestralStep()
 
-    def guided(self, x: Tensor, y: Tensor, cfg_scale: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise and the variance (B, C) of x (B, C), from embedded times and conditions y (2B, W)."""
+    def guided(self, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise and the variance (B, C) of x (B, C), from embedded times and conditions y (2B, W); scale (B, 1)."""
         both = self.net.denoise(torch.cat([x, x]), y)
         rows = x.shape[0]
         conditional, null = both[:rows], both[rows:, : self.in_channels]
         eps, variance = conditional[:, : self.in_channels], conditional[:, self.in_channels :]
-        return null + cfg_scale * (eps - null), variance
+        return null + scale * (eps - null), variance
 
     def forward(self, x: Tensor, t: Tensor, c: Tensor, cfg_scale: Tensor, noise: Tensor, weights: Tensor) -> Tensor:
-        condition = self.net.cond_embed(torch.cat([c[:, 0], c[:, 1]]))
+        condition, scale = self.net.cond_embed(torch.cat([c[:, 0], c[:, 1]])), cfg_scale.unsqueeze(1)
         for step in range(t.shape[1]):
             time = self.net.time_embed(t[:, step])
-            eps, variance = self.guided(x, torch.cat([time, time]) + condition, cfg_scale)
+            eps, variance = self.guided(x, torch.cat([time, time]) + condition, scale)
             x = self.sampler(x, eps, variance, noise[:, step], weights[:, step])
         return x
 
@@ -192,6 +205,8 @@ class MAR(nn.Module):
             official argument.
         inner_steps: steps that one evaluation of the graph ``diffloss`` takes. Not an official argument.
     """
+
+    in_sight: Tensor
 
     def __init__(
         self,
@@ -218,7 +233,7 @@ class MAR(nn.Module):
         diffusion_batch_mul: int = 4,  # noqa: ARG002
         grad_checkpointing: bool = False,  # noqa: ARG002
         light_tokens: int = 0,
-        inner_steps: int = 1,
+        inner_steps: int = 10,
     ) -> None:
         super().__init__()
         if min(img_size, vae_stride, patch_size) < 1 or img_size % (vae_stride * patch_size):
@@ -268,6 +283,7 @@ class MAR(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=NORM_EPS)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, self.seq_len, decoder_embed_dim))
+        self.register_buffer("in_sight", torch.zeros(1, buffer_size, dtype=torch.bool, device="cpu"), persistent=False)
         self.diffloss = DiffLoss(channels, decoder_embed_dim, diffloss_d, diffloss_w)
 
     def forward(self, tokens: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
@@ -293,7 +309,9 @@ class MAR(nn.Module):
         index = positions.clamp(max=self.seq_len - 1)
         used = positions < self.seq_len
         hidden = mask.gather(1, index) > 0.5
-        inside = mask.new_zeros(mask.shape[0], self.seq_len + 1).scatter(1, positions, 1.0)[:, : self.seq_len] > 0.5
+        # Zeros of the batch's size without a constant: one column more, where what fills up a group goes.
+        nowhere = torch.cat([mask, mask[:, :1]], dim=1) * 0
+        inside = nowhere.scatter(1, positions, used.to(mask.dtype))[:, : self.seq_len] > 0.5
         known = (mask <= 0.5) & ~inside
         own = tokens.gather(1, index.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
         seen = torch.cat([known, ~self.with_buffer(hidden | ~used)], dim=1)
@@ -324,7 +342,7 @@ class MAR(nn.Module):
 
     def with_buffer(self, hidden: Tensor) -> Tensor:
         """(B, N) bool -> (B, buffer + N): the buffer is never hidden."""
-        return torch.cat([torch.zeros_like(hidden[:, :1]).expand(-1, self.buffer_size), hidden], dim=1)
+        return torch.cat([self.in_sight.expand(hidden.shape[0], -1), hidden], dim=1)
 
     def _places(self, table: Tensor, index: Tensor) -> Tensor:
         """Rows of a table (1, buffer + L, D) for the buffer and the tokens at ``index`` (B, G)."""

@@ -64,7 +64,7 @@ class TensorSpec:
     """
 
     name: str
-    dtype: Literal["float32", "int64"]
+    dtype: Literal["float32", "int64", "bool"]
     shape: tuple[int | str, ...]
     values: Literal["normal", "integers", "stratified", "constant"] = "normal"
     low: float = 0.0

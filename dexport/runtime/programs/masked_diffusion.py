@@ -128,16 +128,16 @@ class MaskedDiffusion(Program):
     cfg_scale: Scale = UNGUIDED
     cfg_schedule: Literal["linear", "constant"] = "linear"
     temperature: Annotated[float, Meta(ge=0, le=limits.LARGEST_SCALE)] = 1.0
-    respacing: str = "100"
+    respacing: str | int = "100"
     recap: str = ""
-    light_respacing: str = ""
+    light_respacing: str | int = ""
     patch: Annotated[int, Meta(ge=1, le=limits.LARGEST_SHUFFLE)] = 1
     decoding: Decoding = Decoding("network")  # noqa: RUF009 - it cannot be changed
 
     def __post_init__(self) -> None:
         _ = self.inner, self.light_inner, self.groups
-        if self.condition.kind == "class" and self.condition.null is None:
-            raise UsageError("there is no null label to guide towards", hint="declare it in the condition")
+        if self.condition.kind != "class" or self.condition.null is None:
+            raise UsageError("there are no classes, or no null label", hint="declare both in the condition")
 
     @property
     def title(self) -> str:
@@ -153,13 +153,13 @@ class MaskedDiffusion(Program):
     @property
     def inner(self) -> Inner:
         """The diffusion of a token in a full pass."""
-        return Inner.of(self.respacing, self.temperature)
+        return Inner.of(str(self.respacing), self.temperature)
 
     @property
     def light_inner(self) -> Inner:
         """The same in a light pass."""
         steps = max(2, int(self.inner.steps * LIGHT_SHARE))
-        return Inner.of(self.light_respacing or str(steps), self.temperature)
+        return Inner.of(str(self.light_respacing or steps), self.temperature)
 
     @property
     def groups(self) -> tuple[int, int]:
@@ -418,7 +418,7 @@ def denoised(network: Network, inner: Inner, noise: np.ndarray, condition: np.nd
             STATE: x,
             TIME: np.repeat(times[None], rows, axis=0),
             CONDITION: condition,
-            SCALE: np.array(scale, np.float32),
+            SCALE: np.full(rows, scale, np.float32),
             NOISE: later[:, part],
             WEIGHTS: np.repeat(weights[None], rows, axis=0),
         }
@@ -463,19 +463,19 @@ INPUTS: Mapping[str, Mapping[str, tuple[str, int]]] = {
         STATE: ("float32", 2),
         TIME: ("float32", 2),
         CONDITION: ("float32", 3),
+        SCALE: ("float32", 1),
         NOISE: ("float32", 3),
         WEIGHTS: ("float32", 3),
     },
 }
-"""What each graph takes, by role: dtype and dimensions. Memories are matched by name, and a scale has no dimensions."""
+"""What each graph takes, by role: dtype and dimensions. Memories are matched by name."""
 
 
 def _check_graph(name: str, graph: Graph, known: Mapping[str, tuple[str, int]]) -> None:
     for role, (dtype, rank) in known.items():
         check_port(input_of(graph, role), dtype, rank)
     output_of(graph, PREDICTION if name == DIFFLOSS else CONDITION)
-    more = {DIFFLOSS: (SCALE,), LIGHT: (MEMORY,)}.get(name, ())
-    unknown = [port.name for port in graph.inputs if port.role not in (*known, *more)]
+    unknown = [port.name for port in graph.inputs if port.role not in (*known, *([MEMORY] if name == LIGHT else []))]
     if unknown:
         raise UsageError(f"nothing feeds the input {', '.join(unknown)}", hint="declare its role, or leave it out")
 
