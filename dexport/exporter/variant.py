@@ -229,7 +229,7 @@ def resolve(
     settings = dict(settings or {})
     _check_arguments(recipe, settings)
     config = {**recipe.config, **settings}
-    size, unit = recipe.size_argument, value_of(recipe.size_per_latent, config)
+    size, unit = recipe.size_argument, value_of(recipe.size_unit, config)
     if not isinstance(unit, int) or unit < 1:
         raise UsageError(f"{recipe.name}: cells of {limits.shown(unit)}", hint="give whole numbers above 0 with --set")
     if size is None:

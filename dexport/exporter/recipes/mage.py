@@ -108,7 +108,7 @@ def variant(size: str) -> Recipe:
         },
         latent=(16, 16),
         size_argument="img_size",
-        size_per_latent="patch_size",
+        size_unit="patch_size",
         pixels_per_latent="patch_size",
         adapt=adapt,
         islands=Islands(),

@@ -236,7 +236,7 @@ class Recipe:
         latent: default (height, width) of the model's spatial input.
         latent_multiple: height and width must be multiples of this.
         size_argument: constructor argument that fixes a square spatial size, if the network has one.
-        size_per_latent: how much of the size argument one cell of the spatial input is: 1 where it counts these cells.
+        size_unit: how much of the size argument a cell of the spatial input is, such as the stride of a VAE.
         pixels_per_latent: image pixels per latent cell along one side (8 for the SD VAE, 1 in pixel space).
         checkpoints: file names of the official weights.
         hub: Hub address of the official weights, ``hf://owner/name/file``, or where else they are.
@@ -265,7 +265,7 @@ class Recipe:
     program: Callable[[Mapping[str, Any], Mapping[str, Signature]], Program] | None = None
     latent_multiple: Setting = 1
     size_argument: str | None = None
-    size_per_latent: Setting = 1
+    size_unit: Setting = 1
     pixels_per_latent: Setting = 8
     checkpoints: tuple[str, ...] = ()
     hub: str = ""
