@@ -19,6 +19,8 @@ BATCH = "B"
 """Name of the symbolic batch dimension."""
 STATE, TIME, LABEL, SCALE, MEMORY = "state", "time", "label", "scale", "memory"
 """Roles of inputs; a memory is an output of one graph and an input of another, matched by name."""
+DROP = "drop"
+"""Role of an input (B,) bool: rows whose label counts as the null label."""
 POSITIONS = "positions"
 """Role of an input: the places in a whole state of what a part of it holds; -1 where the part holds nothing."""
 PREDICTION, LOGITS, GRADIENT, LATENT, PICTURE = "prediction", "logits", "gradient", "latent", "picture"
@@ -68,6 +70,10 @@ class Port(Struct, frozen=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if BATCH in self.shape[1:]:
             raise ValueError(f"{printable(self.name)}: only the first dimension may be the batch")
+
+    def dims(self, rows: int) -> tuple[int, ...]:
+        """The shape with the batch filled in."""
+        return tuple(rows if size == BATCH else int(size) for size in self.shape)
 
 
 class Graph(Struct, frozen=True):

@@ -61,11 +61,13 @@ class Draws:
         """Standard Gumbel numbers: float32 of ``shape`` (B, ...)."""
         return self._draw(shape, lambda stream: stream.gumbel(size=shape[1:]).astype(np.float32))
 
+    def choices(self, shape: Sequence[int]) -> np.ndarray:
+        """What :func:`choose` chooses by: uniform numbers (B, ...), or classes that were recorded themselves."""
+        return self.uniform(shape)
+
     def categorical(self, probabilities: np.ndarray) -> np.ndarray:
         """One class per row: int64 (B, ...) of probabilities (B, ..., classes), which sum to 1 along the last axis."""
-        thresholds = np.cumsum(probabilities.astype(np.float64), axis=-1)
-        chosen = self.uniform(probabilities.shape[:-1])[..., None] * thresholds[..., -1:]
-        return (chosen >= thresholds[..., :-1]).sum(axis=-1).astype(np.int64)
+        return choose(self.choices(probabilities.shape[:-1]), probabilities)
 
     def permutation(self, length: int) -> np.ndarray:
         """An order of ``length`` places per image: int64 (B, length)."""
@@ -85,8 +87,32 @@ class Draws:
             np.savez(file, *self.draws)
 
 
+def choose(numbers: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """One class per row: int64 (...) of probabilities (..., classes), which sum to 1 along the last axis.
+
+    Args:
+        numbers: uniform (...), of :meth:`Draws.choices`; integers are the classes themselves, as the official code drew
+            them, whatever the probabilities are.
+
+    Raises:
+        UsageError: recorded classes that there are not.
+    """
+    classes = probabilities.shape[-1]
+    if numbers.dtype.kind in "iu":
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < classes:
+            raise UsageError(
+                f"the recording has the choice {numbers.max()} of {classes}", hint="replay it with its own network"
+            )
+        return numbers.astype(np.int64)
+    thresholds = np.cumsum(probabilities, axis=-1, dtype=np.float64)
+    chosen = numbers[..., None] * thresholds[..., -1:]
+    return (chosen >= thresholds[..., :-1]).sum(axis=-1).astype(np.int64)
+
+
 class Replay(Draws):
     """Draws that were recorded before, here or by the official code, in the same order.
+
+    Where a class was chosen, the recording holds the uniform number by which it was, or, as integers, the class itself.
 
     Raises:
         UsageError: more draws are asked for than were recorded, or of another shape.

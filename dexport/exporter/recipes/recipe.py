@@ -60,7 +60,7 @@ class TensorSpec:
     """
 
     name: str
-    dtype: Literal["float32", "int64"]
+    dtype: Literal["float32", "int64", "bool"]
     shape: tuple[int | str, ...]
     values: Literal["normal", "integers", "stratified", "constant"] = "normal"
     low: float = 0.0
@@ -86,7 +86,7 @@ class TensorSpec:
     @property
     def accepted(self) -> tuple[int, int] | None:
         """The least and the largest value of an input of ``integers``; None for any other."""
-        if self.values != "integers":
+        if self.values != "integers" or self.dtype == "bool":
             return None
         return int(self.low), int(self.high) if self.largest is None else self.largest
 

@@ -16,8 +16,8 @@ from dexport.limits import shown
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import check_labels
 
-PICTURES, LATENTS = "pictures", "latents"
-"""Results by which commands know what a program makes: (B, H, W, C) uint8, and (B, C, H, W) float32."""
+PICTURES, LATENTS, IDS = "pictures", "latents", "ids"
+"""Results by which commands know what a program makes: (B, H, W, C) uint8, (B, C, H, W) float32, (B, N) int64."""
 
 
 Graphs = Mapping[str, Sequence[Mapping[str, Graph]]]

@@ -1,0 +1,243 @@
+"""Masked generation: from nothing but mask ids to the ids of a picture, some places at each step, and to the picture.
+
+The role ``transformer`` gives logits of every place for the ids that are known so far. In which order places are
+decided, and how, is one of :mod:`~dexport.runtime.programs.masked_orders`. The role ``decoder`` is optional: without
+it, the ids are the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from msgspec import Meta
+from msgspec.structs import replace
+
+from dexport import limits
+from dexport.contract import BATCH, DROP, LABEL, LATENT, LOGITS, PICTURE, STATE, Clock, Decoding, Graph, Port
+from dexport.errors import UsageError
+from dexport.runtime.decode import MAX_BATCH, PICTURE_CHANNELS, clipped, to_uint8
+from dexport.runtime.draws import Draws
+from dexport.runtime.guidance import UNGUIDED
+from dexport.runtime.programs.masked_orders import ORDERS, Decisions, Transformer
+from dexport.runtime.programs.program import IDS, PICTURES, Calls, Graphs, Program, Request, Role, Step, check_condition
+
+MODEL, FULL = "model", "full"
+GRID, SEQUENCE = 3, 2
+"""Dimensions of ids: (B, H, W) or (B, N)."""
+PICTURE_RANK = 4
+STEPS_LEFT = Clock(0.0, 1.0)
+BY_NETWORK = Decoding("network")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked(Decisions, Program):
+    """Facts of a masked generator's sampling.
+
+    Attributes:
+        codes: of the codebook; ids from there on, such as the mask's, become the last one in the end.
+        decoding: how ids become pictures: by the role ``decoder``, and whose recipe that usually is.
+    """
+
+    kind: ClassVar[str] = "masked"
+    roles: ClassVar[Mapping[str, Role]] = {
+        "transformer": Role(graphs=(frozenset({MODEL}), frozenset({FULL}))),
+        "decoder": Role(least=0),
+    }
+    settings: ClassVar[tuple[str, ...]] = (
+        "order",
+        "steps",
+        "cfg_scale",
+        "cfg_start",
+        "cfg_rule",
+        "temperature",
+        "temperature_start",
+        "temperature_power",
+        "warmup",
+        "top_k",
+        "choice_temperature",
+        "schedule",
+        "roll",
+    )
+
+    codes: Annotated[int, Meta(ge=1, le=limits.LARGEST_STATE)]
+    decoding: Decoding = BY_NETWORK
+
+    def __post_init__(self) -> None:
+        if self.mask < self.codes:
+            raise UsageError(f"the mask {self.mask} is one of {self.codes} codes", hint="it is an id behind them")
+        if self.cfg_scale != UNGUIDED and self.condition.null is None:
+            raise UsageError(
+                f"guidance with scale {self.cfg_scale:g} needs a null class, and this model has none",
+                hint="sample with --cfg 1",
+            )
+
+    @property
+    def title(self) -> str:
+        guidance = "" if self.cfg_scale == UNGUIDED else f", cfg {self.cfg_scale:g}"
+        return f"{self.steps} steps by {self.order}{guidance}"
+
+    @property
+    def clock(self) -> Clock:
+        return STEPS_LEFT
+
+    def run(
+        self, calls: Calls, request: Request, draws: Draws
+    ) -> Generator[Step, np.ndarray | None, None]:  # state for state, where one is sent
+        """States: ids (B, N) int64, with the mask's; time: the share of steps that were left before the step.
+
+        Results: ``ids`` int64, and ``pictures`` where they can be decoded.
+        """
+        check_condition(self.condition, request)
+        network = calls["transformer"][0]
+        graph = main_graph(network.graphs)
+        transformer = Transformer(network, graph, request.count, request.labels, self.condition.null)
+        moves = ORDERS[self.order].run(self, transformer, grid_of(network.graphs[graph]), draws)
+        told: np.ndarray | None = None
+        for index in range(self.steps):
+            ids = moves.send(told)
+            results = self._results(ids, calls) if index == self.steps - 1 else {}
+            told = yield Step(index, 1 - index / self.steps, ids, results)
+
+    def _results(self, ids: np.ndarray, calls: Calls) -> dict[str, np.ndarray]:
+        codes = np.clip(ids, 0, self.codes - 1)
+        if not calls.get("decoder"):
+            return {IDS: codes}
+        decoder = calls["decoder"][0]
+        graph = decoder.graphs[MODEL]
+        latent, picture = _port(graph, LATENT), _port(graph, PICTURE)
+        parts = [codes[start : start + MAX_BATCH] for start in range(0, len(codes), MAX_BATCH)]
+        images = np.concatenate(
+            [decoder(MODEL, **{latent.name: part.reshape(latent.dims(len(part)))})[picture.name] for part in parts]
+        )
+        return {IDS: codes, PICTURES: to_uint8(clipped(images))}
+
+    def players(self) -> Mapping[str, str]:
+        return {"decoder": self.decoding.recipe} if self.decoding.recipe else {}
+
+    def makes(self, networks: Graphs) -> Mapping[str, tuple[int, ...]]:
+        transformer = networks["transformer"][0]
+        made: dict[str, tuple[int, ...]] = {IDS: (math.prod(grid_of(transformer[main_graph(transformer)])),)}
+        if networks.get("decoder"):
+            channels, height, width = (int(size) for size in _port(networks["decoder"][0][MODEL], PICTURE).shape[1:])
+            made[PICTURES] = (height, width, channels)
+        return made
+
+    def smallest(self, networks: Graphs) -> Graphs:
+        """Logits of two ids: what is called when does not depend on how many there are."""
+
+        def small(port: Port) -> Port:
+            return replace(port, shape=(*port.shape[:-1], 2)) if port.role == LOGITS else port
+
+        return {
+            role: [
+                {
+                    name: Graph(tuple(map(small, graph.inputs)), tuple(map(small, graph.outputs)))
+                    for name, graph in graphs.items()
+                }
+                for graphs in players
+            ]
+            for role, players in networks.items()
+        }
+
+    def check(self, networks: Graphs) -> None:
+        super().check(networks)
+        transformer = networks["transformer"][0]
+        graph = transformer[main_graph(transformer)]
+        self._check_transformer(graph)
+        places = math.prod(grid_of(graph))
+        if self.steps > places:
+            raise UsageError(
+                f"{self.steps} steps for {places} places, of which each step decides one or more",
+                hint=f"give --steps {places} or less",
+            )
+        for graphs in networks.get("decoder", ()):
+            _check_decoder(graphs[MODEL], places)
+
+    def _check_transformer(self, graph: Graph) -> None:
+        state, logits = _port(graph, STATE), _port(graph, LOGITS)
+        label, drop = graph.input(LABEL), graph.input(DROP)
+        _is(state, "int64", SEQUENCE, GRID)
+        _is(logits, "float32", GRID)
+        _is_one_per_picture(label, "int64")
+        _is_one_per_picture(drop, "bool")
+        unknown = [port.name for port in graph.inputs if port not in (state, label, drop)]
+        if unknown:
+            raise UsageError(f"nothing feeds the input {', '.join(unknown)}", hint="declare its role, or leave it out")
+        if (label is not None) != (self.condition.kind == "class"):
+            raise UsageError(
+                f"the network takes {'labels' if label else 'no labels'}, and its condition is {self.condition.kind}",
+                hint="declare both, or neither",
+            )
+        places = math.prod(grid_of(graph))
+        if not 0 < places <= limits.LARGEST_GRID or logits.shape[1] != places or int(logits.shape[2]) < self.codes:
+            raise UsageError(
+                f"{state.name} is {list(state.shape)} and {logits.name} {list(logits.shape)}",
+                hint=f"logits are of every place and of {self.codes} codes or more",
+            )
+        if state.range is not None and state.range[1] < self.mask:
+            raise UsageError(f"the network takes ids up to {state.range[1]}, and the mask is {self.mask}")
+        if label is not None and label.range is not None:
+            largest = max((self.condition.classes or 1) - 1, self.condition.null or 0)
+            if label.range[1] < largest:
+                raise UsageError(f"the network takes labels up to {label.range[1]}, and {largest} is one")
+
+
+def main_graph(graphs: Mapping[str, Graph]) -> str:
+    """The graph that is evaluated for all places."""
+    return MODEL if MODEL in graphs else FULL
+
+
+def grid_of(graph: Graph) -> tuple[int, int]:
+    """Height and width of the ids; a sequence is a square where it can be one, else a row."""
+    sizes = [int(size) for size in _port(graph, STATE).shape[1:]]
+    if len(sizes) > 1:
+        return sizes[0], sizes[1]
+    side = math.isqrt(sizes[0])
+    return (side, side) if side * side == sizes[0] else (1, sizes[0])
+
+
+def _port(graph: Graph, role: str) -> Port:
+    """The port that has a role, as an input or as an output."""
+    port = graph.input(role) or graph.output(role)
+    if port is None:
+        names = ", ".join(port.name for port in (*graph.inputs, *graph.outputs))
+        raise UsageError(f"none of the ports {names} is a {role}", hint="declare the role of each port")
+    return port
+
+
+def _is(port: Port, dtype: str, *ranks: int) -> None:
+    if port.dtype != dtype or len(port.shape) not in ranks or port.shape[0] != BATCH:
+        raise UsageError(
+            f"{port.name} is {port.dtype} {list(port.shape)}, and a {port.role} is {dtype} of "
+            f"{' or '.join(map(str, ranks))} dimensions, the first of which is {BATCH}",
+            hint="declare what the network takes and returns",
+        )
+
+
+def _is_one_per_picture(port: Port | None, dtype: str) -> None:
+    if port is not None and (port.dtype != dtype or tuple(port.shape) not in ((BATCH,), (BATCH, 1))):
+        raise UsageError(
+            f"{port.name} is {port.dtype} {list(port.shape)}, and a {port.role} is {dtype}, one for each picture",
+            hint="declare what the network takes",
+        )
+
+
+def _check_decoder(graph: Graph, places: int) -> None:
+    latent, picture = graph.input(LATENT), graph.output(PICTURE)
+    if latent is None or picture is None or len(graph.inputs) > 1:
+        names = ", ".join(port.name for port in graph.inputs)
+        raise UsageError(
+            f"it takes {names}, but a decoder takes ids and gives a picture",
+            hint="give a bundle of the decoder that these ids were trained with",
+        )
+    _is(latent, "int64", SEQUENCE, GRID)
+    _is(picture, "float32", PICTURE_RANK)
+    if math.prod(int(size) for size in latent.shape[1:]) != places or picture.shape[1] not in PICTURE_CHANNELS:
+        raise UsageError(
+            f"the decoder takes {list(latent.shape)} and gives {list(picture.shape)}, and there are {places} ids",
+            hint="build the decoder for this size",
+        )
