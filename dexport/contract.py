@@ -171,12 +171,14 @@ class Decoding(Struct, frozen=True):
         kind: ``none``: they are pictures; ``pixel-shuffle``: channels are pixels; ``network``: the role ``decoder``.
         recipe: the decoder's.
         scale: states are divided by it before they are decoded.
+        black: its value in the pictures that the network makes, where white is 1.
         factor, tiles: of the pixel shuffle; see :class:`dexport.runtime.decode.PixelShuffle`.
     """
 
     kind: Literal["none", "pixel-shuffle", "network"] = "none"
     recipe: str = ""
     scale: Annotated[float, Meta(ge=-limits.LARGEST_LATENT_SCALE, le=limits.LARGEST_LATENT_SCALE)] = 1.0
+    black: Annotated[float, Meta(ge=-1, le=0)] = -1.0
     factor: Annotated[int, Meta(ge=1, le=limits.LARGEST_SHUFFLE)] = 1
     tiles: Annotated[int, Meta(ge=1, le=limits.LARGEST_SHUFFLE)] = 1
 

@@ -234,6 +234,9 @@ def resolve(
         raise UsageError(f"{recipe.name}: cells of {limits.shown(unit)}", hint="give whole numbers above 0 with --set")
     if size is None:
         latent = latent or recipe.latent
+    elif isinstance(recipe.config.get(size), list):
+        latent = _sides(recipe.name, size, settings, latent or _pair(config[size]))
+        config[size] = list(latent)
     elif latent is None:
         side = config[size] // unit if isinstance(config[size], int) else config[size]  # what is no number, see below
         latent = (side, side)
@@ -282,6 +285,27 @@ def resolve(
                 hint="a network with labels needs one class or more, such as --set num_classes=10",
             )
     return variant
+
+
+def _sides(name: str, argument: str, settings: Mapping[str, Any], latent: tuple[int, int] | None) -> tuple[int, int]:
+    """The height and width that an argument ``[height, width]`` and the spatial size agree on."""
+    given = settings.get(argument)
+    if latent is None:
+        raise UsageError(
+            f"{name}: --set {argument}={limits.shown(given)}: expected [height, width]",
+            hint=f"for example --set {argument}=[16,16]",
+        )
+    if given is not None and _pair(given) != latent:
+        raise UsageError(
+            f"--set {argument}={limits.shown(given)} contradicts the spatial size {latent[0]}x{latent[1]}",
+            hint="give one of the two",
+        )
+    return latent
+
+
+def _pair(value: object) -> tuple[int, int] | None:
+    """``[height, width]`` as a pair; None for anything else."""
+    return (value[0], value[1]) if isinstance(value, (list, tuple)) and len(value) == 2 else None
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:

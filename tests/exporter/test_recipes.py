@@ -72,6 +72,12 @@ PARAMETERS = {
     "terdit-fashion": 2_990_896,
     "sd-vae-decoder": 49_490_199,
     "sd-vae-encoder": 34_163_664,
+    "llamagen-vq16-encoder": 29_431_304,
+    "llamagen-vq16-decoder": 42_583_171,
+    "mage-vqgan-encoder": 24_037_248,
+    "mage-vqgan-decoder": 30_740_483,
+    "mar-vae-encoder": 28_266_816,
+    "mar-vae-decoder": 38_189_203,
     "vitok-v1-s-b-1x16-encoder": 43_163_960,
     "vitok-v1-s-b-1x16-decoder": 85_698_867,
     "vitok-v1-b-b-1x16-encoder": 85_711_184,
@@ -142,9 +148,11 @@ def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> 
 
 VAES = [recipe for recipe in BUILT_IN if recipe.family == "SD VAE"]
 VITOKS = [recipe for recipe in BUILT_IN if recipe.family.startswith("ViTok")]
-IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1 and recipe not in (*VAES, *VITOKS)]
+TOKENIZERS = [recipe for recipe in BUILT_IN if recipe.family in ("LlamaGen VQ", "MAGE VQGAN", "MAR VAE")]
+AUTOENCODERS = [*VAES, *VITOKS, *TOKENIZERS]
+IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1 and recipe not in AUTOENCODERS]
 DIMR = [recipe for recipe in BUILT_IN if recipe.family == "DiMR"]
-LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in (*IMAGE_SPACE, *VAES, *VITOKS, *DIMR)]
+LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in (*IMAGE_SPACE, *AUTOENCODERS, *DIMR)]
 SMALL = [recipe for recipe in LATENT_SPACE if "fashion" in recipe.name]
 
 
@@ -218,6 +226,29 @@ def test_autoencoders_say_what_they_take_and_give(recipe: Recipe, inputs: dict, 
     assert described["program"] is None
     assert described["settings"]["latent_channels"] == 4
     assert described["checkpoint"]["from"].startswith("hf://stabilityai/sd-vae-ft-ema/")
+
+
+PICTURE = ["B", 3, 256, 256]
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs"),
+    [
+        ("llamagen-vq16-encoder", {"image": PICTURE}, {"codes": ["B", 16, 16]}),
+        ("llamagen-vq16-decoder", {"codes": ["B", 16, 16]}, {"image": PICTURE}),
+        ("mage-vqgan-encoder", {"image": PICTURE}, {"encoded_ids": ["B", 256]}),
+        ("mage-vqgan-decoder", {"ids": ["B", 256]}, {"decoded_image": PICTURE}),
+        ("mar-vae-encoder", {"image": PICTURE}, {"mean": ["B", 16, 16, 16], "std": ["B", 16, 16, 16]}),
+        ("mar-vae-decoder", {"z": ["B", 16, 16, 16]}, {"image": PICTURE}),
+    ],
+)
+def test_tokenizers_say_what_they_take_and_give(name: str, inputs: dict, outputs: dict) -> None:
+    described = json.loads(json.dumps(describe_recipe(find_recipe(name))))
+    assert {spec["name"]: spec["shape"] for spec in described["inputs"]} == inputs
+    assert {spec["name"]: spec["shape"] for spec in described["outputs"]} == outputs
+    assert {spec["role"] for spec in described["inputs"]} == {"picture" if name.endswith("encoder") else "latent"}
+    assert described["program"] is None
+    assert described["checkpoint"]["from"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,10 @@ from dexport.exporter.recipes import (
     fashion,
     halton_maskgit,
     lit,
+    llamagen_vq,
     mage,
+    mage_vqgan,
+    mar_vae,
     maskgit_r,
     sd_vae,
     terdit,
@@ -47,6 +50,9 @@ FAMILIES = (
     sd_vae,
     vitok_v1,
     vitok_v2,
+    llamagen_vq,
+    mage_vqgan,
+    mar_vae,
 )
 BUILT_IN = tuple(recipe for family in FAMILIES for recipe in family.RECIPES)
 

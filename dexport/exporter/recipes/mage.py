@@ -25,8 +25,8 @@ SIZES = {
     "b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "decoder_embed_dim": 768},
     "l": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "decoder_embed_dim": 1024},
 }
-DECODER = ""
-"""The recipe of the tokenizer's decoder, which MaskGIT-r has as well."""
+PICTURES = Decoding("network", "mage-vqgan-decoder", black=0.0)
+"""The tokenizer's, which MaskGIT-r has as well."""
 STEPS = 20
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Mage).parameters.items()}
 UNUSED = frozenset({"cls_token", "pos_embed", "mask_token", "decoder_pos_embed", "patch_embed", "decoder_pred"})
@@ -100,7 +100,7 @@ def program(config: Mapping[str, Any], signatures: Mapping[str, Signature]) -> M
         order="mage",
         steps=min(STEPS, places),
         choice_temperature=6.0,
-        decoding=Decoding("network", DECODER),
+        decoding=PICTURES,
     )
 
 

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from dexport.contract import LABEL, LOGITS, POSITIONS, STATE, Condition, Decoding
+from dexport.contract import LABEL, LOGITS, POSITIONS, STATE, Condition
 from dexport.errors import UsageError
-from dexport.exporter.recipes.mage import DECODER, memories
+from dexport.exporter.recipes.mage import PICTURES, memories
 from dexport.exporter.recipes.recipe import BATCH, GraphRecipe, Islands, Recipe, Signature, TensorSpec
 from dexport.graphs.masked_vit import NOWHERE
 from dexport.graphs.maskgit_r import Full, Light, UViT
@@ -77,7 +77,7 @@ def program(config: Mapping[str, Any], _signatures: Mapping[str, Signature]) -> 
         cfg_start=1.05,
         sampling_temperature=0.75,
         choice_temperature=5.5,
-        decoding=Decoding("network", DECODER),
+        decoding=PICTURES,
     )
 
 

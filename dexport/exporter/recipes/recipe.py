@@ -55,6 +55,10 @@ class TensorSpec:
     ``largest`` is the largest integer that the graph takes, where it is above ``high``: examples of labels stop before
     the null label.
 
+    ``scores`` is of an output of integers that are chosen as the best of many: the recipe's graph that scores every one
+    of them, whose output has this one's shape and one more dimension. Parity compares the scores of what was chosen, so
+    that another choice counts as much as it is worse, and a near tie next to nothing.
+
     ``role`` is what a program knows a port by (:mod:`dexport.contract`); by default that of :data:`ROLES`. ``clock`` is
     the unit of a time, at its clean and at its noisy end, where it is not the sampler's.
     """
@@ -69,6 +73,7 @@ class TensorSpec:
     largest: int | None = None
     role: str | None = None
     clock: tuple[float, float] | None = None
+    scores: str = ""
 
     @property
     def meaning(self) -> str:
@@ -235,7 +240,8 @@ class Recipe:
             with ``sampling``, that is ``diffusion``.
         latent: default (height, width) of the model's spatial input.
         latent_multiple: height and width must be multiples of this.
-        size_argument: constructor argument that fixes a square spatial size, if the network has one.
+        size_argument: constructor argument that fixes the spatial size, if the network has one: the side of a
+            square, or ``[height, width]`` where the recipe's own value is such a list.
         size_unit: how much of the size argument a cell of the spatial input is, such as the stride of a VAE.
         pixels_per_latent: image pixels per latent cell along one side (8 for the SD VAE, 1 in pixel space).
         checkpoints: file names of the official weights.

@@ -302,7 +302,7 @@ class Diffusion(Program):
                 return PixelShuffle(self.decoding.factor, self.decoding.tiles)
         if not calls.get("decoder"):
             return None
-        return VaeDecoder(_DecoderSession(calls["decoder"][0]), self.decoding.scale)
+        return VaeDecoder(_DecoderSession(calls["decoder"][0]), self.decoding.scale, black=self.decoding.black)
 
 
 class _DecoderSession:

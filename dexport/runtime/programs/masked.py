@@ -34,7 +34,7 @@ from dexport.contract import (
     Port,
 )
 from dexport.errors import UsageError
-from dexport.runtime.decode import MAX_BATCH, PICTURE_CHANNELS, clipped, to_uint8
+from dexport.runtime.decode import MAX_BATCH, PICTURE_CHANNELS, clipped, from_black, to_uint8
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED
 from dexport.runtime.programs.masked_groups import COUNTS, IN_GROUPS, largest_group
@@ -145,7 +145,7 @@ class Masked(Decisions, Program):
         images = np.concatenate(
             [decoder(MODEL, **{latent.name: part.reshape(latent.dims(len(part)))})[picture.name] for part in parts]
         )
-        return {IDS: codes, PICTURES: to_uint8(clipped(images))}
+        return {IDS: codes, PICTURES: to_uint8(clipped(from_black(images, self.decoding.black)))}
 
     def players(self) -> Mapping[str, str]:
         return {"decoder": self.decoding.recipe} if self.decoding.recipe else {}
