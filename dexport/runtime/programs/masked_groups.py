@@ -183,10 +183,13 @@ def _faded(noise: np.ndarray, fading: float) -> np.ndarray:
 
 
 def _least(sure: np.ndarray, count: int) -> np.ndarray:
-    """(B, N) bool: the places that are among the ``count`` least sure ones of their picture."""
-    if count < 1:
-        return np.zeros(sure.shape, bool)
-    return sure <= np.partition(sure, count - 1, axis=1)[:, count - 1, None]
+    """(B, N) bool: the ``count`` least sure places of each picture.
+
+    The official loop takes all that are as sure as the last of them; then it goes on with another number of places.
+    """
+    least = np.zeros(sure.shape, bool)
+    np.put_along_axis(least, np.argsort(sure, axis=1, kind="stable")[:, :count], True, axis=1)
+    return least
 
 
 def _surest(sure: np.ndarray, count: int) -> np.ndarray:
