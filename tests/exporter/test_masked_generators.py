@@ -46,9 +46,9 @@ def mage_loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    graphs, settings = ("model", "full", "light"), {"group_size": 6}
+    graphs, settings = ("full", "light"), {"group_size": 6}
     folder = tmp_path_factory.mktemp("mage")
-    return build(folder / "three", "mage-b", TRANSFORMER, graphs=graphs, settings=settings, parity=False)
+    return build(folder / "both", "mage-b", TRANSFORMER, graphs=graphs, settings=settings, parity=False)
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +93,18 @@ def test_memories_of_one_graph_are_those_of_the_other(maskgit: Path) -> None:
     assert kept == known and len(kept) == 2 * 5
 
 
-@pytest.mark.golden
 def test_maskgit_r_in_half_precision(tmp_path: Path) -> None:
-    path = build(tmp_path / "half", "maskgit-r-256", STEP, settings={"group_size": ROOM}, precision="fp16")
-    assert load_bundle(path).network.manifest["status"] == "passed"
-    _, light = both_passes(path)
-    assert_golden(light, STEP.outputs["light_logits"].numpy(), 5e-3)
+    small = {"img_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "codebook_size": 20, "num_classes": 5}
+    dexport.build("maskgit-r-256", tmp_path / "out", settings=small, precision="fp16", profile="ci")
+    network = load_bundle(tmp_path / "out").network
+    assert network.manifest["status"] == "passed"
+    types = {name.rpartition("/")[2]: dtype for name, dtype in network.entry("light")["nodes"].items()}
+    assert (types["LayerNormalization"], types["Attention"]) == ("float32", "float16")
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("graph", ["model", "full"])
-def test_mage_gives_the_official_outputs(mage: Path, graph: str) -> None:
-    logits = dexport.load(mage, graph=graph)(token_ids=TRANSFORMER.inputs["token_ids"].numpy())["logits"]
+def test_mage_gives_the_official_outputs(mage: Path) -> None:
+    logits = dexport.load(mage, graph="full")(token_ids=TRANSFORMER.inputs["token_ids"].numpy())["logits"]
     assert_golden(logits, TRANSFORMER.outputs["logits"].numpy(), ONNX)
 
 
@@ -119,17 +119,24 @@ def test_every_graph_passes_its_gate(tmp_path: Path, precision: str) -> None:
     graphs, small = ("model", "full", "light"), {"group_size": 6}
     built = [
         build(tmp_path / "mage", "mage-b", TRANSFORMER, settings=small, graphs=graphs, precision=precision),
-        build(tmp_path / "r", "maskgit-r-256", STEP, settings=small, graphs=graphs, precision=precision),
+        build(tmp_path / "r", "maskgit-r-256", STEP, settings={"group_size": ROOM}, graphs=graphs, precision=precision),
     ]
     assert [load_bundle(path).network.manifest["status"] for path in built] == ["passed"] * 2
+    if precision != "bf16":  # which ONNX Runtime cannot run on a CPU
+        logits = dexport.load(built[0])(token_ids=TRANSFORMER.inputs["token_ids"].numpy())["logits"]
+        assert_golden(logits, TRANSFORMER.outputs["logits"].numpy(), ONNX if precision == "fp32" else 5e-3)
 
 
 @pytest.mark.slow  # engines of every graph, without a GPU
-@pytest.mark.parametrize(("recipe", "golden"), [("mage-b", TRANSFORMER), ("maskgit-r-256", STEP)])
-def test_every_graph_becomes_an_engine(tmp_path: Path, recipe: str, golden: Golden) -> None:
+@pytest.mark.parametrize("recipe", ["mage-b", "maskgit-r-256"])
+def test_every_graph_becomes_an_engine(tmp_path: Path, recipe: str) -> None:
+    """Heads of a multiple of 8 channels: TensorRT-RTX 1.7 builds no light graph with the 12 of the golden."""
+    small = {"embed_dim": 32, "depth": 2, "num_heads": 2, "group_size": 6}
+    small |= {"img_size": 64, "decoder_embed_dim": 32} if recipe == "mage-b" else {"img_size": 4}
+    small |= {"decoder_depth": 1, "decoder_num_heads": 4} if recipe == "mage-b" else {}
     graphs, options = ("model", "full", "light"), {"precision": "fp16", "trt": True, "parity": False}
-    path = build(tmp_path / "out", recipe, golden, settings={"group_size": 6}, graphs=graphs, **options)
-    assert len(list((path / "engines").glob("*.plan"))) == 3
+    dexport.build(recipe, tmp_path / "out", settings=small, graphs=graphs, profile="ci", **options)
+    assert len(list((tmp_path / "out" / "engines").glob("*.plan"))) == 3
 
 
 @pytest.mark.golden
@@ -172,7 +179,7 @@ def test_mage_is_as_sure_as_the_official_code(mage_loop: Path) -> None:
 
 def test_recap_by_its_own_reading_runs_on_mage(mage: Path) -> None:
     program = OpenProgram.open(mage).with_settings(steps=8, recap="4:1")
-    assert [call.graph for call in program.rehearse()] == ["model"] * 4 + ["full", "light"] * 2
+    assert [call.graph for call in program.rehearse()] == ["full"] * 4 + ["full", "light"] * 2
     found = program.results(Request(2), Draws(0, images=[0, 1]))
     assert list(found) == [IDS] and found[IDS].shape == (2, 16) and found[IDS].max() < 64
 
