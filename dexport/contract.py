@@ -21,10 +21,11 @@ STATE, TIME, LABEL, SCALE, MEMORY = "state", "time", "label", "scale", "memory"
 """Roles of inputs; a memory is an output of one graph and an input of another, matched by name."""
 DROP = "drop"
 """Role of an input (B,) bool: rows whose label counts as the null label."""
-POSITIONS = "positions"
-"""Role of an input: the places in a whole state of what a part of it holds; -1 where the part holds nothing."""
 PREDICTION, LOGITS, GRADIENT, LATENT, PICTURE = "prediction", "logits", "gradient", "latent", "picture"
 """Roles of outputs; latents and pictures are inputs as well: a decoder takes one and gives the other."""
+MASK, POSITIONS, CONDITION, NOISE, WEIGHTS = "mask", "positions", "condition", "noise", "weights"
+"""Roles around tokens: which are not known, the places of a group (-1 where it has none); what an inner diffusion is
+asked by, which one graph gives and another takes, its noise, and the coefficients of its steps."""
 
 T = TypeVar("T")
 Size = Annotated[int, Meta(ge=0, le=limits.LARGEST_STATE)]

@@ -127,13 +127,6 @@ class AdaNorm(nn.Module):
         return modulate(self.norm_final(x), shift, scale)
 
 
-class TiedHead(nn.Linear):
-    """Logits by the table of the tokens; ``weight`` is that table again, as checkpoints hold it twice."""
-
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:  # type: ignore[override]
-        return F.linear(x, table, self.bias)
-
-
 class HaltonMaskGIT(nn.Module):
     """Logits of every token of a picture, for one that is known in part (the official class is ``Transformer``).
 
@@ -178,8 +171,8 @@ class HaltonMaskGIT(nn.Module):
         self.pos_emb = nn.Embedding(input_size**2, hidden_dim)
         self.transformer = Encoder(hidden_dim, depth, heads, mlp_dim)
         self.last_norm = AdaNorm(hidden_dim)
-        self.head = TiedHead(hidden_dim, codebook_size + 1)
-        self.head.weight = self.tok_emb.weight
+        self.head = nn.Linear(hidden_dim, codebook_size + 1)
+        self.head.weight = self.tok_emb.weight  # checkpoints hold it twice
         self.reg_tokens = nn.Embedding(register, hidden_dim) if register else None
 
     def forward(self, codes: Tensor, labels: Tensor, drop_label: Tensor) -> Tensor:
@@ -190,4 +183,4 @@ class HaltonMaskGIT(nn.Module):
             registers = self.reg_tokens.weight.expand(x.shape[0], -1, -1)
             x = torch.cat([x, registers], dim=1)
         x = self.transformer(x, c)[:, :tokens]
-        return self.head(self.last_norm(x, c), self.tok_emb.weight)
+        return self.head(self.last_norm(x, c))

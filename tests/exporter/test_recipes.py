@@ -72,6 +72,20 @@ PARAMETERS = {
     "terdit-fashion": 2_990_896,
     "sd-vae-decoder": 49_490_199,
     "sd-vae-encoder": 34_163_664,
+    "halton-maskgit-t": 23_031_425,
+    "halton-maskgit-s": 69_344_769,
+    "halton-maskgit-b": 142_224_641,
+    "halton-maskgit-l": 479_656_961,
+    "halton-maskgit-xl": 692_118_401,
+    "halton-maskgit-t-384": 23_154_305,
+    "halton-maskgit-s-384": 69_508_609,
+    "halton-maskgit-b-384": 142_470_401,
+    "halton-maskgit-l-384": 479_984_641,
+    "halton-maskgit-xl-384": 692_487_041,
+    # As they generate: without the tokenizer, and without what only training reads.
+    "mage-b": 144_896_745,
+    "mage-l": 407_788_521,
+    "maskgit-r-256": 193_655_297,
     "llamagen-vq16-encoder": 29_431_304,
     "llamagen-vq16-decoder": 42_583_171,
     "mage-vqgan-encoder": 24_037_248,
@@ -139,6 +153,7 @@ def test_parameter_count_is_the_official_one(name: str) -> None:
         ("dico-xl", "DiCo-XL"),
         ("diffit-256", "DiffiT-256"),
         ("dimr-xl-2r", "DiMR-XL-2R"),
+        ("halton-maskgit-s", "Halton-MaskGIT-S-256"),
     ],
 )
 def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> None:
@@ -152,7 +167,7 @@ TOKENIZERS = [recipe for recipe in BUILT_IN if recipe.family in ("LlamaGen VQ", 
 AUTOENCODERS = [*VAES, *VITOKS, *TOKENIZERS]
 IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1 and recipe not in AUTOENCODERS]
 DIMR = [recipe for recipe in BUILT_IN if recipe.family == "DiMR"]
-LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in (*IMAGE_SPACE, *AUTOENCODERS, *DIMR)]
+LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe.sampling and recipe not in (*IMAGE_SPACE, *AUTOENCODERS, *DIMR)]
 SMALL = [recipe for recipe in LATENT_SPACE if "fashion" in recipe.name]
 
 

@@ -15,6 +15,7 @@ from dexport.graphs.diffit import DiffiT
 from dexport.graphs.dimr import DiMR
 from dexport.graphs.dit import DiT
 from dexport.graphs.guidance import Guided
+from dexport.graphs.halton_maskgit import HaltonMaskGIT
 from dexport.graphs.layers import TimestepEmbedder
 from dexport.graphs.sd_vae import VaeDecoder, VaeEncoder
 from dexport.graphs.terdit import TerDiT, TernaryLinear, ternarise
@@ -32,6 +33,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "terdit-master": TerDiT,
     "sdvae-decoder": VaeDecoder,
     "sdvae-encoder": VaeEncoder,
+    "halton-transformer": HaltonMaskGIT,
+    "halton-transformer-s": HaltonMaskGIT,
     "vitok-v1-image": ViTokV1,
     "vitok-v1-video": ViTokV1,
     "vitok-v2-image": ViTokV2,
@@ -118,9 +121,14 @@ def _vitok(name: str, module: Any, given: Tensors, wanted: Tensors) -> list[tupl
     ]
 
 
+def _halton(_: str, module: nn.Module, given: Tensors, wanted: Tensors) -> list[tuple[Tensor, Tensor]]:
+    return [(module(given["codes"], given["labels"], given["drop_label"]), wanted["logits"])]
+
+
 RUNS = {
     **dict.fromkeys(("dit", "dico", "diffit", "terdit"), _denoiser),
     "dimr": _dimr,
     "sdvae": _sd_vae,
+    "halton": _halton,
     "vitok": _vitok,
 }

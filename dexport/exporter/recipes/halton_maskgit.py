@@ -12,7 +12,7 @@ from dexport.runtime.programs.masked import Masked
 
 PIXELS_PER_CODE = 16
 CODES = 16384
-DECODER = ""
+DECODER = "llamagen-vq16-decoder"
 SIZES: Mapping[str, tuple[str, dict[str, int], float]] = {
     "t": ("tiny", {"hidden_dim": 384, "depth": 6, "heads": 6}, 1.5),
     "s": ("small", {"hidden_dim": 512, "depth": 12, "heads": 6}, 1.0),

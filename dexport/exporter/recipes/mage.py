@@ -108,7 +108,7 @@ def variant(size: str) -> Recipe:
     return Recipe(
         name=f"mage-{size}",
         family="MAGE",
-        summary=f"MAGE ViT-{size.upper()}, 256 px, unconditional; ReCAP's graphs are an own reading of the paper",
+        summary=f"MAGE ViT-{size.upper()}, 256 px, unconditional; ReCAP's graphs are an OWN READING of the paper",
         source="LTH14/mage@1becb14",
         constructor=Mage,
         config={

@@ -90,8 +90,8 @@ class TensorSpec:
 
     @property
     def accepted(self) -> tuple[int, int] | None:
-        """The least and the largest value of an input of ``integers``; None for any other."""
-        if self.values != "integers" or self.dtype == "bool":
+        """The least and the largest value of an int64 input of ``integers``; None for any other."""
+        if self.values != "integers" or self.dtype != "int64":
             return None
         return int(self.low), int(self.high) if self.largest is None else self.largest
 
@@ -106,7 +106,7 @@ class TensorSpec:
             case "normal":
                 return rng.standard_normal(dims).astype(self.dtype)
             case "integers":
-                return rng.integers(int(self.low), int(self.high), size=dims, dtype=self.dtype, endpoint=True)
+                return rng.integers(int(self.low), int(self.high), size=dims, endpoint=True).astype(self.dtype)
             case "stratified" if self.choices:
                 rows = np.linspace(0, len(self.choices) - 1, batch).round().astype(int)
                 return np.array(self.choices, dtype=self.dtype)[rows]

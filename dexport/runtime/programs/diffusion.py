@@ -160,7 +160,7 @@ class Diffusion(Program):
                 yield before
             before = Step(step.index, step.t, step.x)
         assert before is not None, "a sampler has at least one step"
-        yield from _ending(before, decode)
+        yield from ending(before, decode)
 
     def players(self) -> Mapping[str, str]:
         return {"decoder": self.decoding.recipe} if self.decoding.kind == "network" else {}
@@ -174,10 +174,7 @@ class Diffusion(Program):
             factor = self.decoding.factor
             made[PICTURES] = (height * factor, width * factor, channels // factor**2)
         elif networks.get("decoder"):
-            graph = networks["decoder"][0][MODEL]
-            latent, picture = _input(graph, LATENT), _output(graph, PICTURE)
-            factor = int(picture.shape[2]) // int(latent.shape[2])
-            made[PICTURES] = (height * factor, width * factor, int(picture.shape[1]))
+            made[PICTURES] = decoded_shape(networks["decoder"][0][MODEL], height, width)
         return made
 
     def smallest(self, networks: Graphs) -> Graphs:
@@ -190,7 +187,7 @@ class Diffusion(Program):
             latent = graph.input(LATENT)
             roles = {STATE: 1, PREDICTION: 1, LATENT: 1}
             if latent is not None:
-                roles[PICTURE] = int(_output(graph, PICTURE).shape[2]) // int(latent.shape[2])
+                roles[PICTURE] = int(output_of(graph, PICTURE).shape[2]) // int(latent.shape[2])
             ports = (
                 tuple(resized(port, roles[port.role]) if port.role in roles else port for port in ports)
                 for ports in (graph.inputs, graph.outputs)
@@ -210,26 +207,14 @@ class Diffusion(Program):
             raise UsageError("several denoisers, and no shares of the trajectory", hint="build it again")
         state = _port(networks["denoiser"][0], STATE)
         for graphs in networks.get("decoder", ()):
-            if graphs[MODEL].input(LATENT) is None or graphs[MODEL].output(PICTURE) is None:
-                names = ", ".join(port.name for port in graphs[MODEL].inputs)
-                raise UsageError(
-                    f"it takes {names}, but a decoder takes a latent and gives a picture",
-                    hint="build sd-vae-decoder and give that bundle with --decoder",
-                )
-            latent, picture = _input(graphs[MODEL], LATENT), _output(graphs[MODEL], PICTURE)
-            if len(latent.shape) != GRID or len(picture.shape) != GRID or latent.shape[1] != state.shape[1]:
-                raise UsageError(
-                    f"the decoder takes latents {list(latent.shape)} and gives {list(picture.shape)}, and states are "
-                    f"{list(state.shape)}",
-                    hint=f"take a decoder for latents of {state.shape[1]} channels",
-                )
+            check_decoder(graphs[MODEL], int(state.shape[1]))
 
     def _check_denoiser(self, graph: Graph) -> None:
-        state, time, prediction = _input(graph, STATE), _input(graph, TIME), _output(graph, PREDICTION)
+        state, time, prediction = input_of(graph, STATE), input_of(graph, TIME), output_of(graph, PREDICTION)
         label, scale = graph.input(LABEL), graph.input(SCALE)
-        _is(state, "float32", GRID)
-        _is(time, "float32", 1)
-        _is(prediction, "float32", GRID)
+        check_port(state, "float32", GRID)
+        check_port(time, "float32", 1)
+        check_port(prediction, "float32", GRID)
         unknown = [port.name for port in graph.inputs if port not in (state, time, label, scale)]
         if unknown:
             raise UsageError(f"nothing feeds the input {', '.join(unknown)}", hint="declare its role, or leave it out")
@@ -239,7 +224,7 @@ class Diffusion(Program):
                 hint="declare both, or neither",
             )
         if label is not None:
-            _is(label, "int64", 1)
+            check_port(label, "int64", 1)
             largest = max((self.condition.classes or 1) - 1, self.condition.null or 0)
             if label.range is not None and label.range[1] < largest:
                 raise UsageError(f"the network takes labels up to {label.range[1]}, and {largest} is one")
@@ -283,7 +268,7 @@ class Diffusion(Program):
     def _denoiser(self, network: Network, labels: Sequence[int], sampler: Sampler) -> Denoiser:
         name = GUIDED if GUIDED in network.graphs else MODEL
         graph = network.graphs[name]
-        output = _output(graph, PREDICTION).name
+        output = output_of(graph, PREDICTION).name
 
         def session(**inputs: np.ndarray) -> Mapping[str, np.ndarray]:
             return {"out": network(name, **inputs)[output]}
@@ -300,21 +285,49 @@ class Diffusion(Program):
                 return clipped
             case "pixel-shuffle":
                 return PixelShuffle(self.decoding.factor, self.decoding.tiles)
-        if not calls.get("decoder"):
-            return None
-        return VaeDecoder(_DecoderSession(calls["decoder"][0]), self.decoding.scale, black=self.decoding.black)
+        return network_decoder(calls, self.decoding)
 
 
-class _DecoderSession:
+class DecoderSession:
     """A network of the role ``decoder`` as decoders call it."""
 
     def __init__(self, network: Network) -> None:
         self._network, graph = network, network.graphs[MODEL]
-        self._latent, self._picture = _input(graph, LATENT), _output(graph, PICTURE)
+        self._latent, self._picture = input_of(graph, LATENT), output_of(graph, PICTURE)
         self.inputs = {"z": self._latent}
 
     def __call__(self, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         return {"image": self._network(MODEL, **{self._latent.name: inputs["z"]})[self._picture.name]}
+
+
+def network_decoder(calls: Calls, decoding: Decoding) -> Decoder | None:
+    """The network of the role ``decoder``; None where nothing plays it."""
+    networks = calls.get("decoder")
+    return VaeDecoder(DecoderSession(networks[0]), decoding.scale, black=decoding.black) if networks else None
+
+
+def check_decoder(graph: Graph, channels: int) -> None:
+    """Refuse a graph that decodes no latents of so many channels."""
+    if graph.input(LATENT) is None or graph.output(PICTURE) is None:
+        names = ", ".join(port.name for port in graph.inputs)
+        raise UsageError(
+            f"it takes {names}, but a decoder takes a latent and gives a picture",
+            hint="build sd-vae-decoder and give that bundle with --decoder",
+        )
+    latent, picture = input_of(graph, LATENT), output_of(graph, PICTURE)
+    if len(latent.shape) != GRID or len(picture.shape) != GRID or latent.shape[1] != channels:
+        raise UsageError(
+            f"the decoder takes latents {list(latent.shape)} and gives {list(picture.shape)}, and states have "
+            f"{channels} channels",
+            hint=f"take a decoder for latents of {channels} channels",
+        )
+
+
+def decoded_shape(graph: Graph, height: int, width: int) -> tuple[int, int, int]:
+    """The shape (H, W, C) of a picture of a latent (C, height, width)."""
+    latent, picture = input_of(graph, LATENT), output_of(graph, PICTURE)
+    factor = int(picture.shape[2]) // int(latent.shape[2])
+    return height * factor, width * factor, int(picture.shape[1])
 
 
 def graph_of(graphs: Mapping[str, Graph]) -> Graph:
@@ -322,7 +335,7 @@ def graph_of(graphs: Mapping[str, Graph]) -> Graph:
     return graphs[GUIDED] if GUIDED in graphs else graphs[MODEL]
 
 
-def _ending(last: Step, decode: Decoder | None) -> Iterator[Step]:
+def ending(last: Step, decode: Decoder | None) -> Iterator[Step]:
     """The last step with its results; values that are not finite would be shown as black pictures."""
     latents = last.state.astype(np.float32)  # as decoders take them: float64 holds what is infinite there
     if not np.isfinite(latents).all():
@@ -347,10 +360,10 @@ def _ending(last: Step, decode: Decoder | None) -> Iterator[Step]:
 
 
 def _port(graphs: Mapping[str, Graph], role: str) -> Port:
-    return _input(graph_of(graphs), role)
+    return input_of(graph_of(graphs), role)
 
 
-def _input(graph: Graph, role: str) -> Port:
+def input_of(graph: Graph, role: str) -> Port:
     port = graph.input(role)
     if port is None:
         names = ", ".join(port.name for port in graph.inputs)
@@ -358,7 +371,7 @@ def _input(graph: Graph, role: str) -> Port:
     return port
 
 
-def _output(graph: Graph, role: str) -> Port:
+def output_of(graph: Graph, role: str) -> Port:
     port = graph.output(role)
     if port is None:
         names = ", ".join(port.name for port in graph.outputs)
@@ -366,7 +379,7 @@ def _output(graph: Graph, role: str) -> Port:
     return port
 
 
-def _is(port: Port, dtype: str, rank: int) -> None:
+def check_port(port: Port, dtype: str, rank: int) -> None:
     if port.dtype != dtype or len(port.shape) != rank or port.shape[0] != BATCH:
         raise UsageError(
             f"{port.name} is {port.dtype} {list(port.shape)}, and a {port.role} is {dtype} of {rank} dimensions, the "

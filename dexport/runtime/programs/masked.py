@@ -33,10 +33,11 @@ from dexport.contract import (
     Label,
     Port,
 )
-from dexport.errors import UsageError
-from dexport.runtime.decode import MAX_BATCH, PICTURE_CHANNELS, clipped, from_black, to_uint8
+from dexport.errors import GateError, UsageError
+from dexport.runtime.decode import PICTURE_CHANNELS, CodeDecoder, to_uint8
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED
+from dexport.runtime.programs.diffusion import DecoderSession
 from dexport.runtime.programs.masked_groups import COUNTS, IN_GROUPS, largest_group
 from dexport.runtime.programs.masked_orders import FULL, LIGHT, MODEL, PLACE_BY_PLACE, Decisions, Run, Transformer
 from dexport.runtime.programs.program import IDS, PICTURES, Calls, Graphs, Program, Request, Role, Step, check_condition
@@ -122,14 +123,21 @@ class Masked(Decisions, Program):
         check_condition(self.condition, request)
         network = calls["transformer"][0]
         graph = main_graph(network.graphs)
-        null, prefix = self.condition.null, self.prefix
+        null, prefix, grid = self.condition.null, self.prefix, self._grid(network.graphs)
         transformer = Transformer(network, graph, request.count, request.labels, null, prefix)
-        moves = ORDERS[self.order](self, transformer, self._grid(network.graphs), draws)
+        moves = ORDERS[self.order](self, transformer, grid, draws)
+        ids = np.full((request.count, math.prod(grid)), self.mask, np.int64)
         told: np.ndarray | None = None
         for index in range(self.steps):
-            ids = moves.send(told)
+            before = ids if told is None else told
+            try:
+                ids = moves.send(told)
+            except GateError:
+                for later in range(index, self.steps):  # every step is told, as where states are not finite
+                    yield Step(later, 1 - later / self.steps, before, decided=0)
+                raise
             results = self._results(ids, calls) if index == self.steps - 1 else {}
-            told = yield Step(index, 1 - index / self.steps, ids, results)
+            told = yield Step(index, 1 - index / self.steps, ids, results, int((ids != before).sum()))
 
     def _grid(self, graphs: Mapping[str, Graph]) -> tuple[int, int]:
         return grid_of(graphs[main_graph(graphs)], len(self.prefix))
@@ -138,14 +146,8 @@ class Masked(Decisions, Program):
         codes = np.clip(ids, 0, self.codes - 1)
         if not calls.get("decoder"):
             return {IDS: codes}
-        decoder = calls["decoder"][0]
-        graph = decoder.graphs[MODEL]
-        latent, picture = _port(graph, LATENT), _port(graph, PICTURE)
-        parts = [codes[start : start + MAX_BATCH] for start in range(0, len(codes), MAX_BATCH)]
-        images = np.concatenate(
-            [decoder(MODEL, **{latent.name: part.reshape(latent.dims(len(part)))})[picture.name] for part in parts]
-        )
-        return {IDS: codes, PICTURES: to_uint8(clipped(from_black(images, self.decoding.black)))}
+        decode = CodeDecoder(DecoderSession(calls["decoder"][0]), self.decoding.black)
+        return {IDS: codes, PICTURES: to_uint8(decode(codes))}
 
     def players(self) -> Mapping[str, str]:
         return {"decoder": self.decoding.recipe} if self.decoding.recipe else {}
@@ -229,8 +231,9 @@ class Masked(Decisions, Program):
         rows = places + len(self.prefix)
         if not 0 < places <= limits.LARGEST_GRID or logits.shape[1] != rows or int(logits.shape[2]) < self.codes:
             raise UsageError(
-                f"{state.name} is {list(state.shape)} and {logits.name} {list(logits.shape)}",
-                hint=f"logits are of every place and of {self.codes} codes or more",
+                f"{state.name} is {list(state.shape)} and {logits.name} {list(logits.shape)}; "
+                f"logits are of every place and of {self.codes} codes or more",
+                hint="declare what the network takes and returns",
             )
         if state.range is not None and state.range[1] < self.mask:
             raise UsageError(f"the network takes ids up to {state.range[1]}, and the mask is {self.mask}")
