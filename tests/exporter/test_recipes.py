@@ -77,6 +77,7 @@ PARAMETERS = {
     "halton-maskgit-b": 142_224_641,
     "halton-maskgit-l": 479_656_961,
     "halton-maskgit-xl": 692_118_401,
+    "halton-maskgit-text": 479_761_409,
     "halton-maskgit-t-384": 23_154_305,
     "halton-maskgit-s-384": 69_508_609,
     "halton-maskgit-b-384": 142_470_401,

@@ -16,6 +16,7 @@ from dexport.graphs.dimr import DiMR
 from dexport.graphs.dit import DiT
 from dexport.graphs.guidance import Guided
 from dexport.graphs.halton_maskgit import HaltonMaskGIT
+from dexport.graphs.halton_text import HaltonTextMaskGIT
 from dexport.graphs.layers import TimestepEmbedder
 from dexport.graphs.sd_vae import VaeDecoder, VaeEncoder
 from dexport.graphs.terdit import TerDiT, TernaryLinear, ternarise
@@ -35,6 +36,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "sdvae-encoder": VaeEncoder,
     "halton-transformer": HaltonMaskGIT,
     "halton-transformer-s": HaltonMaskGIT,
+    "halton-text": HaltonTextMaskGIT,
     "vitok-v1-image": ViTokV1,
     "vitok-v1-video": ViTokV1,
     "vitok-v2-image": ViTokV2,
@@ -122,7 +124,8 @@ def _vitok(name: str, module: Any, given: Tensors, wanted: Tensors) -> list[tupl
 
 
 def _halton(_: str, module: nn.Module, given: Tensors, wanted: Tensors) -> list[tuple[Tensor, Tensor]]:
-    return [(module(given["codes"], given["labels"], given["drop_label"]), wanted["logits"])]
+    condition = given["text" if "text" in given else "labels"]
+    return [(module(given["codes"], condition, given["drop_label"]), wanted["logits"])]
 
 
 RUNS = {

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dexport.graphs.halton_maskgit import HaltonMaskGIT
+from dexport.graphs.halton_text import HaltonTextMaskGIT
 from tests.golden import assert_golden, load_golden
 
 SMALL: dict[str, Any] = {
@@ -82,6 +83,16 @@ def test_samples_of_a_batch_do_not_meet_and_the_table_is_the_head() -> None:
     with torch.no_grad():
         assert_golden(network(codes, labels, drop)[1:2], network(codes[1:2], labels[1:2], drop[1:2]))
     assert network.head.weight is network.tok_emb.weight
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"proj": 4}, "proj 4"), ({"heads": 5}, "heads 5"), ({"depth": 0}, "depth"), ({"proj": 0}, "proj 0")],
+)
+def test_impossible_text_networks_name_the_argument(changes: dict[str, int], named: str) -> None:
+    config = {**load_golden("halton-text").config, **changes}
+    with pytest.raises(ValueError, match=named):
+        HaltonTextMaskGIT(**config)
 
 
 @pytest.mark.parametrize(

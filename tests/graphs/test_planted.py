@@ -22,7 +22,7 @@ def worst(name: str, module: nn.Module) -> float:
     return max(relative_error(got, wanted) for got, wanted in official_pairs(name, module))
 
 
-WITH_GELU = ("dit-s", "dico-s", "diffit-latent", "dimr-2r", "vitok-v1-image", "vitok-v1-video")
+WITH_GELU = ("dit-s", "dico-s", "diffit-latent", "dimr-2r", "vitok-v1-image", "vitok-v1-video", "halton-text")
 WITH_CHUNKS = (
     *("dit-s", "dico-s", "terdit-packed", "terdit-master", "sdvae-encoder", "vitok-v1-image", "vitok-v2-image"),
     "halton-transformer",

@@ -1,4 +1,7 @@
-"""Halton-MaskGIT T, S, B, L, XL at 256 and 384 px: pictures as 16x16 or 24x24 ids of LlamaGen's VQ-16."""
+"""Halton-MaskGIT T, S, B, L, XL at 256 and 384 px: pictures as 16x16 or 24x24 ids of LlamaGen's VQ-16.
+
+The text-to-image network is unreleased: it has the sizes of its file in the official repository.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from typing import Any
 from dexport.contract import DROP, LABEL, LOGITS, STATE, Condition, Decoding
 from dexport.exporter.recipes.recipe import BATCH, Guidance, Islands, Recipe, Signature, TensorSpec
 from dexport.graphs.halton_maskgit import HaltonMaskGIT
+from dexport.graphs.halton_text import HaltonTextMaskGIT
 from dexport.runtime.programs.masked import Masked
 
 PIXELS_PER_CODE = 16
 CODES = 16384
+TEXT_TOKENS = 120
 DECODER = "llamagen-vq16-decoder"
 SIZES: Mapping[str, tuple[str, dict[str, int], float]] = {
     "t": ("tiny", {"hidden_dim": 384, "depth": 6, "heads": 6}, 1.5),
@@ -90,4 +95,42 @@ def variant(size: str, image_size: int = 256) -> Recipe:
     )
 
 
-RECIPES = tuple(variant(size, image_size) for image_size in (256, 384) for size in SIZES)
+def text_signature(config: Mapping[str, Any], grid: tuple[int, int]) -> Signature:
+    """codes, text, drop_label -> logits."""
+    codes = config["codebook_size"]
+    return Signature(
+        inputs=(
+            TensorSpec("codes", "int64", (BATCH, *grid), "integers", 0, codes, role=STATE),
+            TensorSpec("text", "float32", (BATCH, TEXT_TOKENS, config["cond_dim"])),
+            TensorSpec("drop_label", "bool", (BATCH,), "integers", 0, 1, role=DROP),
+        ),
+        outputs=(TensorSpec("logits", "float32", (BATCH, grid[0] * grid[1], codes + 1), role=LOGITS),),
+    )
+
+
+TEXT = Recipe(
+    name="halton-maskgit-text",
+    family="Halton-MaskGIT",
+    summary="The network of the text-to-image Halton-MaskGIT, 512 px; takes embeddings of 120 tokens, runs by itself",
+    source="valeoai/Halton-MaskGIT@f61b0a1",
+    constructor=HaltonTextMaskGIT,
+    config={
+        "input_size": 32,
+        "c": 1024,
+        "hidden_dim": 1024,
+        "cond_dim": 2048,
+        "codebook_size": CODES,
+        "depth": 24,
+        "heads": 16,
+        "mlp_dim": 4096,
+        "proj": 2,
+    },
+    signature=text_signature,
+    latent=(32, 32),
+    latent_multiple="proj",
+    size_argument="input_size",
+    pixels_per_latent=PIXELS_PER_CODE,
+    quantize_exclude=("tok_emb", "pos_emb", "in_proj", "out_proj"),
+)
+
+RECIPES = (*(variant(size, image_size) for image_size in (256, 384) for size in SIZES), TEXT)
