@@ -5,6 +5,10 @@ program computed before: 1 is one evaluation of the MLP, 100 the whole loop of a
 random weights and runs the same loop over the same noise, in turns and with ONNX Runtime on the CPU. Printed are the
 milliseconds of a whole loop, the ratio to one step per evaluation, the seconds to open a session, and the size of the
 graph without its weights.
+
+On 2 busy cores, MAR-B, 100 steps: 10 per evaluation are 1.04 (8 tokens) to 1.60 times (1 token) as fast as one; all 100
+are 0.92 to 1.45 times as fast, and take 51 s to open instead of 3 s. So 10 are the recipes' choice, and the number of
+steps stays a setting of the program.
 """
 
 from __future__ import annotations

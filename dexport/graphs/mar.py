@@ -149,7 +149,7 @@ class AncestralStep(nn.Module):
 class DiffLoss(nn.Module):
     """The inner diffusion: ``net`` denoises, and a forward takes several guided steps.
 
-    Inputs: x (B, C); t (B, S) in original steps; c (B, 2, D), the conditional and the unconditional one; cfg_scale ();
+    Inputs: x (B, C); t (B, S) in original steps; c (B, 2, D), conditional and unconditional; cfg_scale (B,);
     noise (B, S, C); weights (B, S, 5) of :class:`AncestralStep`. Output: x (B, C) after S steps. Guidance is of the
     noise alone, the variance stays conditional.
     """
@@ -160,19 +160,19 @@ class DiffLoss(nn.Module):
         self.net = SimpleMLPAdaLN(target_channels, width, 2 * target_channels, z_channels, depth)
         self.sampler = AncestralStep()
 
-    def guided(self, x: Tensor, y: Tensor, cfg_scale: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise and the variance (B, C) of x (B, C), from embedded times and conditions y (2B, W)."""
+    def guided(self, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise and the variance (B, C) of x (B, C), from embedded times and conditions y (2B, W); scale (B, 1)."""
         both = self.net.denoise(torch.cat([x, x]), y)
         rows = x.shape[0]
         conditional, null = both[:rows], both[rows:, : self.in_channels]
         eps, variance = conditional[:, : self.in_channels], conditional[:, self.in_channels :]
-        return null + cfg_scale * (eps - null), variance
+        return null + scale * (eps - null), variance
 
     def forward(self, x: Tensor, t: Tensor, c: Tensor, cfg_scale: Tensor, noise: Tensor, weights: Tensor) -> Tensor:
-        condition = self.net.cond_embed(torch.cat([c[:, 0], c[:, 1]]))
+        condition, scale = self.net.cond_embed(torch.cat([c[:, 0], c[:, 1]])), cfg_scale.unsqueeze(1)
         for step in range(t.shape[1]):
             time = self.net.time_embed(t[:, step])
-            eps, variance = self.guided(x, torch.cat([time, time]) + condition, cfg_scale)
+            eps, variance = self.guided(x, torch.cat([time, time]) + condition, scale)
             x = self.sampler(x, eps, variance, noise[:, step], weights[:, step])
         return x
 
@@ -220,7 +220,7 @@ class MAR(nn.Module):
         diffusion_batch_mul: int = 4,  # noqa: ARG002
         grad_checkpointing: bool = False,  # noqa: ARG002
         light_tokens: int = 0,
-        inner_steps: int = 1,
+        inner_steps: int = 10,
     ) -> None:
         super().__init__()
         if min(img_size, vae_stride, patch_size) < 1 or img_size % (vae_stride * patch_size):

@@ -75,7 +75,7 @@ def test_the_inner_diffusion_is_the_official_one() -> None:
         place = inner.steps - 1 - index
         t = torch.full((len(x), 1), float(inner.times[place]))
         weights = torch.from_numpy(inner.weights[None, place : place + 1]).expand(len(x), -1, -1)
-        return model(x, t, c, scale, inputs["noise"][: len(x), None], weights)
+        return model(x, t, c, scale.expand(len(x)), inputs["noise"][: len(x), None], weights)
 
     with torch.no_grad():
         t, c = inputs["t"].float(), inputs["c"]
@@ -106,7 +106,7 @@ def test_several_steps_are_one_after_the_other() -> None:
     x, c, noise = (
         torch.from_numpy(rng.standard_normal(shape, np.float32)) for shape in ((2, 3), (2, 2, 12), (2, 8, 3))
     )
-    scale = torch.tensor(2.0)
+    scale = torch.full((2,), 2.0)
 
     def run(size: int) -> torch.Tensor:
         state = x

@@ -32,7 +32,7 @@ SHARED: Mapping[str, Any] = {
     "buffer_size": 64,
     "num_sampling_steps": "100",
     "light_tokens": 0,
-    "inner_steps": 1,
+    "inner_steps": 10,
 }
 ENDS = ("time_embed", "input_proj", "final_layer")
 SIZES: Mapping[str, tuple[int, int, int, int, int, float]] = {
@@ -102,7 +102,7 @@ def diffloss(cfg: float) -> Callable[[Mapping[str, Any], tuple[int, int]], Signa
                 TensorSpec("x", "float32", (BATCH, channels), role=contract.STATE),
                 TensorSpec("t", "float32", (BATCH, steps), "integers", *CLOCK, role=contract.TIME, clock=CLOCK),
                 TensorSpec("c", "float32", (BATCH, 2, config["decoder_embed_dim"]), role=contract.CONDITION),
-                TensorSpec("cfg_scale", "float32", (), "constant", high=cfg, role=contract.SCALE),
+                TensorSpec("cfg_scale", "float32", (BATCH,), "constant", high=cfg, role=contract.SCALE),
                 TensorSpec("noise", "float32", (BATCH, steps, channels), role=contract.NOISE),
                 TensorSpec("weights", "float32", weights, "constant", high=COEFFICIENT, role=contract.WEIGHTS),
             ),

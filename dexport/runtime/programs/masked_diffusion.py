@@ -418,7 +418,7 @@ def denoised(network: Network, inner: Inner, noise: np.ndarray, condition: np.nd
             STATE: x,
             TIME: np.repeat(times[None], rows, axis=0),
             CONDITION: condition,
-            SCALE: np.array(scale, np.float32),
+            SCALE: np.full(rows, scale, np.float32),
             NOISE: later[:, part],
             WEIGHTS: np.repeat(weights[None], rows, axis=0),
         }
@@ -463,19 +463,19 @@ INPUTS: Mapping[str, Mapping[str, tuple[str, int]]] = {
         STATE: ("float32", 2),
         TIME: ("float32", 2),
         CONDITION: ("float32", 3),
+        SCALE: ("float32", 1),
         NOISE: ("float32", 3),
         WEIGHTS: ("float32", 3),
     },
 }
-"""What each graph takes, by role: dtype and dimensions. Memories are matched by name, and a scale has no dimensions."""
+"""What each graph takes, by role: dtype and dimensions. Memories are matched by name."""
 
 
 def _check_graph(name: str, graph: Graph, known: Mapping[str, tuple[str, int]]) -> None:
     for role, (dtype, rank) in known.items():
         check_port(input_of(graph, role), dtype, rank)
     output_of(graph, PREDICTION if name == DIFFLOSS else CONDITION)
-    more = {DIFFLOSS: (SCALE,), LIGHT: (MEMORY,)}.get(name, ())
-    unknown = [port.name for port in graph.inputs if port.role not in (*known, *more)]
+    unknown = [port.name for port in graph.inputs if port.role not in (*known, *([MEMORY] if name == LIGHT else []))]
     if unknown:
         raise UsageError(f"nothing feeds the input {', '.join(unknown)}", hint="declare its role, or leave it out")
 
