@@ -108,6 +108,7 @@ def test_mage_gives_the_official_outputs(mage: Path) -> None:
     assert_golden(logits, TRANSFORMER.outputs["logits"].numpy(), ONNX)
 
 
+@pytest.mark.slow  # as of MaskGIT-r above
 def test_graphs_of_mage_add_nothing_to_the_weights(mage: Path, tmp_path: Path) -> None:
     one = build(tmp_path / "one", "mage-b", TRANSFORMER, parity=False)
     assert (one / MODEL_DATA).read_bytes() == (mage / MODEL_DATA).read_bytes()

@@ -260,7 +260,12 @@ class TestGuidance:
 def test_a_program_with_groups_is_what_its_json_says() -> None:
     made = program("maskgit-r", recap="4:1", prefix=(PREFIX,), sampling_temperature=0.75)
     assert program_from_json(made.to_json(), "manifest") == made
-    assert "recap 4:1" in made.title
+    assert made.title == "6 steps by maskgit-r, recap 4:1"
+
+
+def test_mage_with_recap_says_whose_reading_it_is() -> None:
+    assert "own reading" in program(recap="4:1").title
+    assert "own reading" not in program().title
 
 
 @pytest.mark.parametrize(

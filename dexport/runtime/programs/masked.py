@@ -38,7 +38,7 @@ from dexport.runtime.decode import PICTURE_CHANNELS, CodeDecoder, to_uint8
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED
 from dexport.runtime.programs.diffusion import DecoderSession
-from dexport.runtime.programs.masked_groups import COUNTS, IN_GROUPS, largest_group
+from dexport.runtime.programs.masked_groups import COUNTS, IN_GROUPS, OWN_READINGS, largest_group
 from dexport.runtime.programs.masked_orders import FULL, LIGHT, MODEL, PLACE_BY_PLACE, Decisions, Run, Transformer
 from dexport.runtime.programs.program import IDS, PICTURES, Calls, Graphs, Program, Request, Role, Step, check_condition
 from dexport.runtime.programs.recap import recap_of
@@ -106,7 +106,8 @@ class Masked(Decisions, Program):
     @property
     def title(self) -> str:
         guidance = "" if self.cfg_scale == UNGUIDED else f", cfg {self.cfg_scale:g}"
-        recap = f", recap {self.recap}" if self.recap else ""
+        reading = " (an own reading of the paper)" if self.order in OWN_READINGS else ""
+        recap = f", recap {self.recap}{reading}" if self.recap else ""
         return f"{self.steps} steps by {self.order}{guidance}{recap}"
 
     @property

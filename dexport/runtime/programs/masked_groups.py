@@ -209,5 +209,7 @@ def sampling_temperatures(last: float, steps: int) -> np.ndarray:
     return last + (1 - np.linspace(0, 1, steps) ** 0.5) * (1 - last)
 
 
+OWN_READINGS = frozenset({"mage"})
+"""Orders whose groups are an own reading of the paper."""
 IN_GROUPS: Mapping[str, Run] = {"mage": mage, "maskgit-r": maskgit_r}
 """Orders by name."""
