@@ -98,8 +98,11 @@ def test_maskgit_r_decides_one_place_at_least() -> None:
     assert counts[:8].tolist() == [1, 1, 1, 1, 1, 1, 2, 2]
     plain = np.floor(256 * (1 - (np.arange(32) / 32) ** 2.5))
     np.testing.assert_array_equal(counts[8:-1], -np.diff(plain)[8:])
+    for steps in range(1, 65):
+        counts = maskgit_r_counts(steps, 64)
+        assert counts.sum() == 64 and counts.min() >= 1
     with pytest.raises(UsageError, match="too many"):
-        maskgit_r_counts(40, 64)
+        maskgit_r_counts(65, 64)
 
 
 def test_temperatures_go_from_one_to_the_last() -> None:
@@ -278,7 +281,7 @@ def test_mage_with_recap_says_whose_reading_it_is() -> None:
         ("mage", {"recap": "1:1"}, ("light",), "needs the graphs full and light, and the bundle has model, full"),
         ("mage", {"recap": "1:1"}, ("full",), "needs the graphs full and light"),
         ("mage", {"recap": "0:5"}, (), "make a group of 16 places, and a light pass takes 12"),
-        ("maskgit-r", {"steps": 16}, (), "too many for 16 places"),
+        ("maskgit-r", {"steps": 17}, (), "17 steps for 16 places"),
         ("mage", {"steps": 17}, (), "17 steps for 16 places"),
     ],
 )

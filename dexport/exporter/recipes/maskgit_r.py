@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dexport.contract import LABEL, LOGITS, POSITIONS, STATE, Condition
-from dexport.errors import UsageError
 from dexport.exporter.recipes.mage import PICTURES, memories
 from dexport.exporter.recipes.recipe import BATCH, GraphRecipe, Islands, Recipe, Signature, TensorSpec
 from dexport.graphs.masked_vit import NOWHERE
 from dexport.graphs.maskgit_r import Full, Light, UViT
 from dexport.runtime.programs.masked import Masked
-from dexport.runtime.programs.masked_groups import maskgit_r_counts
 from dexport.runtime.programs.masked_orders import FULL, LIGHT
 
 STEPS = 32
@@ -73,23 +71,12 @@ def program(config: Mapping[str, Any], _signatures: Mapping[str, Signature]) -> 
         codes=codes,
         mask=codes,
         order="maskgit-r",
-        steps=_steps(c["img_size"] ** 2),
+        steps=min(STEPS, c["img_size"] ** 2),
         cfg_start=1.05,
         sampling_temperature=0.75,
         choice_temperature=5.5,
         decoding=PICTURES,
     )
-
-
-def _steps(places: int) -> int:
-    """As in the official script, or as many as so many places allow."""
-    for steps in range(STEPS, 1, -1):
-        try:
-            maskgit_r_counts(steps, places)
-        except UsageError:
-            continue
-        return steps
-    return 1
 
 
 RECIPES = (

@@ -46,16 +46,22 @@ def mage_counts(steps: int, places: int) -> np.ndarray:
 def maskgit_r_counts(steps: int, places: int) -> np.ndarray:
     """Places that each step decides (steps,) int64: differences of floor(places * (1 - t**2.5)), one at least.
 
+    What that costs is taken from the last step; and where it has no more, which the official code refuses, from the
+    largest one.
+
     Raises:
-        UsageError: so many steps leave nothing to the last one.
+        UsageError: there are more steps than places.
     """
+    if steps > places:
+        raise UsageError(f"{steps} steps are too many for {places} places", hint=f"give --steps {places} or less")
     left = np.floor((1 - np.linspace(0, 1, steps + 1)[:-1] ** SLOWLY) * places).astype(np.int64)
     counts = -np.diff([*left, 0])
     none = counts == 0
     counts[-1] -= none.sum()
     counts[none] = 1
-    if counts[-1] < 1:
-        raise UsageError(f"{steps} steps are too many for {places} places", hint="give fewer --steps")
+    while counts[-1] < 1:
+        counts[counts.argmax()] -= 1
+        counts[-1] += 1
     return counts
 
 
