@@ -24,8 +24,8 @@ DROP = "drop"
 PREDICTION, LOGITS, GRADIENT, LATENT, PICTURE = "prediction", "logits", "gradient", "latent", "picture"
 """Roles of outputs; latents and pictures are inputs as well: a decoder takes one and gives the other."""
 MASK, POSITIONS, CONDITION, NOISE, WEIGHTS = "mask", "positions", "condition", "noise", "weights"
-"""Roles around tokens: which are not known, the places of a group; what an inner diffusion is asked by, which one graph
-gives and another takes, its noise, and the coefficients of its steps."""
+"""Roles around tokens: which are not known, the places of a group (-1 where it has none); what an inner diffusion is
+asked by, which one graph gives and another takes, its noise, and the coefficients of its steps."""
 
 T = TypeVar("T")
 Size = Annotated[int, Meta(ge=0, le=limits.LARGEST_STATE)]

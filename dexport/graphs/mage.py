@@ -34,7 +34,8 @@ class Mage(nn.Module):
         in_chans, mask_ratio_*, norm_pix_loss, vqgan_ckpt_path: training, or the tokenizer; nothing here depends on
             them.
         n_embed: codes of the tokenizer. In the official code it and ``norm_eps`` come from elsewhere.
-        group_size: tokens that a light pass takes at most; not an argument of the official class.
+        group_size: tokens that a light pass takes at most, enough for all schedules of the official scripts; not an
+            argument of the official class.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -60,7 +61,7 @@ class Mage(nn.Module):
         vqgan_ckpt_path: str = "",  # noqa: ARG002 - official argument
         n_embed: int = 1024,
         norm_eps: float = 1e-6,
-        group_size: int = 64,
+        group_size: int = 72,
     ) -> None:
         super().__init__()
         check_heads("embed_dim", embed_dim, num_heads)

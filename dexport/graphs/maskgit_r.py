@@ -22,7 +22,8 @@ class UViT(nn.Module):
 
     Args:
         in_chans, use_checkpoint, pretrained_path: nothing here depends on them.
-        group_size: tokens that a light pass takes at most; not an argument of the official class.
+        group_size: tokens that a light pass takes at most, enough for all schedules of the official scripts; not an
+            argument of the official class.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -43,7 +44,7 @@ class UViT(nn.Module):
         skip: bool = True,
         codebook_size: int = 1024,
         num_classes: int = 1001,
-        group_size: int = 64,
+        group_size: int = 72,
     ) -> None:
         super().__init__()
         check_heads("embed_dim", embed_dim, num_heads)

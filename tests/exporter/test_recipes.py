@@ -83,6 +83,10 @@ PARAMETERS = {
     "halton-maskgit-b-384": 142_470_401,
     "halton-maskgit-l-384": 479_984_641,
     "halton-maskgit-xl-384": 692_487_041,
+    # As they generate: without the tokenizer, and without what only training reads.
+    "mage-b": 144_896_745,
+    "mage-l": 407_788_521,
+    "maskgit-r-256": 193_655_297,
     "llamagen-vq16-encoder": 29_431_304,
     "llamagen-vq16-decoder": 42_583_171,
     "mage-vqgan-encoder": 24_037_248,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dexport.exporter.recipes import find_recipe
+from dexport.exporter.recipes import find_recipe, mage
 from dexport.exporter.variant import resolve
 from dexport.graphs.dico import DiCo
 from dexport.graphs.diffit import DiffiT
@@ -18,6 +18,8 @@ from dexport.graphs.guidance import Guided
 from dexport.graphs.halton_maskgit import HaltonMaskGIT
 from dexport.graphs.halton_text import HaltonTextMaskGIT
 from dexport.graphs.layers import TimestepEmbedder
+from dexport.graphs.mage import Mage
+from dexport.graphs.maskgit_r import Full, Light, UViT
 from dexport.graphs.sd_vae import VaeDecoder, VaeEncoder
 from dexport.graphs.terdit import TerDiT, TernaryLinear, ternarise
 from dexport.graphs.vitok_v1 import ViTokV1
@@ -37,6 +39,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "halton-transformer": HaltonMaskGIT,
     "halton-transformer-s": HaltonMaskGIT,
     "halton-text": HaltonTextMaskGIT,
+    "mage-transformer": Mage,
+    "recap-maskgit-step": UViT,
     "vitok-v1-image": ViTokV1,
     "vitok-v1-video": ViTokV1,
     "vitok-v2-image": ViTokV2,
@@ -44,6 +48,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 RECIPES = {"dit-s": "dit-s-2", "dico-s": "dico-s", "diffit-latent": "diffit-256"}
 """Denoisers whose recipe says how they are guided."""
+UNUSED = {"mage-transformer": mage.UNUSED}
+"""First parts of the names of weights that a network leaves out, as nothing that it computes reads them."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -54,7 +60,8 @@ def official_network(name: str) -> nn.Module:
     module = NETWORKS[name](**golden.config).eval()
     to_ternary = unpack if name == "terdit-packed" else ternarise
     ternary = {f"{path}.weight" for path, layer in module.named_modules() if isinstance(layer, TernaryLinear)}
-    weights = {key: to_ternary(value) if key in ternary else value for key, value in golden.weights.items()}
+    used = {key: value for key, value in golden.weights.items() if key.partition(".")[0] not in UNUSED.get(name, ())}
+    weights = {key: to_ternary(value) if key in ternary else value for key, value in used.items()}
     module.load_state_dict(weights)
     return module
 
@@ -128,10 +135,28 @@ def _halton(_: str, module: nn.Module, given: Tensors, wanted: Tensors) -> list[
     return [(module(given["codes"], condition, given["drop_label"]), wanted["logits"])]
 
 
+def _mage(_: str, module: Any, given: Tensors, wanted: Tensors) -> list[tuple[Tensor, Tensor]]:
+    ids = given["token_ids"]
+    return [(module.encode(ids), wanted["encoder_out"]), (module(ids), wanted["logits"])]
+
+
+def _maskgit_r(_: str, module: Any, given: Tensors, wanted: Tensors) -> list[tuple[Tensor, Tensor]]:
+    logits, *kept = Full(module)(given["ids"], given["labels"])
+    light = Light(module)(given["local_ids"], given["group_positions"], given["labels"], *kept)
+    return [
+        (logits, wanted["full_logits"]),
+        (kept[0], wanted["k_layer0"]),
+        (kept[-1], wanted["v_last"]),
+        (light, wanted["light_logits"]),
+    ]
+
+
 RUNS = {
     **dict.fromkeys(("dit", "dico", "diffit", "terdit"), _denoiser),
     "dimr": _dimr,
     "sdvae": _sd_vae,
     "halton": _halton,
+    "mage": _mage,
+    "recap": _maskgit_r,
     "vitok": _vitok,
 }

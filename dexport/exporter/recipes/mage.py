@@ -12,18 +12,22 @@ from typing import Any
 
 from torch import nn
 
-from dexport.contract import LOGITS, MEMORY, POSITIONS, STATE
+from dexport.contract import LOGITS, MEMORY, POSITIONS, STATE, Decoding
 from dexport.exporter.recipes.recipe import BATCH, GraphRecipe, Islands, Recipe, Signature, TensorSpec
 from dexport.exporter.weights.checkpoint_view import without
 from dexport.exporter.weights.source import WeightSource
-from dexport.graphs.mage import CLASSES, Full, Light, Mage
+from dexport.graphs.mage import CLASSES, FAKE_CLASS, Full, Light, Mage
 from dexport.graphs.masked_vit import NOWHERE
+from dexport.runtime.programs.masked import Masked
+from dexport.runtime.programs.masked_orders import FULL, LIGHT
 
 SIZES = {
     "b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "decoder_embed_dim": 768},
     "l": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "decoder_embed_dim": 1024},
 }
-FULL, LIGHT = "full", "light"
+PICTURES = Decoding("network", "mage-vqgan-decoder", black=0.0)
+"""The tokenizer's, which MaskGIT-r has as well."""
+STEPS = 20
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Mage).parameters.items()}
 UNUSED = frozenset({"cls_token", "pos_embed", "mask_token", "decoder_pos_embed", "patch_embed", "decoder_pred"})
 """In official files, and read by nothing that generates."""
@@ -86,11 +90,25 @@ def memories(prefix: str, depth: int, places: int, heads: int, width: int) -> tu
     )
 
 
+def program(config: Mapping[str, Any], signatures: Mapping[str, Signature]) -> Masked:
+    """Sampling with the settings of the README's figures."""
+    codes, places = config["n_embed"], int(next(iter(signatures.values())).inputs[0].shape[1]) - 1
+    return Masked(
+        codes=codes,
+        mask=codes + CLASSES,
+        prefix=(codes + FAKE_CLASS,),
+        order="mage",
+        steps=min(STEPS, places),
+        choice_temperature=6.0,
+        decoding=PICTURES,
+    )
+
+
 def variant(size: str) -> Recipe:
     return Recipe(
         name=f"mage-{size}",
         family="MAGE",
-        summary=f"MAGE ViT-{size.upper()}, 256 px, unconditional; ReCAP's graphs are an own reading of the paper",
+        summary=f"MAGE ViT-{size.upper()}, 256 px, unconditional; ReCAP's graphs are an OWN READING of the paper",
         source="LTH14/mage@1becb14",
         constructor=Mage,
         config={
@@ -110,6 +128,7 @@ def variant(size: str) -> Recipe:
         size_argument="img_size",
         size_unit="patch_size",
         pixels_per_latent="patch_size",
+        program=program,
         adapt=adapt,
         islands=Islands(),
         quantize_exclude=ENDS,

@@ -6,12 +6,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from dexport.contract import LABEL, LOGITS, POSITIONS, STATE
-from dexport.exporter.recipes.mage import FULL, LIGHT, memories
+from dexport.contract import LABEL, LOGITS, POSITIONS, STATE, Condition
+from dexport.exporter.recipes.mage import PICTURES, memories
 from dexport.exporter.recipes.recipe import BATCH, GraphRecipe, Islands, Recipe, Signature, TensorSpec
 from dexport.graphs.masked_vit import NOWHERE
 from dexport.graphs.maskgit_r import Full, Light, UViT
+from dexport.runtime.programs.masked import Masked
+from dexport.runtime.programs.masked_orders import FULL, LIGHT
 
+STEPS = 32
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(UViT).parameters.items()}
 
 
@@ -56,6 +59,26 @@ def _memories(config: Mapping[str, Any], latent: tuple[int, int]) -> tuple[Tenso
     return memories("", 2 * (c["depth"] // 2) + 1, 1 + latent[0] * latent[1], c["num_heads"], c["embed_dim"])
 
 
+def program(config: Mapping[str, Any], _signatures: Mapping[str, Signature]) -> Masked:
+    """Sampling with the first settings of the official script, but without ReCAP and, as there, without guidance.
+
+    Guidance, where it is asked for, grows linearly from the official w of 0.05.
+    """
+    c = {**DEFAULTS, **config}
+    codes, null = c["codebook_size"], c["num_classes"] - 1
+    return Masked(
+        condition=Condition("class", max(null, 1), null=null or None),
+        codes=codes,
+        mask=codes,
+        order="maskgit-r",
+        steps=min(STEPS, c["img_size"] ** 2),
+        cfg_start=1.05,
+        sampling_temperature=0.75,
+        choice_temperature=5.5,
+        decoding=PICTURES,
+    )
+
+
 RECIPES = (
     Recipe(
         name="maskgit-r-256",
@@ -81,6 +104,7 @@ RECIPES = (
             LIGHT: GraphRecipe(light_signature, lambda network, _: Light(network).eval()),  # type: ignore[arg-type]
         },
         exported=(FULL, LIGHT),
+        program=program,
         latent=(16, 16),
         size_argument="img_size",
         pixels_per_latent=16,

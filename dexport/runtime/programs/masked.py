@@ -17,16 +17,34 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from dexport import limits
-from dexport.contract import BATCH, DROP, LABEL, LATENT, LOGITS, PICTURE, STATE, Clock, Decoding, Graph, Port
+from dexport.contract import (
+    BATCH,
+    DROP,
+    LABEL,
+    LATENT,
+    LOGITS,
+    MEMORY,
+    PICTURE,
+    POSITIONS,
+    STATE,
+    Clock,
+    Decoding,
+    Graph,
+    Label,
+    Port,
+)
 from dexport.errors import GateError, UsageError
 from dexport.runtime.decode import PICTURE_CHANNELS, CodeDecoder, to_uint8
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED
 from dexport.runtime.programs.diffusion import DecoderSession
-from dexport.runtime.programs.masked_orders import ORDERS, Decisions, Transformer
+from dexport.runtime.programs.masked_groups import COUNTS, IN_GROUPS, OWN_READINGS, largest_group
+from dexport.runtime.programs.masked_orders import FULL, LIGHT, MODEL, PLACE_BY_PLACE, Decisions, Run, Transformer
 from dexport.runtime.programs.program import IDS, PICTURES, Calls, Graphs, Program, Request, Role, Step, check_condition
+from dexport.runtime.programs.recap import recap_of
 
-MODEL, FULL = "model", "full"
+ORDERS: Mapping[str, Run] = {**PLACE_BY_PLACE, **IN_GROUPS}
+"""By the names of the field ``order`` of :class:`~dexport.runtime.programs.masked_orders.Decisions`."""
 GRID, SEQUENCE = 3, 2
 """Dimensions of ids: (B, H, W) or (B, N)."""
 PICTURE_RANK = 4
@@ -39,7 +57,7 @@ class Masked(Decisions, Program):
     """Facts of a masked generator's sampling.
 
     Attributes:
-        codes: of the codebook; ids from there on, such as the mask's, become the last one in the end.
+        prefix: ids that the network takes before those of the places, such as the one of a class.
         decoding: how ids become pictures: by the role ``decoder``, and whose recipe that usually is.
     """
 
@@ -59,12 +77,14 @@ class Masked(Decisions, Program):
         "temperature_power",
         "warmup",
         "top_k",
+        "sampling_temperature",
         "choice_temperature",
         "schedule",
         "roll",
+        "recap",
     )
 
-    codes: Annotated[int, Meta(ge=1, le=limits.LARGEST_STATE)]
+    prefix: Annotated[tuple[Label, ...], Meta(max_length=limits.MOST_DIMENSIONS)] = ()
     decoding: Decoding = BY_NETWORK
 
     def __post_init__(self) -> None:
@@ -75,11 +95,20 @@ class Masked(Decisions, Program):
                 f"guidance with scale {self.cfg_scale:g} needs a null class, and this model has none",
                 hint="sample with --cfg 1",
             )
+        if self.recap:
+            recap_of(self.recap)
+            if self.order not in IN_GROUPS:
+                raise UsageError(
+                    f"places in the order {self.order} are not decided in groups, as recap {self.recap} would",
+                    hint=f"leave it out; the orders {' and '.join(IN_GROUPS)} take it",
+                )
 
     @property
     def title(self) -> str:
         guidance = "" if self.cfg_scale == UNGUIDED else f", cfg {self.cfg_scale:g}"
-        return f"{self.steps} steps by {self.order}{guidance}"
+        reading = " (an own reading of the paper)" if self.order in OWN_READINGS else ""
+        recap = f", recap {self.recap}{reading}" if self.recap else ""
+        return f"{self.steps} steps by {self.order}{guidance}{recap}"
 
     @property
     def clock(self) -> Clock:
@@ -95,9 +124,10 @@ class Masked(Decisions, Program):
         check_condition(self.condition, request)
         network = calls["transformer"][0]
         graph = main_graph(network.graphs)
-        transformer = Transformer(network, graph, request.count, request.labels, self.condition.null)
-        moves = ORDERS[self.order].run(self, transformer, grid_of(network.graphs[graph]), draws)
-        ids = np.full((request.count, math.prod(grid_of(network.graphs[graph]))), self.mask, np.int64)
+        null, prefix, grid = self.condition.null, self.prefix, self._grid(network.graphs)
+        transformer = Transformer(network, graph, request.count, request.labels, null, prefix)
+        moves = ORDERS[self.order](self, transformer, grid, draws)
+        ids = np.full((request.count, math.prod(grid)), self.mask, np.int64)
         told: np.ndarray | None = None
         for index in range(self.steps):
             before = ids if told is None else told
@@ -109,6 +139,9 @@ class Masked(Decisions, Program):
                 raise
             results = self._results(ids, calls) if index == self.steps - 1 else {}
             told = yield Step(index, 1 - index / self.steps, ids, results, int((ids != before).sum()))
+
+    def _grid(self, graphs: Mapping[str, Graph]) -> tuple[int, int]:
+        return grid_of(graphs[main_graph(graphs)], len(self.prefix))
 
     def _results(self, ids: np.ndarray, calls: Calls) -> dict[str, np.ndarray]:
         codes = np.clip(ids, 0, self.codes - 1)
@@ -122,17 +155,18 @@ class Masked(Decisions, Program):
 
     def makes(self, networks: Graphs) -> Mapping[str, tuple[int, ...]]:
         transformer = networks["transformer"][0]
-        made: dict[str, tuple[int, ...]] = {IDS: (math.prod(grid_of(transformer[main_graph(transformer)])),)}
+        made: dict[str, tuple[int, ...]] = {IDS: (math.prod(self._grid(transformer)),)}
         if networks.get("decoder"):
             channels, height, width = (int(size) for size in _port(networks["decoder"][0][MODEL], PICTURE).shape[1:])
             made[PICTURES] = (height, width, channels)
         return made
 
     def smallest(self, networks: Graphs) -> Graphs:
-        """Logits of two ids: what is called when does not depend on how many there are."""
+        """Logits of two ids, and small memories: what is called when does not depend on how many there are."""
 
         def small(port: Port) -> Port:
-            return replace(port, shape=(*port.shape[:-1], 2)) if port.role == LOGITS else port
+            size = {LOGITS: 2, MEMORY: 1}.get(port.role)
+            return port if size is None else replace(port, shape=(*port.shape[:-1], size))
 
         return {
             role: [
@@ -149,17 +183,38 @@ class Masked(Decisions, Program):
         super().check(networks)
         transformer = networks["transformer"][0]
         graph = transformer[main_graph(transformer)]
-        self._check_transformer(graph)
-        places = math.prod(grid_of(graph))
+        places = math.prod(self._grid(transformer))
+        self._check_transformer(graph, places)
         if self.steps > places:
             raise UsageError(
                 f"{self.steps} steps for {places} places, of which each step decides one or more",
                 hint=f"give --steps {places} or less",
             )
+        if self.order in COUNTS:
+            COUNTS[self.order](self.steps, places)
+        if self.recap:
+            self._check_recap(transformer, places)
         for graphs in networks.get("decoder", ()):
             _check_decoder(graphs[MODEL], places)
 
-    def _check_transformer(self, graph: Graph) -> None:
+    def _check_recap(self, graphs: Mapping[str, Graph], places: int) -> None:
+        """Refuse networks without the graphs of ReCAP, and groups that a light pass cannot take."""
+        if FULL not in graphs or LIGHT not in graphs:
+            raise UsageError(
+                f"recap {self.recap} needs the graphs {FULL} and {LIGHT}, and the bundle has {', '.join(graphs)}",
+                hint=f"leave it out, or build with --graph {FULL} --graph {LIGHT} where the recipe has them",
+            )
+        check_memories(graphs[FULL], graphs[LIGHT])
+        size = int(_port(graphs[LIGHT], POSITIONS).shape[1])
+        largest = largest_group(self, places)
+        if largest > size:
+            raise UsageError(
+                f"{self.steps} steps with recap {self.recap} make a group of {largest} places, and a light pass takes "
+                f"{size}",
+                hint=f"give more --steps, or build it with --set group_size={largest}",
+            )
+
+    def _check_transformer(self, graph: Graph, places: int) -> None:
         state, logits = _port(graph, STATE), _port(graph, LOGITS)
         label, drop = graph.input(LABEL), graph.input(DROP)
         _is(state, "int64", SEQUENCE, GRID)
@@ -174,8 +229,8 @@ class Masked(Decisions, Program):
                 f"the network takes {'labels' if label else 'no labels'}, and its condition is {self.condition.kind}",
                 hint="declare both, or neither",
             )
-        places = math.prod(grid_of(graph))
-        if not 0 < places <= limits.LARGEST_GRID or logits.shape[1] != places or int(logits.shape[2]) < self.codes:
+        rows = places + len(self.prefix)
+        if not 0 < places <= limits.LARGEST_GRID or logits.shape[1] != rows or int(logits.shape[2]) < self.codes:
             raise UsageError(
                 f"{state.name} is {list(state.shape)} and {logits.name} {list(logits.shape)}; "
                 f"logits are of every place and of {self.codes} codes or more",
@@ -194,11 +249,31 @@ def main_graph(graphs: Mapping[str, Graph]) -> str:
     return MODEL if MODEL in graphs else FULL
 
 
-def grid_of(graph: Graph) -> tuple[int, int]:
-    """Height and width of the ids; a sequence is a square where it can be one, else a row."""
+def check_memories(full: Graph, light: Graph) -> None:
+    """Refuse a light graph that a full one does not feed.
+
+    Raises:
+        UsageError: it names the port.
+    """
+    kept = {port.name: port for port in full.outputs if port.role == MEMORY}
+    for port in light.inputs:
+        if port.role == MEMORY and kept.get(port.name) != port:
+            raise UsageError(
+                f"the graph {LIGHT} takes {port.name}, which {FULL} does not give so", hint="build the bundle again"
+            )
+        if port.role not in (MEMORY, STATE, LABEL, DROP, POSITIONS):
+            raise UsageError(f"nothing feeds the input {port.name}", hint="declare its role, or leave it out")
+    _is(_port(light, STATE), "int64", SEQUENCE)
+    _is(_port(light, POSITIONS), "int64", SEQUENCE)
+    _is(_port(light, LOGITS), "float32", GRID)
+
+
+def grid_of(graph: Graph, prefix: int = 0) -> tuple[int, int]:
+    """Height and width of the ids behind a prefix; a sequence is a square where it can be one, else a row."""
     sizes = [int(size) for size in _port(graph, STATE).shape[1:]]
     if len(sizes) > 1:
         return sizes[0], sizes[1]
+    sizes[0] -= prefix
     side = math.isqrt(sizes[0])
     return (side, side) if side * side == sizes[0] else (1, sizes[0])
 

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from dexport import limits
-from dexport.contract import DROP, LABEL, LOGITS, MEMORY, STATE, Graph, Scale
+from dexport.contract import DROP, LABEL, LOGITS, MEMORY, POSITIONS, STATE, Graph, Scale
 from dexport.errors import GateError
 from dexport.runtime.draws import Draws, choose
 from dexport.runtime.guidance import UNGUIDED
@@ -25,6 +25,10 @@ from dexport.runtime.programs.program import Network
 
 Ids = Generator[np.ndarray, np.ndarray | None, None]
 Temperature = Annotated[float, Meta(ge=0, le=limits.LARGEST_SCALE)]
+MODEL, FULL, LIGHT = "model", "full", "light"
+"""Graphs of the transformer: a pass over all places; the same with memories; a pass over some places, of memories."""
+EMPTY = -1
+"""The position of a place of a light pass that holds nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,9 @@ class Decisions:
     """How places are decided: the facts of a masked generator that its order reads.
 
     Attributes:
+        codes: of the codebook; ids from there on, such as the mask's, become the last one in the end.
         mask: the id of what is not known yet.
-        order: name in :data:`ORDERS`.
+        order: name of one of :data:`OWN_RULES`.
         steps: evaluations.
         cfg_scale: s of the guidance null + s * (conditional - null); 1 is none. The official w is s - 1.
         cfg_rule: ``constant``; ``linear`` in the step, or in the ``share`` of known places, from ``cfg_start`` to
@@ -43,13 +48,17 @@ class Decisions:
         temperature_power: of the values in between.
         warmup: steps at the beginning that take half the temperature.
         top_k: ids that are drawn from, the most likely ones; 0 for all.
+        sampling_temperature: of the order ``maskgit-r``: logits are DIVIDED by it in the end, and by 1 at first.
         choice_temperature: of the noise in the choice of places by confidence.
         schedule: name in :data:`~dexport.runtime.programs.masked_schedules.SHARES`, where the order has several.
         roll: whether every picture begins at another place of a fixed order.
+        recap: ``PRE_FULL:NUM_CACHE``: after so many steps, each full pass is followed by so many light ones
+            (:mod:`~dexport.runtime.programs.recap`); empty for full passes only.
     """
 
+    codes: Annotated[int, Meta(ge=1, le=limits.LARGEST_STATE)]
     mask: Annotated[int, Meta(ge=0, le=limits.LARGEST_LABEL)]
-    order: Literal["halton", "confidence"]
+    order: Literal["halton", "confidence", "mage", "maskgit-r"]
     steps: Annotated[int, Meta(ge=1, le=limits.MOST_STEPS)]
     cfg_scale: Scale = UNGUIDED
     cfg_start: Scale = UNGUIDED
@@ -59,16 +68,18 @@ class Decisions:
     temperature_power: Annotated[float, Meta(ge=0, le=limits.LARGEST_POWER)] = 1.0
     warmup: Annotated[int, Meta(ge=0, le=limits.MOST_STEPS)] = 0
     top_k: Annotated[int, Meta(ge=0, le=limits.LARGEST_STATE)] = 0
+    sampling_temperature: Annotated[float, Meta(gt=0, le=limits.LARGEST_SCALE)] = 1.0
     choice_temperature: Temperature = 4.5
     schedule: Literal["root", "linear", "square", "cosine", "arccos"] = "arccos"
     roll: bool = False
+    recap: str = ""
 
     def scale_at(self, step: int, known: float) -> float:
         """The scale of the guidance in a step, after which this share of the places is known."""
         start, scale = self.cfg_start, self.cfg_scale
         if scale == UNGUIDED:
             return scale
-        match self.cfg_rule or ORDERS[self.order].cfg_rule:
+        match self.cfg_rule or OWN_RULES[self.order]:
             case "linear":
                 return start + (scale - start) * step / max(1, self.steps - 1)
             case "share":
@@ -81,19 +92,6 @@ class Decisions:
         values = ramp(start, self.temperature, self.steps) ** np.float32(self.temperature_power)
         values[: self.warmup] *= np.float32(0.5)
         return values
-
-
-@dataclass(frozen=True)
-class Order:
-    """One order.
-
-    Attributes:
-        run: ``(settings, transformer, (height, width), draws)`` to the ids after each step, as many as there are steps.
-        cfg_rule: the rule of the guidance where the program does not say one.
-    """
-
-    run: Callable[[Decisions, Transformer, tuple[int, int], Draws], Ids]
-    cfg_rule: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +126,12 @@ class Prediction:
             )
         return logits
 
+    def at(self, places: np.ndarray) -> Prediction:
+        """The logits of some places (B, n) of each picture."""
+        index = places[..., None]
+        null = None if self.null is None else np.take_along_axis(self.null, index, axis=1)
+        return Prediction(np.take_along_axis(self.conditional, index, axis=1), null, self.scale, {})
+
 
 class Transformer:
     """The network of a masked generator, evaluated for ids, with guidance around it.
@@ -137,31 +141,60 @@ class Transformer:
         count: B, pictures.
         labels: (B,); empty where it takes none.
         null: the label of the unconditional prediction; None where there is none.
+        prefix: ids that the network takes before those of the places, and whose logits nobody reads.
     """
 
-    def __init__(self, network: Network, graph: str, count: int, labels: Sequence[int], null: int | None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        graph: str,
+        count: int,
+        labels: Sequence[int],
+        null: int | None,
+        prefix: Sequence[int] = (),
+    ) -> None:
         self.network, self.graph, self.count = network, graph, count
         self.labels, self.null = np.array(labels, np.int64), null
+        self.prefix = np.tile(np.array(prefix, np.int64), (count, 1))
 
-    def __call__(self, scale: float, ids: np.ndarray, graph: str = "", **more: np.ndarray) -> Prediction:
+    def __call__(
+        self, scale: float, ids: np.ndarray, graph: str = "", *, guided: bool | None = None, **more: np.ndarray
+    ) -> Prediction:
         """Evaluate a graph.
 
         Args:
             scale: of the guidance; 1 is none, and the batch is not doubled.
             ids: (B, n) int64.
+            guided: whether the batch is doubled, whatever the scale is.
             more: other inputs by name, such as memories; for both halves of a guided batch, the conditional one first.
         """
         graph = graph or self.graph
-        ports, guided = self.network.graphs[graph], scale != UNGUIDED
-        both = np.concatenate([ids, ids] if guided else [ids])  # a copy: an order goes on writing into its ids
+        ports, guided = self.network.graphs[graph], scale != UNGUIDED if guided is None else guided
+        ids = np.concatenate([self.prefix, ids], axis=1)
+        both = np.concatenate([ids, ids]) if guided else ids
         given = {**self._labels(ports, guided), **more}
         state = next(port for port in ports.inputs if port.role == STATE)
         given[state.name] = both.reshape(state.dims(len(both)))
         outputs = self.network(graph, **given)
-        logits = next(outputs[port.name] for port in ports.outputs if port.role == LOGITS)
+        logits = next(outputs[port.name] for port in ports.outputs if port.role == LOGITS)[:, self.prefix.shape[1] :]
         kept = {port.name: outputs[port.name] for port in ports.outputs if port.role == MEMORY}
         conditional, null = (logits[: len(ids)], logits[len(ids) :]) if guided else (logits, None)
         return Prediction(conditional, null, scale, kept)
+
+    def light(self, scale: float, ids: np.ndarray, positions: np.ndarray, full: Prediction) -> Prediction:
+        """Logits of some places (B, n), beside the others as a full pass left them.
+
+        Args:
+            ids, positions: (B, n) int64; what they lack to the size of the graph is filled up.
+        """
+        port = next(port for port in self.network.graphs[LIGHT].inputs if port.role == POSITIONS)
+        (_, size), n, guided = port.dims(self.count), ids.shape[1], full.null is not None
+        missing = ((0, 0), (0, size - n))
+        places = np.pad(positions, missing, constant_values=EMPTY)
+        more = {**full.memories, port.name: np.concatenate([places, places]) if guided else places}
+        found = self(scale, np.pad(ids, missing), LIGHT, guided=guided, **more)
+        null = None if found.null is None else found.null[:, :n]
+        return Prediction(found.conditional[:, :n], null, scale, {})
 
     def _labels(self, ports: Graph, guided: bool) -> dict[str, np.ndarray]:
         """The labels, and which of them are dropped; the second half of a guided batch has the null label."""
@@ -244,5 +277,9 @@ def confidence(settings: Decisions, transformer: Transformer, grid: tuple[int, i
         ids = yield from go_on(ids)
 
 
-ORDERS: Mapping[str, Order] = {"halton": Order(halton, "constant"), "confidence": Order(confidence, "linear")}
-"""By name; the names are those of the field ``order`` of :class:`Decisions`."""
+Run = Callable[[Decisions, Transformer, tuple[int, int], Draws], Ids]
+"""``(settings, transformer, (height, width), draws)`` to the ids after each step, as many as there are steps."""
+PLACE_BY_PLACE: Mapping[str, Run] = {"halton": halton, "confidence": confidence}
+"""Orders by name."""
+OWN_RULES = {"halton": "constant", "confidence": "linear", "mage": "linear", "maskgit-r": "linear"}
+"""The rule of the guidance where the program does not say one, by order."""
