@@ -154,8 +154,8 @@ def test_both_schedules_are_the_official_ones() -> None:
     assert sum(turn.count for turn in turns) == 16
     golden = load_golden("recap-mar-loop")
     kinds, turns = [], []
-    numbers = (int(golden.metadata[name]) for name in ("num_iter", "pre_full_iters", "num_cache_iters"))
-    for group in recap_plan(36, *numbers):
+    steps, before, light = (golden.metadata[name] for name in ("num_iter", "pre_full_iters", "num_cache_iters"))
+    for group in recap_plan(36, int(steps), f"{before}:{light}"):
         turns += group
         kinds += ["full", *["light"] * (len(group) - 1)]
     assert str(kinds).replace("'", '"') == golden.metadata["call_kinds"]
@@ -165,7 +165,7 @@ def test_both_schedules_are_the_official_ones() -> None:
 @pytest.mark.parametrize(("length", "steps"), [(256, 256), (256, 64), (36, 36), (9, 1), (9, 7)])
 @pytest.mark.parametrize(("pre_full", "num_cache"), [(0, 0), (0, 1), (3, 2), (300, 1)])
 def test_schedules_decode_every_token_once(length: int, steps: int, pre_full: int, num_cache: int) -> None:
-    plans = [plain_plan(length, steps), recap_plan(length, steps, pre_full, num_cache)]
+    plans = [plain_plan(length, steps), recap_plan(length, steps, f"{pre_full}:{num_cache}")]
     for plan in plans:
         turns = [turn for group in plan for turn in group]
         assert len(turns) == steps

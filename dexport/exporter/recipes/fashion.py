@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dexport.exporter.recipes import dico, diffit, dit, lit, mage_vqgan, maskgit_r, terdit
+from dexport.exporter.recipes import dico, diffit, dit, lit, mage_vqgan, mar, maskgit_r, terdit
 from dexport.exporter.recipes.denoiser import LINEAR_DDPM, require_null_label
 from dexport.exporter.recipes.recipe import Guidance, Recipe, Sampling
 
@@ -76,6 +76,19 @@ UVIT = {
     "num_heads": 4,
     "num_classes": len(CLASSES) + 1,
 }
+SIZES = {"embed_dim": 128, "depth": 3, "num_heads": 4}
+MAR = {
+    **mar.RECIPES[0].config,
+    "img_size": 32,
+    "vae_stride": 1,
+    "vae_embed_dim": 1,
+    "patch_size": 4,
+    "buffer_size": 8,
+    "class_num": len(CLASSES),
+    **{f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in SIZES.items()},
+    "diffloss_d": 3,
+    "diffloss_w": 128,
+}
 RECIPES = (
     variant("dico-fashion", dico.RECIPES[0], hidden_size=48, depth=[2, 2, 2, 2, 2], mlp_ratio=2),
     variant("dico-fashion-s", dico.RECIPES[0], hidden_size=32, depth=[1, 2, 2, 2, 1], mlp_ratio=2),
@@ -89,4 +102,5 @@ RECIPES = (
     masked("mage-vqgan-fashion-encoder", mage_vqgan.RECIPES[0], 32, VQGAN),
     masked("mage-vqgan-fashion-decoder", mage_vqgan.RECIPES[1], 8, VQGAN),
     masked("maskgit-r-fashion", maskgit_r.RECIPES[0], 8, UVIT, pixels_per_latent=4),
+    masked("mar-fashion", mar.RECIPES[0], 8, MAR),
 )

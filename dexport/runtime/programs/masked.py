@@ -37,7 +37,7 @@ from dexport.errors import GateError, UsageError
 from dexport.runtime.decode import PICTURE_CHANNELS, CodeDecoder, to_uint8
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED
-from dexport.runtime.programs.diffusion import DecoderSession
+from dexport.runtime.programs.ending import DecoderSession, player_of
 from dexport.runtime.programs.masked_groups import COUNTS, IN_GROUPS, OWN_READINGS, largest_group
 from dexport.runtime.programs.masked_orders import FULL, LIGHT, MODEL, PLACE_BY_PLACE, Decisions, Run, Transformer
 from dexport.runtime.programs.program import IDS, PICTURES, Calls, Graphs, Program, Request, Role, Step, check_condition
@@ -151,7 +151,7 @@ class Masked(Decisions, Program):
         return {IDS: codes, PICTURES: to_uint8(decode(codes))}
 
     def players(self) -> Mapping[str, str]:
-        return {"decoder": self.decoding.recipe} if self.decoding.recipe else {}
+        return player_of(self.decoding)
 
     def makes(self, networks: Graphs) -> Mapping[str, tuple[int, ...]]:
         transformer = networks["transformer"][0]

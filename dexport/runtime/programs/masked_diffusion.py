@@ -19,7 +19,6 @@ from, while the others are the noise of every inner step but the last.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -50,18 +49,9 @@ from dexport.contract import (
 from dexport.errors import UsageError
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED
-from dexport.runtime.programs.diffusion import (
-    check_decoder,
-    check_port,
-    decoded_shape,
-    ending,
-    input_of,
-    network_decoder,
-    output_of,
-)
+from dexport.runtime.programs.ending import MODEL, check_decoding, decoder_of, ending, player_of, results_of
+from dexport.runtime.programs.ports import check_port, input_of, output_of
 from dexport.runtime.programs.program import (
-    LATENTS,
-    PICTURES,
     Calls,
     Graphs,
     Network,
@@ -71,12 +61,12 @@ from dexport.runtime.programs.program import (
     Step,
     check_condition,
 )
+from dexport.runtime.programs.recap import groups_of, recap_of
 from dexport.runtime.schedule import Schedule, cosine_betas, timesteps_of
 
-MODEL, FULL, LIGHT, DIFFLOSS = "model", "full", "light", "diffloss"
+FULL, LIGHT, DIFFLOSS = "full", "light", "diffloss"
 LIGHT_SHARE = 0.4
 """Of the inner steps of a full pass, where nothing else is said: what the scripts of ReCAP take."""
-RECAP = re.compile(r"([0-9]{1,5}):([0-9]{1,5})")
 
 
 @dataclass(frozen=True)
@@ -135,7 +125,9 @@ class MaskedDiffusion(Program):
     decoding: Decoding = Decoding("network")  # noqa: RUF009 - it cannot be changed
 
     def __post_init__(self) -> None:
-        _ = self.inner, self.light_inner, self.groups
+        _ = self.inner, self.light_inner
+        if self.recap:
+            recap_of(self.recap)
         if self.condition.kind != "class" or self.condition.null is None:
             raise UsageError("there are no classes, or no null label", hint="declare both in the condition")
 
@@ -161,27 +153,10 @@ class MaskedDiffusion(Program):
         steps = max(2, int(self.inner.steps * LIGHT_SHARE))
         return Inner.of(str(self.light_respacing or steps), self.temperature)
 
-    @property
-    def groups(self) -> tuple[int, int]:
-        """Steps before the first group, and light passes of a group; 0 without any.
-
-        Raises:
-            UsageError: ``recap`` is something else.
-        """
-        if not self.recap:
-            return 0, 0
-        match = RECAP.fullmatch(self.recap)
-        if match is None:
-            raise UsageError(
-                f"recap {limits.shown(self.recap)} is not PRE_FULL:NUM_CACHE",
-                hint="for example 12:1: twelve full steps, then one light pass after each full one",
-            )
-        return int(match[1]), int(match[2])
-
     def plan(self, length: int) -> list[list[Turn]]:
         """Groups of turns, of so many tokens: the first turn of each is a full pass, the others are light ones."""
         if self.recap:
-            return recap_plan(length, self.steps, *self.groups)
+            return recap_plan(length, self.steps, self.recap)
         return plain_plan(length, self.steps)
 
     def run(self, calls: Calls, request: Request, draws: Draws) -> Iterator[Step]:
@@ -201,17 +176,13 @@ class MaskedDiffusion(Program):
                 before = Step(index, left / transformer.length, self._latents(transformer.tokens))
                 index += 1
         assert before is not None, "there is at least one step"
-        yield from ending(before, network_decoder(calls, self.decoding))
+        yield from ending(before, decoder_of(calls, self.decoding))
 
     def players(self) -> Mapping[str, str]:
-        return {"decoder": self.decoding.recipe} if self.decoding.recipe else {}
+        return player_of(self.decoding)
 
     def makes(self, networks: Graphs) -> Mapping[str, tuple[int, ...]]:
-        channels, height, width = self._shape(networks["transformer"][0])
-        made: dict[str, tuple[int, ...]] = {LATENTS: (channels, height, width)}
-        if networks.get("decoder"):
-            made[PICTURES] = decoded_shape(networks["decoder"][0][MODEL], height, width)
-        return made
+        return results_of(self.decoding, networks, self._shape(networks["transformer"][0]))
 
     def smallest(self, networks: Graphs) -> Graphs:
         thin = {STATE: self.patch**2, NOISE: self.patch**2, PREDICTION: self.patch**2, CONDITION: 1}
@@ -245,8 +216,7 @@ class MaskedDiffusion(Program):
                 f"{self.steps} steps are more than there are tokens, {length}", hint=f"give {length} or fewer"
             )
         self._check_recap(graphs, length)
-        for each in networks.get("decoder", ()):
-            check_decoder(each[MODEL], self._shape(graphs)[0])
+        check_decoding(self.decoding, networks, self._shape(graphs))
 
     def _check_recap(self, graphs: Mapping[str, Graph], length: int) -> None:
         if not self.recap:
@@ -437,21 +407,18 @@ def plain_plan(length: int, steps: int) -> list[list[Turn]]:
     return groups
 
 
-def recap_plan(length: int, steps: int, pre_full: int, num_cache: int) -> list[list[Turn]]:
-    """ReCAP's schedule: the same cosine, rounded in another order, and in groups after ``pre_full`` steps."""
-    groups, masked, step = [], length, 0
-    while step < steps:
-        turns: list[Turn] = []
-        for _ in range(1 + num_cache * (step >= pre_full)):
-            step += 1
-            ahead = max(1, min(masked - 1, math.floor(length * np.cos(math.pi / 2.0 * (step / steps)))))
-            ahead = 0 if step == steps else ahead
+def recap_plan(length: int, steps: int, recap: str) -> list[list[Turn]]:
+    """ReCAP's schedule: the same cosine, rounded in another order, and in groups."""
+    plan, masked = [], length
+    for group in groups_of(steps, recap):
+        turns = []
+        for step in group:
+            ahead = max(1, min(masked - 1, math.floor(length * np.cos(math.pi / 2.0 * ((step + 1) / steps)))))
+            ahead = 0 if step == steps - 1 else ahead
             turns.append(Turn(masked - ahead, ahead))
             masked = ahead
-            if step == steps:
-                break
-        groups.append(turns)
-    return groups
+        plan.append(turns)
+    return plan
 
 
 TRANSFORMER_INPUTS = {STATE: ("float32", 3), MASK: ("float32", 2), LABEL: ("int64", 1)}
