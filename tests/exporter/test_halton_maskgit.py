@@ -197,6 +197,7 @@ def test_random_weights_are_tied_as_the_network_ties_them(plain: Path) -> None:
     assert load_bundle(plain).status == "passed"
 
 
+@pytest.mark.slow  # other programs' networks are calibrated in every run
 def test_quantised_layers_are_calibrated_along_its_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {"int8": "w8a8", "calibration_images": 4, "parity": False, "profile": "ci"}
     dexport.build("halton-maskgit-t", tmp_path / "out", settings=SMALL, **options)
