@@ -49,7 +49,8 @@ class Attention(nn.Module):
         q, k, v = packed.chunk(3, dim=1)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2))
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-        return self.proj(out.transpose(1, 2).flatten(2)), (k, v)
+        # No views, or equal blocks could not be traced once for all.
+        return self.proj(out.transpose(1, 2).flatten(2)), (k.contiguous(), v.contiguous())
 
 
 class Mlp(nn.Module):
@@ -152,9 +153,21 @@ class DiffLoss(nn.Module):
     Inputs: x (B, C); t (B, S) in original steps; c (B, 2, D), conditional and unconditional; cfg_scale (B,);
     noise (B, S, C); weights (B, S, 5) of :class:`AncestralStep`. Output: x (B, C) after S steps. Guidance is of the
     noise alone, the variance stays conditional.
+
+    Args:
+        num_sampling_steps: respacing, for the program.
+        grad_checkpointing: of training only.
     """
 
-    def __init__(self, target_channels: int, z_channels: int, depth: int, width: int) -> None:
+    def __init__(
+        self,
+        target_channels: int,
+        z_channels: int,
+        depth: int,
+        width: int,
+        num_sampling_steps: str | int = "100",  # noqa: ARG002
+        grad_checkpointing: bool = False,  # noqa: ARG002
+    ) -> None:
         super().__init__()
         self.in_channels = target_channels
         self.net = SimpleMLPAdaLN(target_channels, width, 2 * target_channels, z_channels, depth)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import dexport
 from dexport.bundle import MODEL_DATA, graph_file, load_bundle
 from dexport.cli import main
+from dexport.contract import Condition
 from dexport.errors import UsageError
 from dexport.exporter.recipes import find_recipe
 from dexport.exporter.variant import resolve
@@ -194,6 +195,11 @@ def test_recap_needs_the_light_graph_and_room_for_its_groups() -> None:
     program.with_settings(recap="2:1").check(networks)
     with pytest.raises(UsageError, match=r"groups of \d+ tokens, and the graph light takes 8"):
         program.with_settings(recap="2:1", steps=8).check(networks)
+
+
+def test_a_program_without_a_null_label_is_refused() -> None:
+    with pytest.raises(UsageError, match="no null label"):
+        MaskedDiffusion(condition=Condition("class", 4), steps=4)
 
 
 def test_sizes_follow_the_image_and_the_patch() -> None:

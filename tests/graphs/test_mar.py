@@ -63,7 +63,7 @@ def test_the_transformer_is_the_official_one() -> None:
 def test_the_inner_diffusion_is_the_official_one() -> None:
     golden = load_golden("mar-diffloss")
     config, inputs = golden.config, golden.inputs
-    model = DiffLoss(config["target_channels"], config["z_channels"], config["depth"], config["width"]).eval()
+    model = DiffLoss(**config).eval()
     model.load_state_dict(golden.weights)
     inner = Inner.of(config["num_sampling_steps"], float(golden.metadata["temperature"]))
     assert inner.times[::-1].tolist() == inputs["timestep_map"].tolist()

@@ -136,8 +136,8 @@ class MaskedDiffusion(Program):
 
     def __post_init__(self) -> None:
         _ = self.inner, self.light_inner, self.groups
-        if self.condition.kind == "class" and self.condition.null is None:
-            raise UsageError("there is no null label to guide towards", hint="declare it in the condition")
+        if self.condition.kind != "class" or self.condition.null is None:
+            raise UsageError("there are no classes, or no null label", hint="declare both in the condition")
 
     @property
     def title(self) -> str:
