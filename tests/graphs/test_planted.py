@@ -23,7 +23,16 @@ def worst(name: str, module: nn.Module) -> float:
 
 
 WITH_GELU = ("dit-s", "dico-s", "diffit-latent", "dimr-2r", "vitok-v1-image", "vitok-v1-video")
-WITH_CHUNKS = ("dit-s", "dico-s", "terdit-packed", "terdit-master", "sdvae-encoder", "vitok-v1-image", "vitok-v2-image")
+WITH_CHUNKS = (
+    "dit-s",
+    "dico-s",
+    "terdit-packed",
+    "terdit-master",
+    "sdvae-encoder",
+    "vitok-v1-image",
+    "vitok-v2-image",
+    "mar-vae-encoder",
+)
 
 
 @pytest.mark.parametrize(
