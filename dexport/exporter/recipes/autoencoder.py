@@ -18,8 +18,8 @@ GROUP_NORMS = ("GroupNormalization", "InstanceNormalization")
 WHOLE = frozenset({"encoder", "decoder", "quant_conv", "post_quant_conv", "quantize", "loss"})
 """First parts of the names in a whole file; ``loss`` is the discriminator and other parts of the training."""
 FIRST = ("decoder.conv_in", "decoder.mid")
-"""A decoder's layers at the lowest resolution. They cost little, and what they round goes through all others: in float32
-they take a tenth to a third off the error of a decoder in half precision."""
+"""A decoder's layers at the lowest resolution. They cost little, and what they round goes through all others: they
+are a tenth to a third of the error of a decoder in half precision."""
 GATES = {**DEFAULT_GATES, "int8": 3e-2}
 """More in INT8: forty layers in a row lose 1.8e-2 to 2.3e-2, measured at full size with random weights."""
 DISTANCES = "distances"
