@@ -55,15 +55,15 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "terdit-master": TerDiT,
     "sdvae-decoder": VaeDecoder,
     "sdvae-encoder": VaeEncoder,
+    "vitok-v1-image": ViTokV1,
+    "vitok-v1-video": ViTokV1,
+    "vitok-v2-image": ViTokV2,
+    "vitok-v2-naflex": ViTokV2,
     "halton-vq-decoder": VqDecoder,
     "halton-vq-encoder": VqEncoder,
     "mage-vqgan": Vqgan,
     "mar-vae-decoder": KlDecoder,
     "mar-vae-encoder": KlEncoder,
-    "vitok-v1-image": ViTokV1,
-    "vitok-v1-video": ViTokV1,
-    "vitok-v2-image": ViTokV2,
-    "vitok-v2-naflex": ViTokV2,
 }
 RECIPES = {"dit-s": "dit-s-2", "dico-s": "dico-s", "diffit-latent": "diffit-256"}
 """Denoisers whose recipe says how they are guided."""
