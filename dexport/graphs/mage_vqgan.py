@@ -68,6 +68,8 @@ class VqganHalf(nn.Module):
             "resolution": resolution,
             "dropout": dropout,
         }
+        if not isinstance(ddconfig, Mapping | None):
+            raise ValueError(f"ddconfig {ddconfig!r} must be a group of settings, such as {{'ch': 128}}")
         unknown = [name for name in ddconfig or () if name not in settings]
         if unknown:
             raise ValueError(f"ddconfig has no {', '.join(unknown)}: it has {', '.join(settings)}")
@@ -76,9 +78,10 @@ class VqganHalf(nn.Module):
             raise ValueError("double_z is of autoencoders with a posterior, and this one has codes")
         if settings["z_channels"] != embed_dim:
             raise ValueError(f"z_channels {settings['z_channels']} must be embed_dim {embed_dim}")
-        if len(grid) != 2 or min(grid) < 1:
-            raise ValueError(f"grid {list(grid)} must be the height and the width of the ids, such as [16, 16]")
-        self.grid = tuple(grid)
+        sides = tuple(grid) if isinstance(grid, Sequence) else ()
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(f"grid {grid!r} must be the height and the width of the ids, such as [16, 16]")
+        self.grid = sides
         self.build(n_embed, settings)
 
     @abstractmethod

@@ -52,9 +52,10 @@ class KlHalf(nn.Module):
         if embed_dim < 1:
             raise ValueError(f"embed_dim {embed_dim} must be at least 1")
         sides = self.released if attn_resolutions is None else attn_resolutions
-        levels = (
-            len(ch_mult) if isinstance(ch_mult, Sequence) else 0
-        )  # what is no list is refused where levels are made
+        if not isinstance(sides, Sequence) or isinstance(sides, str):
+            raise ValueError(f"attn_resolutions {sides!r} must be a list of sides, such as [16]")
+        # What is no list is refused where the levels are made.
+        levels = len(ch_mult) if isinstance(ch_mult, Sequence) else 0
         attention = [resolution // 2**level in sides for level in range(levels)]
         self.embed_dim = embed_dim
         self.in_channels = in_channels

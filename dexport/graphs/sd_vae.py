@@ -49,7 +49,7 @@ class MidBlock(nn.Module):
     def __init__(self, channels: int, groups: int, act_fn: str) -> None:
         super().__init__()
         self.attentions = nn.ModuleList([Attention(channels, groups)])
-        self.resnets = _resnets((channels, channels), 2, groups, act_fn)
+        self.resnets = nn.ModuleList(_resnets((channels, channels), 2, groups, act_fn))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))

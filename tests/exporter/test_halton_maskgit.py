@@ -197,6 +197,19 @@ def test_random_weights_are_tied_as_the_network_ties_them(plain: Path) -> None:
     assert load_bundle(plain).status == "passed"
 
 
+@pytest.mark.slow  # other programs' networks are calibrated in every run
+def test_quantised_layers_are_calibrated_along_its_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"int8": "w8a8", "calibration_images": 4, "parity": False, "profile": "ci"}
+    dexport.build("halton-maskgit-t", tmp_path / "out", settings=SMALL, **options)
+    layers = load_bundle(tmp_path / "out").network.manifest["precision"]["layers"]
+    assert {path for path, scheme in layers.items() if scheme == "w8a8"} == {
+        f"transformer.layers.0.{layer}"
+        for layer in ("attn.wq", "attn.wk", "attn.wv", "attn.wo", "ff.w1", "ff.w2", "ff.w3")
+    }
+    program = OpenProgram.open(tmp_path / "out").with_settings(steps=4)
+    assert program.results(Request(1, (2,)), Draws(0, images=[0]))[IDS].shape == (1, 16)
+
+
 def run(*arguments: object, exit_code: int = 0) -> Result:
     result = CliRunner().invoke(main, [*map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == exit_code, result.output

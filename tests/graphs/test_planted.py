@@ -33,7 +33,7 @@ WITH_CHUNKS = (
     ("plant", "name"),
     [
         *((other_gelu, name) for name in WITH_GELU),
-        *((other_order_of_chunks, name) for name in WITH_CHUNKS),
+        *((other_order_of_chunks, name) for name in (*WITH_CHUNKS, "mar-vae-encoder")),
         *((ten_times_the_epsilon, name) for name in ("terdit-packed", "terdit-master", "vitok-v1-image")),
     ],
 )

@@ -209,7 +209,7 @@ def test_guidance_is_what_its_formula_says() -> None:
     both[0][2], both[CLASSES][2] = 0.0, 1.0
     both[0][4], both[CLASSES][4] = 0.5, 3.0  # both favour 4; guided, 2 has 3 * 0 - 2 * 1, and 4 has 3 * 0.5 - 2 * 3
     seen.logits = lambda _, labels: np.stack([np.tile(both[label], (PLACES, 1)) for label in labels]).astype("f4")
-    program = PROGRAM.with_settings(cfg_scale=3.0, steps=1)
+    program = PROGRAM.with_settings(cfg_scale=3.0, steps=1, temperature=100.0)  # the likeliest is drawn
     draws = Replay([np.full((1, PLACES), 0.5, np.float32)])
     (step,) = program.run({"transformer": [seen]}, Request(1, (0,)), draws)
     assert set(step.state.ravel()) == {2}

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from dexport.contract import LATENT
-from dexport.exporter.recipes.autoencoder import DISTANCES, distances, factor_of, half, islands, picture, settings_of
+from dexport.exporter.recipes.autoencoder import (
+    DISTANCES,
+    FIRST,
+    GATES,
+    distances,
+    factor_of,
+    half,
+    islands,
+    picture,
+    settings_of,
+)
 from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec
 from dexport.graphs.llamagen_vq import VqDecoder, VqEncoder
 
@@ -47,6 +57,7 @@ def one(name: str, **fields: Any) -> Recipe:
         checkpoints=("vq_ds16_c2i.pt",),
         hub="hf://FoundationVision/LlamaGen/vq_ds16_c2i.pt",
         adapt=half("LlamaGen", training=(USAGE,)),
+        gates=GATES,
         quantize_exclude=(f"{name}.conv_in", f"{name}.conv_out", "quantize"),
         **fields,
     )
@@ -71,6 +82,6 @@ RECIPES = (
         signature=decoder_signature,
         latent=(IMAGE_SIZE // 16, IMAGE_SIZE // 16),
         pixels_per_latent=pixels_per_code,
-        islands=islands("decoder.mid.1", "decoder.conv_blocks.*.attn", "quantize"),
+        islands=islands(*FIRST, "decoder.conv_blocks.*.attn", "quantize"),
     ),
 )

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from dexport.contract import LATENT
-from dexport.exporter.recipes.autoencoder import DISTANCES, distances, factor_of, half, islands, picture, settings_of
+from dexport.exporter.recipes.autoencoder import (
+    DISTANCES,
+    FIRST,
+    GATES,
+    distances,
+    factor_of,
+    half,
+    islands,
+    picture,
+    settings_of,
+)
 from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec
 from dexport.graphs.mage_vqgan import VqganDecoder, VqganEncoder
 
@@ -49,7 +59,7 @@ def one(name: str, **fields: Any) -> Recipe:
         checkpoints=("vqgan_jax_strongaug.ckpt", "mage-vitb-1600.pth"),
         hub="vqgan_jax_strongaug.ckpt, linked at https://github.com/LTH14/mage",
         adapt=half("MAGE", prefix="vqgan."),
-        islands=islands("quantize"),
+        gates=GATES,
         quantize_exclude=(f"{name}.conv_in", f"{name}.conv_out", "quantize"),
         **fields,
     )
@@ -65,6 +75,7 @@ RECIPES = (
         graphs={DISTANCES: distances(encoder_signature, lambda c: flat(c)["n_embed"])},
         latent=(IMAGE_SIZE, IMAGE_SIZE),
         latent_multiple=pixels_per_id,
+        islands=islands("quantize"),
         pixels_per_latent=1,
     ),
     one(
@@ -75,6 +86,7 @@ RECIPES = (
         signature=decoder_signature,
         latent=(IMAGE_SIZE // 16, IMAGE_SIZE // 16),
         size_argument="grid",
+        islands=islands(*FIRST, "quantize"),
         pixels_per_latent=pixels_per_id,
     ),
 )

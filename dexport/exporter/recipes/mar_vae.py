@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dexport.exporter.recipes.autoencoder import factor_of, half, islands, picture, settings_of
-from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec
+from dexport.exporter.recipes.autoencoder import FIRST, GATES, factor_of, half, islands, picture, settings_of
+from dexport.exporter.recipes.recipe import BATCH, Islands, Recipe, Signature, TensorSpec
 from dexport.graphs.mar_vae import KlDecoder, KlEncoder
 
 IMAGE_SIZE = 256
@@ -36,8 +36,7 @@ def decoder_signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Sig
     )
 
 
-def one(name: str, levels: str, **fields: Any) -> Recipe:
-    attention = islands(f"{name}.mid.attn_1")
+def one(name: str, levels: str, inner: Islands, **fields: Any) -> Recipe:
     return Recipe(
         name=f"mar-vae-{name}",
         family="MAR VAE",
@@ -46,7 +45,8 @@ def one(name: str, levels: str, **fields: Any) -> Recipe:
         checkpoints=("kl16.ckpt",),
         hub="kl16.ckpt, linked at https://github.com/LTH14/mar",
         adapt=half("MAR"),
-        islands=replace(attention, optional=(f"{name}.{levels}.*.attn",)),
+        islands=replace(inner, optional=(f"{name}.{levels}.*.attn",)),
+        gates=GATES,
         quantize_exclude=(f"{name}.conv_in", f"{name}.conv_out"),
         **fields,
     )
@@ -56,6 +56,7 @@ RECIPES = (
     one(
         "encoder",
         "down",
+        islands("encoder.mid.attn_1"),
         summary="Encoder of MAR's KL-16: image to mean and standard deviation",
         constructor=KlEncoder,
         signature=encoder_signature,
@@ -66,6 +67,7 @@ RECIPES = (
     one(
         "decoder",
         "up",
+        islands(*FIRST),
         summary="Decoder of MAR's KL-16: latent of 16 channels to image",
         constructor=KlDecoder,
         signature=decoder_signature,

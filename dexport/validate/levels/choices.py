@@ -19,48 +19,47 @@ class Count:
 
     Attributes:
         different: how many are not PyTorch's, of ``total``.
-        furthest: where the worst of them lies, from PyTorch's choice (0) to the mean of all (1).
+        least: the least that one is worth.
     """
 
     total: int = 0
     different: int = 0
-    furthest: float = 0.0
+    least: float = 1.0
 
 
 @dataclass(frozen=True)
 class Choices:
-    """PyTorch's scores of everything that an output might have been.
+    """PyTorch's choices and its scores of everything that they might have been.
 
     Attributes:
-        scores: of an output (rows, ...), of every value (rows, ..., K) float32. Outputs without them are compared as
-            they are.
+        expected: output -> PyTorch's (rows, ...).
+        scores: output -> of every value (rows, ..., K) float32. Outputs without them are compared as they are.
         counts: (kind of run, output) -> what was counted.
     """
 
+    expected: Mapping[str, np.ndarray]
     scores: Mapping[str, np.ndarray]
     counts: dict[tuple[str, str], Count] = field(default_factory=dict)
 
-    def worth(self, output: str, chosen: np.ndarray, order: Sequence[int]) -> np.ndarray:
-        """The scores of what was chosen for the rows of ``order``, infinite where there is no such value."""
+    def worth(self, kind: str, output: str, chosen: np.ndarray, order: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """What to compare for the rows of ``order``: PyTorch's, and the graph's.
+
+        A choice is worth 1 where it scores as PyTorch's does, 0 where it scores as the mean of all; it is minus
+        infinity where there is no such value. Choices of the kind of run are counted.
+        """
+        expected = self.expected[output][list(order)]
         if output not in self.scores:
-            return chosen
+            return expected, chosen
         scores = self.scores[output][list(order)]
         known = (chosen >= 0) & (chosen < scores.shape[-1])
-        found = np.take_along_axis(scores, np.where(known, chosen, 0)[..., None], axis=-1)[..., 0]
-        return np.where(known, found, np.float32(np.inf))
-
-    def count(self, kind: str, output: str, expected: np.ndarray, chosen: np.ndarray, order: Sequence[int]) -> None:
-        """Count what is not the same."""
-        if output not in self.scores:
-            return
-        count, different = self.counts.setdefault((kind, output), Count()), expected != chosen
+        best, found = (_at(scores, values) for values in (expected, np.where(known, chosen, 0)))
+        span, lost = np.abs(scores.mean(axis=-1) - best), np.abs(found - best)
+        worth = np.where(known, 1 - np.divide(lost, span, out=np.sign(lost), where=span > 0), -np.inf)
+        count = self.counts.setdefault((kind, output), Count())
         count.total += chosen.size
-        count.different += int(different.sum())
-        if different.any():
-            best = self.worth(output, expected, order)
-            lost = np.abs(self.worth(output, chosen, order) - best)[different]
-            span = np.abs(self.scores[output][list(order)].mean(axis=-1) - best)[different]
-            count.furthest = max(count.furthest, float(np.max(lost / np.maximum(span, np.finfo(np.float32).tiny))))
+        count.different += int((expected != chosen).sum())
+        count.least = min(count.least, float(worth.min()))
+        return np.ones_like(worth), worth
 
     @property
     def notes(self) -> Iterator[str]:
@@ -71,5 +70,9 @@ class Choices:
                 continue
             yield (
                 f"{output}, {kind}: {count.different} of {count.total} choices are not PyTorch's; by its scores the "
-                f"worst lies {100 * count.furthest:.2g} % of the way from the best to the mean of all"
+                f"worst is {100 * (1 - count.least):.2g} % of the way from the best to the mean of all"
             )
+
+
+def _at(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(scores, values[..., None], axis=-1)[..., 0].astype(np.float64)

@@ -183,7 +183,7 @@ def check_parity(
 
     tell(0, total, "PyTorch float32")
     expected = reference_outputs(variant, weights, inputs, rows, session)
-    choices = Choices({} if session else scores_of(variant, weights, inputs, rows))
+    choices = Choices(expected, {} if session else scores_of(variant, weights, inputs, rows))
     gate = gate or precision
     limit = {**DEFAULT_GATES, **variant.recipe.gates}[gate] if limit is None else limit
     checks: list[Check] = []
@@ -200,11 +200,9 @@ def check_parity(
         order = row_order(batch, rows)
         got = graph(**take_rows(variant.signature, inputs, order))
         for name, array in got.items():
-            wanted = expected[name][order]
-            choices.count(kind, name, wanted, array, order)
-            wanted, array = (choices.worth(name, values, order) for values in (wanted, array))
-            checks.append(Check(kind, graph.runner, batch, name, compare(wanted, array), limit))
-            checks += _consistency(graph.runner, kind, batch, name, order, array, seen, limit)
+            wanted, found = choices.worth(kind, name, array, order)
+            checks.append(Check(kind, graph.runner, batch, name, compare(wanted, found), limit))
+            checks += _consistency(graph.runner, kind, batch, name, order, found, seen, limit)
     tell(total, total, "")
     return ParityReport(
         precision=precision if gate == precision else f"{precision}, {gate}",
