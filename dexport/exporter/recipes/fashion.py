@@ -7,12 +7,17 @@ prediction, as each is one pixel in four of the image: the first three only woul
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
+from dexport.contract import PIXELS, Decoding
 from dexport.exporter.recipes import dico, diffit, dit, lit, mage_vqgan, mar, maskgit_r, terdit
 from dexport.exporter.recipes.denoiser import LINEAR_DDPM, require_null_label
-from dexport.exporter.recipes.recipe import Guidance, Recipe, Sampling
+from dexport.exporter.recipes.recipe import Guidance, Recipe, Sampling, Signature
+from dexport.runtime.programs.program import Program
 
 SIDE = 16
 
@@ -43,17 +48,27 @@ def variant(name: str, like: Recipe, sampling: Sampling = SAMPLING, **config: An
     )
 
 
-def masked(name: str, like: Recipe, cells: int, config: dict[str, Any], **facts: Any) -> Recipe:
-    """A small relative of a recipe that draws tokens, or of one half of their tokenizer."""
+def masked(name: str, like: Recipe, cells: int, config: dict[str, Any], checkpoint: str = "", **program: Any) -> Recipe:
+    """A small relative of a recipe that draws tokens, or of one half of their tokenizer.
+
+    Args:
+        program: fields of the program that are not those of ``like``.
+    """
+
+    def own(config: Mapping[str, Any], signatures: Mapping[str, Signature]) -> Program:
+        assert like.program is not None
+        usual = like.program(config, signatures)
+        return replace(usual, condition=msgspec.structs.replace(usual.condition, names=CLASSES), **program)
+
     return replace(
         like,
         name=name,
         summary=f"{like.family}, trained on 32 px Fashion-MNIST",
         config=config,
         latent=(cells, cells),
-        checkpoints=("mage-vqgan-fashion.safetensors" if "vqgan" in name else f"{name}.safetensors",),
+        program=own if program else None,
+        checkpoints=(f"{checkpoint or name}.safetensors",),
         hub="checkpoints/ of the dexport repository",
-        **facts,
     )
 
 
@@ -76,7 +91,7 @@ UVIT = {
     "num_heads": 4,
     "num_classes": len(CLASSES) + 1,
 }
-SIZES = {"embed_dim": 128, "depth": 3, "num_heads": 4}
+HALVES = {"embed_dim": 128, "depth": 3, "num_heads": 4}
 MAR = {
     **mar.RECIPES[0].config,
     "img_size": 32,
@@ -85,7 +100,7 @@ MAR = {
     "patch_size": 4,
     "buffer_size": 8,
     "class_num": len(CLASSES),
-    **{f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in SIZES.items()},
+    **{f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in HALVES.items()},
     "diffloss_d": 3,
     "diffloss_w": 128,
 }
@@ -99,8 +114,17 @@ RECIPES = (
     variant(
         "terdit-fashion", terdit.RECIPES[0], THUMBNAILS, patch_size=4, dim=160, n_layers=6, n_heads=4, multiple_of=64
     ),
-    masked("mage-vqgan-fashion-encoder", mage_vqgan.RECIPES[0], 32, VQGAN),
-    masked("mage-vqgan-fashion-decoder", mage_vqgan.RECIPES[1], 8, VQGAN),
-    masked("maskgit-r-fashion", maskgit_r.RECIPES[0], 8, UVIT, pixels_per_latent=4),
-    masked("mar-fashion", mar.RECIPES[0], 8, MAR),
+    masked("mage-vqgan-fashion-encoder", mage_vqgan.RECIPES[0], 32, VQGAN, "mage-vqgan-fashion"),
+    masked("mage-vqgan-fashion-decoder", mage_vqgan.RECIPES[1], 8, VQGAN, "mage-vqgan-fashion"),
+    masked(
+        "maskgit-r-fashion",
+        maskgit_r.RECIPES[0],
+        8,
+        UVIT,
+        steps=16,
+        cfg_scale=2.0,
+        cfg_start=1.0,
+        decoding=Decoding("network", "mage-vqgan-fashion-decoder", black=0.0),
+    ),
+    masked("mar-fashion", mar.RECIPES[0], 32, MAR, steps=32, cfg_scale=2.0, decoding=PIXELS),
 )
