@@ -196,7 +196,14 @@ class Diffusion(Program):
             self._check_denoiser(graph_of(graphs))
         if len(networks["denoiser"]) > 1 and not self.route:
             raise UsageError("several denoisers, and no shares of the trajectory", hint="build it again")
-        check_decoding(self.decoding, networks, self._state(networks))
+        state = self._state(networks)
+        check_decoding(self.decoding, networks, state)
+        guided = None if self.guidance is None else self.guidance.channels
+        if self.decoding.factor > 1 and guided is not None and guided < state[0]:
+            raise UsageError(
+                f"guidance is of {guided} of {state[0]} channels, each a part of the picture",
+                hint=f"--set the channels to {guided}, or describe the guidance in a recipe file",
+            )
 
     def _check_denoiser(self, graph: Graph) -> None:
         state, time, prediction = input_of(graph, STATE), input_of(graph, TIME), output_of(graph, PREDICTION)
@@ -228,12 +235,6 @@ class Diffusion(Program):
                 f"{self.sampler} takes predictions of {' or '.join(map(str, predicted))} channels for the state "
                 f"{list(state.shape)}, and {prediction.name} is {list(prediction.shape)}",
                 hint="change learn_sigma or the channels with --set, or correct the recipe",
-            )
-        guided = None if self.guidance is None else self.guidance.channels
-        if self.decoding.factor > 1 and guided is not None and guided < channels:
-            raise UsageError(
-                f"guidance is of {guided} of {channels} channels, each a part of the picture",
-                hint=f"--set the channels to {guided}, or describe the guidance in a recipe file",
             )
 
     def _denoiser(self, network: Network, labels: Sequence[int], sampler: Sampler) -> Denoiser:
