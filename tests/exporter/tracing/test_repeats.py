@@ -43,7 +43,8 @@ FAMILIES = {
 
 
 SLOW = ("DiT, fused", "LiT, fused", "DiffiT in image space", "TerDiT", "DiMR, layer norms", "SD VAE")
-"""Five to nine seconds each: guidance is around DiT; LiT and TerDiT are DiTs, with an op as DiffiT has one; DiCo and DiMR have stages as well."""
+"""Seven seconds each: guidance is around DiT; LiT and TerDiT are DiTs, with an op as DiffiT has one; DiCo and DiMR have
+stages as well."""
 
 
 def described(model: ir.Model) -> dict[str, Any]:
