@@ -38,6 +38,7 @@ UVIT = {
     "depth": 8,
     "num_heads": 4,
     "num_classes": len(CLASSES) + 1,
+    "group_size": 20,
 }
 HALVES = {"embed_dim": 128, "depth": 3, "num_heads": 4}
 MAR = {
@@ -49,6 +50,7 @@ MAR = {
     "buffer_size": 8,
     "class_num": len(CLASSES),
     **{f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in HALVES.items()},
+    "light_tokens": 12,
     "diffloss_d": 3,
     "diffloss_w": 128,
 }
