@@ -53,7 +53,7 @@ def main() -> None:
     kinds = {TOKENIZER: tokenizer, "maskgit-r-fashion": maskgit, "mar-fashion": mar}
     record = {"data": {"package": PACKAGE, "split": "train", "images": len(pixels), "sha256": digest}}
     weights, more = kinds[args.recipe](args, pixels, labels)
-    save(args, weights, record | more)
+    save(args, {name: value.half() for name, value in weights.items()}, record | more)  # half the size
 
 
 Trained = tuple[dict[str, Tensor], dict[str, Any]]
