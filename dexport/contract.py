@@ -19,8 +19,13 @@ BATCH = "B"
 """Name of the symbolic batch dimension."""
 STATE, TIME, LABEL, SCALE, MEMORY = "state", "time", "label", "scale", "memory"
 """Roles of inputs; a memory is an output of one graph and an input of another, matched by name."""
+DROP = "drop"
+"""Role of an input (B,) bool: rows whose label counts as the null label."""
 PREDICTION, LOGITS, GRADIENT, LATENT, PICTURE = "prediction", "logits", "gradient", "latent", "picture"
 """Roles of outputs; latents and pictures are inputs as well: a decoder takes one and gives the other."""
+MASK, POSITIONS, CONDITION, NOISE, WEIGHTS = "mask", "positions", "condition", "noise", "weights"
+"""Roles around tokens: which are not known, the places of a group (-1 where it has none); what an inner diffusion is
+asked by, which one graph gives and another takes, its noise, and the coefficients of its steps."""
 
 T = TypeVar("T")
 Size = Annotated[int, Meta(ge=0, le=limits.LARGEST_STATE)]
@@ -66,6 +71,10 @@ class Port(Struct, frozen=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if BATCH in self.shape[1:]:
             raise ValueError(f"{printable(self.name)}: only the first dimension may be the batch")
+
+    def dims(self, rows: int) -> tuple[int, ...]:
+        """The shape with the batch filled in."""
+        return tuple(rows if size == BATCH else int(size) for size in self.shape)
 
 
 class Graph(Struct, frozen=True):
@@ -163,12 +172,14 @@ class Decoding(Struct, frozen=True):
         kind: ``none``: they are pictures; ``pixel-shuffle``: channels are pixels; ``network``: the role ``decoder``.
         recipe: the decoder's.
         scale: states are divided by it before they are decoded.
+        black: its value in the pictures that the network makes, where white is 1.
         factor, tiles: of the pixel shuffle; see :class:`dexport.runtime.decode.PixelShuffle`.
     """
 
     kind: Literal["none", "pixel-shuffle", "network"] = "none"
     recipe: str = ""
     scale: Annotated[float, Meta(ge=-limits.LARGEST_LATENT_SCALE, le=limits.LARGEST_LATENT_SCALE)] = 1.0
+    black: Annotated[float, Meta(ge=-1, le=0)] = -1.0
     factor: Annotated[int, Meta(ge=1, le=limits.LARGEST_SHUFFLE)] = 1
     tiles: Annotated[int, Meta(ge=1, le=limits.LARGEST_SHUFFLE)] = 1
 

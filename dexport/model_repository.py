@@ -40,6 +40,7 @@ TYPES = {
     "int64": "TYPE_INT64",
     "int32": "TYPE_INT32",
     "uint8": "TYPE_UINT8",
+    "bool": "TYPE_BOOL",
 }
 NUMBERS = {int: "int32", float: "float32"}
 """Types of settings."""

@@ -20,8 +20,9 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,8 +47,15 @@ LOSS_WINDOW = 100
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a recipe such as dico-fashion")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--compile", action="store_true", help="torch.compile: 1.5x for DiCo, little for the others")
+    train(parser.parse_args())
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of :func:`fit` and :func:`save`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="the name of a small recipe")
     parser.add_argument("--data", type=Path, required=True, help=f"Debian's {PACKAGE} package, or its unpacked root")
     parser.add_argument("--output", type=Path, default=Path("checkpoints"))
     parser.add_argument("--state", type=Path, default=Path("out/training"), help="folder of resumable states")
@@ -57,8 +65,7 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--compile", action="store_true", help="torch.compile: 1.5x for DiCo, little for the others")
-    train(parser.parse_args())
+    return parser
 
 
 def train(args: argparse.Namespace) -> None:
@@ -67,15 +74,44 @@ def train(args: argparse.Namespace) -> None:
     recipe = find_recipe(args.recipe)
     model = initialise(recipe.constructor(**recipe.config))
     ternary = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, TernaryLinear)]
-    average = {name: value.clone() for name, value in model.state_dict().items()}
-    optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     images, labels, digest = load_fashion(args.data)
     tiles = decoding_of(recipe.sampling.decoder, 1.0).tiles
     images = thumbnails(images, tiles)
     null_label = recipe.config["num_classes"]
-    objective = Objective()
+    objective = Objective(torch.linspace(1e-4, 2e-2, TRAINED_STEPS, dtype=torch.float64))
     network = torch.compile(model) if args.compile else model
 
+    def loss(rows: Tensor, rng: torch.Generator) -> tuple[Tensor, float]:
+        y = dropped(labels[rows], null_label, rng)
+        return objective(lambda x, t: network(x, t, y), images[rows], rng)
+
+    average, run = fit(args, model, loss, len(images))
+    for name in ternary:
+        average[name] = pack(ternarise(average[name]))
+    preparation = "28 px padded to 32 with black, [-1, 1], " + (
+        f"rearranged as {tiles}x{tiles} thumbnails, " if tiles > 1 else ""
+    )
+    record = {
+        "data": {"package": PACKAGE, "split": "train", "images": len(images), "sha256": digest},
+        "preparation": preparation + "pixel-unshuffled to (4, 16, 16)",
+        "objective": "epsilon MSE + variational bound of the learned variance, 1000 linear betas 1e-4..2e-2",
+        "label_dropout": LABEL_DROPOUT,
+    }
+    save(args, average, record | run)
+
+
+Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, float]]
+"""Of rows of the data: what is minimised, and the figure to report."""
+
+
+def fit(args: argparse.Namespace, model: nn.Module, loss: Loss, count: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The averaged weights, and what to record of the run.
+
+    Args:
+        count: rows of the data. Rows and all other draws of a step depend on the seed and the step only.
+    """
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     args.state.mkdir(parents=True, exist_ok=True)
     state_path = args.state / f"{args.recipe}.pt"
     first, seconds, curve = 0, 0.0, []
@@ -88,24 +124,22 @@ def train(args: argparse.Namespace) -> None:
     started, window = time.monotonic() - seconds, []
     for step in range(first, args.steps):
         rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        rows = torch.randint(len(images), (args.batch,), generator=rng)
-        x, y = images[rows], labels[rows].clone()
-        y[torch.rand(args.batch, generator=rng) < LABEL_DROPOUT] = null_label
+        rows = torch.randint(count, (args.batch,), generator=rng)
         for group in optimiser.param_groups:
             group["lr"] = args.lr * schedule(step, args.steps)
-        loss, mse = objective(network, x, y, rng)
+        value, reported = loss(rows, rng)
         optimiser.zero_grad()
-        loss.backward()
+        value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         follow(average, model, min(args.ema, (1 + step) / (10 + step)))
-        window.append(mse)
+        window.append(reported)
         if (step + 1) % LOSS_WINDOW == 0:
             curve.append([step + 1, round(sum(window) / len(window), 5)])
             window.clear()
             seconds = time.monotonic() - started
             rate = (step + 1) * args.batch / seconds
-            print(f"{args.recipe} step {step + 1}/{args.steps} mse {curve[-1][1]:.4f} {rate:.0f} images/s", flush=True)
+            print(f"{args.recipe} step {step + 1}/{args.steps} loss {curve[-1][1]:.4f} {rate:.0f} images/s", flush=True)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps:
             torch.save(
                 {
@@ -119,35 +153,36 @@ def train(args: argparse.Namespace) -> None:
                 state_path.with_suffix(".new"),
             )
             state_path.with_suffix(".new").replace(state_path)
-
-    for name in ternary:
-        average[name] = pack(ternarise(average[name]))
-    args.output.mkdir(parents=True, exist_ok=True)
-    record = {
-        "recipe": args.recipe,
+    run = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "data": {"package": PACKAGE, "split": "train", "images": len(images), "sha256": digest},
-        "preparation": "28 px padded to 32 with black, [-1, 1], "
-        + (f"rearranged as {tiles}x{tiles} thumbnails, " if tiles > 1 else "")
-        + "pixel-unshuffled to (4, 16, 16)",
-        "objective": "epsilon MSE + variational bound of the learned variance, 1000 linear betas 1e-4..2e-2",
         "steps": args.steps,
         "batch": args.batch,
         "learning_rate": args.lr,
         "average_decay": args.ema,
-        "label_dropout": LABEL_DROPOUT,
         "seed": args.seed,
         "threads": args.threads,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "torch": torch.__version__,
-        "mse_by_step": curve,
+        "loss_by_step": curve,
     }
+    return average, run
+
+
+def save(args: argparse.Namespace, weights: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """The weights of a recipe and the record beside them."""
+    args.output.mkdir(parents=True, exist_ok=True)
     save_file(
-        {name: value.contiguous() for name, value in average.items()},
+        {name: value.contiguous() for name, value in weights.items()},
         args.output / f"{args.recipe}.safetensors",
         metadata={"recipe": args.recipe, "data": PACKAGE, "steps": str(args.steps), "seed": str(args.seed)},
     )
-    (args.output / f"{args.recipe}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps({"recipe": args.recipe, **record}, indent=1) + "\n"
+    (args.output / f"{args.recipe}.json").write_text(text, encoding="utf-8")
+
+
+def dropped(labels: Tensor, null_label: int, rng: torch.Generator) -> Tensor:
+    """Labels, some of them replaced by the null label."""
+    return labels.masked_fill(torch.rand(len(labels), generator=rng) < LABEL_DROPOUT, null_label)
 
 
 def initialise(model: nn.Module) -> nn.Module:
@@ -184,11 +219,11 @@ def straight_through(layer: TernaryLinear, x: Tensor) -> Tensor:
 class Objective:
     """Loss of a batch: epsilon MSE, and the bound that trains the variance channels."""
 
-    def __init__(self) -> None:
-        betas = torch.linspace(1e-4, 2e-2, TRAINED_STEPS, dtype=torch.float64)
+    def __init__(self, betas: Tensor) -> None:
         alphas_cumprod = (1 - betas).cumprod(0)
         previous = F.pad(alphas_cumprod[:-1], (1, 0), value=1.0)
         variance = betas * (1 - previous) / (1 - alphas_cumprod)
+        self.steps = len(betas)
         self.signal, self.noise = alphas_cumprod.sqrt().float(), (1 - alphas_cumprod).sqrt().float()
         self.largest = betas.log().float()
         self.smallest = torch.cat([variance[1:2], variance[1:]]).log().float()
@@ -197,17 +232,24 @@ class Objective:
             betas * previous.sqrt() / (1 - alphas_cumprod) * (1 - alphas_cumprod).sqrt() / alphas_cumprod.sqrt()
         ).float()
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator) -> tuple[Tensor, float]:
-        t = torch.randint(TRAINED_STEPS, (len(x),), generator=rng)
+    def __call__(
+        self, model: Callable[[Tensor, Tensor], Tensor], x: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, float]:
+        """x (B, C, ...); the model takes the noisy x and t (B,) and gives (B, 2C, ...)."""
+        t = torch.randint(self.steps, (len(x),), generator=rng)
         eps = torch.randn(x.shape, generator=rng)
-        noisy = pick(self.signal, t) * x + pick(self.noise, t) * eps
+
+        def at(table: Tensor) -> Tensor:
+            return table[t].reshape(-1, *[1] * (x.dim() - 1))
+
+        noisy = at(self.signal) * x + at(self.noise) * eps
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            predicted, v = model(noisy, t.float(), y).float().chunk(2, dim=1)
+            predicted, v = model(noisy, t.float()).float().chunk(2, dim=1)
         mse = F.mse_loss(predicted, eps)
         fraction = (v + 1) / 2
-        log_variance = fraction * pick(self.largest, t) + (1 - fraction) * pick(self.smallest, t)
-        distance = (pick(self.mean_per_epsilon, t) * (predicted.detach() - eps)).square()
-        true = pick(self.smallest, t)
+        log_variance = fraction * at(self.largest) + (1 - fraction) * at(self.smallest)
+        distance = (at(self.mean_per_epsilon) * (predicted.detach() - eps)).square()
+        true = at(self.smallest)
         kl = 0.5 * (log_variance - true + ((true - log_variance).exp() - 1) + distance * (-log_variance).exp())
         return mse + kl[t > 0].mean() / math.log(2), mse.item()
 
@@ -216,11 +258,6 @@ def thumbnails(latents: Tensor, tiles: int) -> Tensor:
     """The pictures as sheets of tiles x tiles thumbnails: what a decoder with tiles undoes."""
     pixels = F.pixel_shuffle(latents, 2).unflatten(3, (-1, tiles)).unflatten(2, (-1, tiles))
     return F.pixel_unshuffle(pixels.permute(0, 1, 3, 2, 5, 4).reshape(-1, 1, SIDE, SIDE), 2).contiguous()
-
-
-def pick(table: Tensor, t: Tensor) -> Tensor:
-    """Entries of a table (1000,) for t (B,), as (B, 1, 1, 1)."""
-    return table[t].reshape(-1, 1, 1, 1)
 
 
 def schedule(step: int, steps: int) -> float:

@@ -26,7 +26,6 @@ import numpy as np
 from dexport.bundle import Network, load_bundle
 from dexport.contract import Graph
 from dexport.errors import DexportError, MachineError
-from dexport.runtime.calls import dims
 from dexport.runtime.cuda import Cuda, find_gpu
 from dexport.runtime.session import OnnxSession
 from dexport.runtime.tensorrt_session import TensorRtSession
@@ -124,7 +123,7 @@ def example_inputs(graph: Graph, batch: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     inputs = {}
     for port in graph.inputs:
-        shape = dims(port, batch)
+        shape = port.dims(batch)
         low, high = port.range or (0, 0)
         integer = np.issubdtype(np.dtype(port.dtype), np.integer)
         values = random.integers(low, high, shape, endpoint=True) if integer else random.standard_normal(shape)

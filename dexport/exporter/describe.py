@@ -70,8 +70,9 @@ def describe_system(system: System) -> dict[str, Any]:
 
 
 def count_parameters(variant: Variant) -> int:
-    """Number of floating-point values in the state dict; index tables do not count."""
-    return sum(t.numel() for t in variant.outline.state_dict().values() if t.is_floating_point())
+    """Number of floating-point values in the state dict; index tables do not count, and tied weights count once."""
+    tensors = {id(tensor): tensor for tensor in variant.outline.state_dict(keep_vars=True).values()}
+    return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:

@@ -229,23 +229,29 @@ def resolve(
     settings = dict(settings or {})
     _check_arguments(recipe, settings)
     config = {**recipe.config, **settings}
-    size = recipe.size_argument
+    size, unit = recipe.size_argument, value_of(recipe.size_unit, config)
+    if not isinstance(unit, int) or unit < 1:
+        raise UsageError(f"{recipe.name}: cells of {limits.shown(unit)}", hint="give whole numbers above 0 with --set")
     if size is None:
         latent = latent or recipe.latent
+    elif isinstance(recipe.config.get(size), list):
+        latent = _sides(recipe.name, size, settings, latent or _pair(config[size]))
+        config[size] = list(latent)
     elif latent is None:
-        latent = (config[size], config[size])
+        side = config[size] // unit if isinstance(config[size], int) else config[size]  # what is no number, see below
+        latent = (side, side)
     else:
         if latent[0] != latent[1]:
             raise UsageError(
                 f"{recipe.name} takes square inputs only, not {latent[0]}x{latent[1]}",
                 hint=f"for example --latent {latent[0]}x{latent[0]}",
             )
-        if size in settings and settings[size] != latent[0]:
+        if size in settings and settings[size] != latent[0] * unit:
             raise UsageError(
                 f"--set {size}={settings[size]} contradicts the spatial size {latent[0]}x{latent[1]}",
                 hint="give one of the two",
             )
-        config[size] = latent[0]
+        config[size] = latent[0] * unit
     multiple = value_of(recipe.latent_multiple, config)
     if any(not isinstance(n, int) or n < 1 or (multiple > 0 and n % multiple) for n in latent):
         raise UsageError(
@@ -279,6 +285,27 @@ def resolve(
                 hint="a network with labels needs one class or more, such as --set num_classes=10",
             )
     return variant
+
+
+def _sides(name: str, argument: str, settings: Mapping[str, Any], latent: tuple[int, int] | None) -> tuple[int, int]:
+    """The height and width that an argument ``[height, width]`` and the spatial size agree on."""
+    given = settings.get(argument)
+    if latent is None:
+        raise UsageError(
+            f"{name}: --set {argument}={limits.shown(given)}: expected [height, width]",
+            hint=f"for example --set {argument}=[16,16]",
+        )
+    if given is not None and _pair(given) != latent:
+        raise UsageError(
+            f"--set {argument}={limits.shown(given)} contradicts the spatial size {latent[0]}x{latent[1]}",
+            hint="give one of the two",
+        )
+    return latent
+
+
+def _pair(value: object) -> tuple[int, int] | None:
+    """``[height, width]`` as a pair; None for anything else."""
+    return (value[0], value[1]) if isinstance(value, (list, tuple)) and len(value) == 2 else None
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:

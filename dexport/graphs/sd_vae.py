@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = 1e-6
-LOGVAR_RANGE = (-30.0, 20.0)
+from dexport.graphs.compvis import LOGVAR_RANGE, NORM_EPS, Downsample, ResnetBlock, Upsample, attend
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
@@ -24,24 +24,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 DOWN_BLOCK = "DownEncoderBlock2D"
 UP_BLOCK = "UpDecoderBlock2D"
-
-
-class ResnetBlock(nn.Module):
-    """x + conv(act(norm(conv(act(norm(x)))))): (B, in, H, W) -> (B, out, H, W)."""
-
-    def __init__(self, in_channels: int, out_channels: int, groups: int, act_fn: str) -> None:
-        super().__init__()
-        self.act = ACTIVATIONS[act_fn]
-        self.norm1 = nn.GroupNorm(groups, in_channels, NORM_EPS)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, NORM_EPS)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.act(self.norm1(x)))
-        h = self.conv2(self.act(self.norm2(h)))
-        return self.conv_shortcut(x) + h
 
 
 class Attention(nn.Module):
@@ -57,8 +39,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h_BTC = self.group_norm(x).flatten(2).transpose(1, 2)
-        q_B1TC, k_B1TC, v_B1TC = (project(h_BTC).unsqueeze(1) for project in (self.to_q, self.to_k, self.to_v))
-        out_BTC = self.to_out(F.scaled_dot_product_attention(q_B1TC, k_B1TC, v_B1TC).squeeze(1))
+        out_BTC = self.to_out(attend(self.to_q(h_BTC), self.to_k(h_BTC), self.to_v(h_BTC)))
         return x + out_BTC.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -68,32 +49,10 @@ class MidBlock(nn.Module):
     def __init__(self, channels: int, groups: int, act_fn: str) -> None:
         super().__init__()
         self.attentions = nn.ModuleList([Attention(channels, groups)])
-        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups, act_fn) for _ in range(2))
+        self.resnets = nn.ModuleList(_resnets((channels, channels), 2, groups, act_fn))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
-
-
-class Downsample(nn.Module):
-    """Half the resolution; the odd padding, right and bottom only, is the original's."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Twice the resolution: nearest neighbour, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class DownBlock(nn.Module):
@@ -123,7 +82,8 @@ class UpBlock(nn.Module):
 def _resnets(widths: tuple[int, int], layers: int, groups: int, act_fn: str) -> nn.Sequential:
     """``layers`` residual blocks, of which the first changes the width."""
     inputs = (widths[0], *[widths[1]] * (layers - 1))
-    return nn.Sequential(*(ResnetBlock(width, widths[1], groups, act_fn) for width in inputs))
+    act = ACTIVATIONS[act_fn]
+    return nn.Sequential(*(ResnetBlock(width, widths[1], groups, act, shortcut="conv_shortcut") for width in inputs))
 
 
 class Encoder(nn.Module):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dexport.contract import BATCH, TIME, Condition, Graph, Port
+from dexport.contract import TIME, Condition, Graph
 from dexport.errors import GateError, UsageError
 from dexport.runtime.batches import InBatches
 from dexport.runtime.draws import Draws
@@ -98,12 +98,7 @@ class _Absent:
         if missing:
             raise UsageError(f"the graph {graph} takes {', '.join(port.name for port in ports.inputs)}")
         rows = max((len(array) for array in inputs.values() if np.ndim(array)), default=1)
-        return {port.name: np.zeros(dims(port, rows), port.dtype) for port in ports.outputs}
-
-
-def dims(port: Port, rows: int) -> tuple[int, ...]:
-    """The shape of a port with the batch filled in."""
-    return tuple(rows if size == BATCH else int(size) for size in port.shape)
+        return {port.name: np.zeros(port.dims(rows), port.dtype) for port in ports.outputs}
 
 
 def rehearse(program: Program, graphs: Graphs) -> list[Call]:

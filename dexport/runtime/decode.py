@@ -52,12 +52,15 @@ class VaeDecoder:
         session: takes ``z`` (B, C, h, w) and gives ``image`` (B, channels, f*h, f*w).
         latent_scale: latents are divided by it.
         overlap: least overlap of neighbouring tiles, as a fraction of their side.
+        black: its value in the session's images, where white is 1.
 
     Raises:
         UsageError: such a scale or overlap is not possible, or the session takes something else.
     """
 
-    def __init__(self, session: DecoderSession, latent_scale: float, overlap: float = OVERLAP) -> None:
+    def __init__(
+        self, session: DecoderSession, latent_scale: float, overlap: float = OVERLAP, black: float = -1.0
+    ) -> None:
         if not math.isfinite(latent_scale) or latent_scale == 0:
             raise UsageError(f"latents cannot be divided by {latent_scale}", hint="the scale of the SD VAE is 0.18215")
         if not 0 <= overlap < 1:
@@ -74,6 +77,7 @@ class VaeDecoder:
         self._session = InBatches(session)
         self._latent_scale = latent_scale
         self._overlap = overlap
+        self._black = black
         batch, _, *self._sides = session.inputs["z"].shape
         self._fixed_batch = batch if isinstance(batch, int) else None
 
@@ -90,7 +94,7 @@ class VaeDecoder:
                 images = np.zeros((*tile.shape[:2], rows.side * factor, columns.side * factor), np.float32)
             weights = np.outer(rows.weights(row, factor), columns.weights(column, factor))
             images[:, :, rows.slice(row, factor), columns.slice(column, factor)] += tile * weights
-        return clipped(images)
+        return clipped(from_black(images, self._black))
 
     def _tiles(self, axis: int, shape: tuple[int, ...]) -> Tiles:
         """Tiles along the height (0) or the width (1); a side that the graph leaves open takes the whole."""
@@ -109,6 +113,43 @@ class VaeDecoder:
         """Run the session over latents of its own size, in batches that it takes."""
         size = self._fixed_batch or MAX_BATCH
         return np.concatenate([self._session(z=z[start : start + size])["image"] for start in range(0, len(z), size)])
+
+
+class CodeDecoder:
+    """A decoder graph of codes: codes (B, ...) int64 -> images (B, C, H, W) float32 in [-1, 1], clipped.
+
+    Codes come in any shape of as many as the graph takes for a picture, row by row.
+
+    Args:
+        session: takes ``z``, the codes, and gives ``image``.
+        black: its value in the session's images, where white is 1.
+
+    Raises:
+        UsageError: the session takes something else.
+    """
+
+    def __init__(self, session: DecoderSession, black: float = -1.0) -> None:
+        if list(session.inputs) != ["z"]:
+            raise UsageError(
+                f"this model takes {', '.join(session.inputs)}, but a decoder takes codes",
+                hint="build a decoder of codes, such as llamagen-vq16-decoder",
+            )
+        self._session = InBatches(session)
+        self._black = black
+        batch, *self._places = session.inputs["z"].shape
+        self._size = batch if isinstance(batch, int) else MAX_BATCH
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        """Raises UsageError for another number of codes than the graph takes."""
+        count, wanted = math.prod(codes.shape[1:]), math.prod(self._places)
+        if codes.dtype.kind not in "iu" or not len(codes) or count != wanted:
+            raise UsageError(
+                f"codes are {codes.dtype} {list(codes.shape)}, and this decoder takes {wanted} whole numbers a picture",
+                hint="build the decoder for this size with --latent HEIGHTxWIDTH",
+            )
+        z = codes.astype(np.int64).reshape(len(codes), *self._places)
+        images = [self._session(z=z[start : start + self._size])["image"] for start in range(0, len(z), self._size)]
+        return clipped(from_black(np.concatenate(images), self._black))
 
 
 class PixelShuffle:
@@ -140,6 +181,11 @@ class PixelShuffle:
         sheet = cells.reshape(batch, -1, tiles, height * f // tiles, tiles, width * f // tiles)
         images = sheet.transpose(0, 1, 3, 2, 5, 4).reshape(batch, -1, height * f, width * f)
         return clipped(images)
+
+
+def from_black(images: np.ndarray, black: float) -> np.ndarray:
+    """Images whose black is ``black`` and whose white is 1, in [-1, 1]."""
+    return images if black == -1 else (images - black) * (2 / (1 - black)) - 1
 
 
 def clipped(images: np.ndarray) -> np.ndarray:

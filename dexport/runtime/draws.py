@@ -11,6 +11,10 @@ from dexport.errors import UsageError
 from dexport.limits import LARGEST_SEED, check_whole, shown
 from dexport.npz import open_npz
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIXING = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+"""Of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)."""
+
 
 class Draws:
     """Random numbers for a batch of images, drawn by programs in a fixed order.
@@ -61,11 +65,13 @@ class Draws:
         """Standard Gumbel numbers: float32 of ``shape`` (B, ...)."""
         return self._draw(shape, lambda stream: stream.gumbel(size=shape[1:]).astype(np.float32))
 
+    def choices(self, shape: Sequence[int]) -> np.ndarray:
+        """What :func:`choose` chooses by: uniform numbers (B, ...), or classes that were recorded themselves."""
+        return self.uniform(shape)
+
     def categorical(self, probabilities: np.ndarray) -> np.ndarray:
         """One class per row: int64 (B, ...) of probabilities (B, ..., classes), which sum to 1 along the last axis."""
-        thresholds = np.cumsum(probabilities.astype(np.float64), axis=-1)
-        chosen = self.uniform(probabilities.shape[:-1])[..., None] * thresholds[..., -1:]
-        return (chosen >= thresholds[..., :-1]).sum(axis=-1).astype(np.int64)
+        return choose(self.choices(probabilities.shape[:-1]), probabilities)
 
     def permutation(self, length: int) -> np.ndarray:
         """An order of ``length`` places per image: int64 (B, length)."""
@@ -85,8 +91,45 @@ class Draws:
             np.savez(file, *self.draws)
 
 
+def choose(numbers: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """One class per row: int64 (...) of probabilities (..., classes), which need not sum to 1.
+
+    The classes run a race: each arrives after an exponential time of its own over its probability, and the first is
+    chosen. Their times come from the row's number. So a small error of the probabilities changes the choice only where
+    the two best are about as early; by thresholds of the cumulated probabilities, it would move the thresholds of all.
+
+    Args:
+        numbers: uniform (...), of :meth:`Draws.choices`; integers are the classes themselves, as the official code drew
+            them, whatever the probabilities are.
+
+    Raises:
+        UsageError: recorded classes that there are not.
+    """
+    classes = probabilities.shape[-1]
+    if numbers.dtype.kind in "iu":
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < classes:
+            raise UsageError(
+                f"the recording has the choice {numbers.max()} of {classes}", hint="replay it with its own network"
+            )
+        return numbers.astype(np.int64)
+    return np.argmax(probabilities / _times(numbers, classes), axis=-1).astype(np.int64)
+
+
+def _times(numbers: np.ndarray, classes: int) -> np.ndarray:
+    """Exponential times float64 (..., classes) of uniform numbers (...): splitmix64 of a number's bits and a class."""
+    bits = numbers.astype(np.float64).view(np.uint64)
+    state = bits[..., None] * MIXING[0] + np.arange(1, classes + 1, dtype=np.uint64) * GOLDEN
+    for shift, factor in zip((30, 27), MIXING, strict=True):
+        state ^= state >> np.uint64(shift)
+        state *= factor
+    state ^= state >> np.uint64(31)
+    return -np.log(((state >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
 class Replay(Draws):
     """Draws that were recorded before, here or by the official code, in the same order.
+
+    Where a class was chosen, the recording holds the uniform number by which it was, or, as integers, the class itself.
 
     Raises:
         UsageError: more draws are asked for than were recorded, or of another shape.

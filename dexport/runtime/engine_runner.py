@@ -18,7 +18,7 @@ import numpy as np
 from dexport.errors import InputError, MachineError
 from dexport.runtime.cuda import Buffer, Cuda, Device, Gpu, Graph, Stream
 
-DTYPES = {"FLOAT": "float32", "INT64": "int64"}
+DTYPES = {"FLOAT": "float32", "INT64": "int64", "BOOL": "bool"}
 """TensorRT's names of the types that inputs and outputs have; see DESIGN section 4."""
 MOST_LANES = 8
 """Captured graphs kept, each with a context: more shapes than that at once are rare."""

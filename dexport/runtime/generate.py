@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dexport.errors import UsageError, free_name
+from dexport.files import replacing
 from dexport.limits import MOST_BATCH, check_pictures, check_whole
 from dexport.places import check_place
 from dexport.runtime.draws import Draws
@@ -175,6 +176,55 @@ def generate(
         runner=chosen.runner,
         caveats=program.bundle.caveats,
         set_aside=gallery.set_aside,
+    )
+
+
+@dataclass(frozen=True)
+class GeneratedArray:
+    """What a run made that is no picture.
+
+    Attributes:
+        file: holds one array, with a row per image.
+        name: of the result, such as ``latents``.
+        run, seconds, runner, caveats: as of :class:`Generated`.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    run: str
+    seconds: float
+    runner: str
+    caveats: tuple[str, ...] = ()
+
+
+def generate_array(
+    program: OpenProgram,
+    output: Path,
+    request: SampleRequest,
+    *,
+    on_progress: OnProgress = lambda _done, _total, _detail: None,
+) -> GeneratedArray:
+    """Make what comes before the pictures, such as latents, and write it as one ``.npy`` file.
+
+    Raises:
+        UsageError: anything that the program does not have, before any work.
+        GateError: values that are not finite.
+    """
+    check_place(output)
+    labels, chosen = request.labels(program), program.with_settings(**request.settings)
+    name = next((name for name in chosen.makes if name != PICTURES), PICTURES)
+    started, parts = time.perf_counter(), []
+    for numbers, results in run_batches(chosen, labels, range(len(labels)), request.seed, request.batch):
+        parts.append(results[name])
+        done = numbers[-1] + 1
+        on_progress(done, len(labels), f"{done} of {len(labels)} {name}")
+    array = np.concatenate(parts)
+    with replacing(output) as file:
+        np.save(file, array, allow_pickle=False)
+    seconds = round(time.perf_counter() - started, 2)
+    return GeneratedArray(
+        output, name, array.shape, chosen.program.title, seconds, chosen.runner, program.bundle.caveats
     )
 
 

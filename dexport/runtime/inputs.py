@@ -13,6 +13,11 @@ from dexport.errors import UsageError
 
 TYPE_NAMES = {"float32": "float", "float64": "double"}
 """ONNX's names of the dtypes that numpy calls otherwise."""
+NUMPY_TYPES = {
+    f"tensor({TYPE_NAMES.get(name, name)})": np.dtype(name)
+    for name in ("float32", "float16", "float64", "int64", "int32", "bool")
+}
+"""Dtypes by ONNX's names of their tensors."""
 TIME_TOLERANCE = 1e-6
 """Of a time that is one of a table's: another order of operations rounds it otherwise."""
 SHOWN = 5

@@ -7,6 +7,8 @@ computed with them has the dtype of the state x.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from dexport.errors import UsageError
+from dexport.limits import shown
 
 TRAINED_STEPS = 1000
 FEWEST_STEPS = 2
@@ -27,6 +30,49 @@ def linear_betas(steps: int = TRAINED_STEPS, start: float = 1e-4, end: float = 2
 def sqrt_linear_betas(steps: int = TRAINED_STEPS, start: float = 0.00085, end: float = 0.012) -> np.ndarray:
     """Betas (steps,) whose square root grows linearly: Stable Diffusion, DiMR."""
     return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
+
+
+def cosine_betas(steps: int = TRAINED_STEPS, largest: float = 0.999) -> np.ndarray:
+    """Betas (steps,) of a squared cosine: improved diffusion, MAR."""
+
+    def signal(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return np.array([min(1 - signal((i + 1) / steps) / signal(i / steps), largest) for i in range(steps)])
+
+
+def timesteps_of(original_steps: int, respacing: str) -> np.ndarray:
+    """Original timesteps (steps,) int64, ascending, of a respacing as improved diffusion writes it.
+
+    Args:
+        respacing: a number of evenly spaced steps, such as ``100``; several with commas for parts of equal length; or
+            ``ddimN`` for N steps from 0 on with one whole stride. Source: ``space_timesteps`` of LTH14/mar at fe470ac.
+
+    Raises:
+        UsageError: it is none, or of more steps than the schedule has, or of fewer than two.
+    """
+    hint = f"such as 100, or ddim50, with {FEWEST_STEPS} to {original_steps} steps"
+    if not re.fullmatch(r"(ddim)?[0-9]{1,9}|[0-9]{1,9}(,[0-9]{1,9})+", respacing):
+        raise UsageError(f"{shown(respacing)} is no respacing", hint=hint)
+    if respacing.startswith("ddim"):
+        wanted = int(respacing.removeprefix("ddim"))
+        kept = next((r for i in range(1, original_steps) if len(r := range(0, original_steps, i)) == wanted), range(0))
+        if len(kept) < FEWEST_STEPS:
+            raise UsageError(f"no whole stride gives {wanted} of {original_steps} steps", hint=hint)
+        return np.array(kept, dtype=np.int64)
+    counts = [int(count) for count in respacing.split(",")]
+    if len(counts) == 1:
+        return space_timesteps(original_steps, counts[0])
+    size, longer = divmod(original_steps, len(counts))
+    found: list[np.ndarray] = []
+    start = 0
+    for number, count in enumerate(counts):
+        part = size + (number < longer)
+        if not 1 <= count <= part:
+            raise UsageError(f"{count} of the {part} steps of a part cannot be kept", hint=hint)
+        found.append(start + (np.zeros(1, np.int64) if count == 1 else space_timesteps(part, count)))
+        start += part
+    return np.concatenate(found)
 
 
 def space_timesteps(original_steps: int, steps: int) -> np.ndarray:
@@ -77,7 +123,11 @@ class Schedule:
 
         Source: ``SpacedDiffusion`` of facebookresearch/DiT (commit ed81ce2).
         """
-        kept = space_timesteps(self.steps, steps)
+        return self.keeping(space_timesteps(self.steps, steps))
+
+    def keeping(self, timesteps: Sequence[int] | np.ndarray) -> Schedule:
+        """Keep some steps, ascending; see :meth:`respaced`."""
+        kept = np.asarray(timesteps)
         alphas_cumprod = self.alphas_cumprod[kept]
         return Schedule(1.0 - alphas_cumprod / _previous(alphas_cumprod), self.timestep_map[kept])
 

@@ -44,6 +44,7 @@ OF_VALIDATION: Mapping[str, Metric] = {
     "max_abs": Metric("forward", OVER, "largest difference of one evaluation"),
     "cosine": Metric("forward", UNDER, "cosine similarity of one evaluation"),
     "snr": Metric("trajectory", UNDER, "SNR in dB of the final latents", SHIPPABLE_SNR_DB),
+    "tokens": Metric("trajectory", UNDER, "share of the ids that steps decide alike at PyTorch's states"),
     "evaluation_l2": Metric("trajectory", OVER, "relative L2 of an evaluation at PyTorch's states"),
     "psnr": Metric("trajectory", UNDER, "PSNR in dB of the worst picture"),
     "ssim": Metric("trajectory", UNDER, "SSIM of the worst picture"),

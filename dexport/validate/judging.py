@@ -86,12 +86,17 @@ def _excess(value: float, limit: float) -> float:
 
 
 def trajectory_gates(report: TrajectoryReport, limits: Limits) -> Iterable[Gate]:
-    """The final states, and the figures along the run that have a limit."""
+    """The final states, or the logits where these are ids; and the figures along the run that have a limit."""
     last, worst = report.states[-1].metrics, report.worst_evaluation
-    snr = last.snr_db if last.finite else math.nan
-    yield Gate("snr", snr, report.gate_snr_db, limits.source("snr"), report.run)
+    if report.tokens is None or "snr" in limits.given:
+        snr = last.snr_db if last.finite else math.nan
+        yield Gate("snr", snr, report.gate_snr_db, limits.source("snr"), report.run)
+    error = worst.metrics.relative_l2 if worst.metrics.finite else math.nan
+    if report.tokens is not None and "evaluation_l2" not in limits.given:
+        yield Gate("evaluation_l2", error, report.tokens.gate_l2, where=f"t = {worst.t:g}")
     measured = {
-        "evaluation_l2": (worst.metrics.relative_l2, f"t = {worst.t:g}"),
+        "tokens": (math.nan if report.tokens is None else report.tokens.share, report.run),
+        "evaluation_l2": (error, f"t = {worst.t:g}"),
         "psnr": (min(report.psnr_db, default=math.nan), "worst picture"),
         "ssim": (min(report.ssim, default=math.nan), "worst picture"),
         "lpips": (max(report.lpips, default=math.nan), "worst picture"),

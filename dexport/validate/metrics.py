@@ -30,9 +30,15 @@ class Metrics:
 
 
 def compare(reference: np.ndarray, actual: np.ndarray) -> Metrics:
-    """Metrics of ``actual`` against ``reference`` (same shape), in float64. Infinite values must be equal."""
+    """Metrics of ``actual`` against ``reference`` (same shape), in float64. Infinite values must be equal.
+
+    An int64 is the name of something, such as a code, and no size: such arrays are compared as one-hot vectors, so that
+    ``cosine`` is the share that is equal.
+    """
     if reference.shape != actual.shape:
         raise ValueError(f"shape {actual.shape} differs from the reference's {reference.shape}")
+    if reference.dtype == actual.dtype == np.int64:
+        return _compare_names(int((reference != actual).sum()), reference.size)
     expected, got = reference.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
     infinite = np.isinf(expected)
     if infinite.any() and np.array_equal(expected[infinite], got[infinite]):
@@ -47,6 +53,18 @@ def compare(reference: np.ndarray, actual: np.ndarray) -> Metrics:
         relative_l2=relative,
         cosine=float(expected @ got) / norms if norms else float(noise == 0),
         snr_db=math.inf if relative == 0 else -20 * math.log10(relative),
+        finite=True,
+    )
+
+
+def _compare_names(different: int, count: int) -> Metrics:
+    """Metrics of so many one-hot vectors, some of which differ."""
+    share = different / count if count else 0.0
+    return Metrics(
+        max_abs=float(different > 0),
+        relative_l2=math.sqrt(2 * share),
+        cosine=1 - share,
+        snr_db=-10 * math.log10(2 * share) if share else math.inf,
         finite=True,
     )
 

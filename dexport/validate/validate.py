@@ -333,6 +333,7 @@ def _sampled(
                 run.labels,
                 seed=run.seed,
                 gate_snr_db=limits.get("snr", snr_db),
+                gate_l2=limits.get("evaluation_l2", max(gates.relative_l2 for gates in judging.values())),
                 lpips=lpips,
                 on_progress=on_progress,
             )

@@ -48,7 +48,16 @@ QUANTIZATION = [
     "--calibration-seed integer = 0",
     "--ternary-carrier auto|packed|int4|int8|nbits2|nbits4 = auto",
 ]
-SAMPLING = ["--steps integer", "--cfg float", "--sampler text", "--seed integer = 0"]
+SAMPLING = [
+    "--steps integer",
+    "--cfg float",
+    "--sampler text",
+    "--order text",
+    "--temperature float",
+    "--recap text",
+    "--setting text ...",
+    "--seed integer = 0",
+]
 FROZEN = {
     "build": [
         "[recipe]",

@@ -70,8 +70,36 @@ PARAMETERS = {
     "diffit-fashion": 1_554_488,
     "lit-fashion": 1_889_312,
     "terdit-fashion": 2_990_896,
+    "mage-vqgan-fashion-encoder": 255_360,
+    "mage-vqgan-fashion-decoder": 342_593,
+    "maskgit-r-fashion": 1_972_993,
+    "mar-fashion": 1_590_944,
     "sd-vae-decoder": 49_490_199,
     "sd-vae-encoder": 34_163_664,
+    "halton-maskgit-t": 23_031_425,
+    "halton-maskgit-s": 69_344_769,
+    "halton-maskgit-b": 142_224_641,
+    "halton-maskgit-l": 479_656_961,
+    "halton-maskgit-xl": 692_118_401,
+    "halton-maskgit-text": 479_761_409,
+    "halton-maskgit-t-384": 23_154_305,
+    "halton-maskgit-s-384": 69_508_609,
+    "halton-maskgit-b-384": 142_470_401,
+    "halton-maskgit-l-384": 479_984_641,
+    "halton-maskgit-xl-384": 692_487_041,
+    # As they generate: without the tokenizer, and without what only training reads.
+    "mage-b": 144_896_745,
+    "mage-l": 407_788_521,
+    "maskgit-r-256": 193_655_297,
+    "llamagen-vq16-encoder": 29_431_304,
+    "llamagen-vq16-decoder": 42_583_171,
+    "mage-vqgan-encoder": 24_037_248,
+    "mage-vqgan-decoder": 30_740_483,
+    "mar-b": 207_924_768,
+    "mar-l": 478_326_304,
+    "mar-h": 942_403_104,
+    "mar-vae-encoder": 28_266_816,
+    "mar-vae-decoder": 38_189_203,
     "vitok-v1-s-b-1x16-encoder": 43_163_960,
     "vitok-v1-s-b-1x16-decoder": 85_698_867,
     "vitok-v1-b-b-1x16-encoder": 85_711_184,
@@ -133,6 +161,7 @@ def test_parameter_count_is_the_official_one(name: str) -> None:
         ("dico-xl", "DiCo-XL"),
         ("diffit-256", "DiffiT-256"),
         ("dimr-xl-2r", "DiMR-XL-2R"),
+        ("halton-maskgit-s", "Halton-MaskGIT-S-256"),
     ],
 )
 def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> None:
@@ -142,9 +171,11 @@ def test_keys_and_shapes_are_exactly_the_official_ones(name: str, keys: str) -> 
 
 VAES = [recipe for recipe in BUILT_IN if recipe.family == "SD VAE"]
 VITOKS = [recipe for recipe in BUILT_IN if recipe.family.startswith("ViTok")]
-IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1 and recipe not in (*VAES, *VITOKS)]
+TOKENIZERS = [recipe for recipe in BUILT_IN if recipe.family in ("LlamaGen VQ", "MAGE VQGAN", "MAR VAE")]
+AUTOENCODERS = [*VAES, *VITOKS, *TOKENIZERS]
+IMAGE_SPACE = [recipe for recipe in BUILT_IN if recipe.pixels_per_latent == 1 and recipe not in AUTOENCODERS]
 DIMR = [recipe for recipe in BUILT_IN if recipe.family == "DiMR"]
-LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe not in (*IMAGE_SPACE, *VAES, *VITOKS, *DIMR)]
+LATENT_SPACE = [recipe for recipe in BUILT_IN if recipe.sampling and recipe not in (*IMAGE_SPACE, *AUTOENCODERS, *DIMR)]
 SMALL = [recipe for recipe in LATENT_SPACE if "fashion" in recipe.name]
 
 
@@ -218,6 +249,29 @@ def test_autoencoders_say_what_they_take_and_give(recipe: Recipe, inputs: dict, 
     assert described["program"] is None
     assert described["settings"]["latent_channels"] == 4
     assert described["checkpoint"]["from"].startswith("hf://stabilityai/sd-vae-ft-ema/")
+
+
+PICTURE = ["B", 3, 256, 256]
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs"),
+    [
+        ("llamagen-vq16-encoder", {"image": PICTURE}, {"codes": ["B", 16, 16]}),
+        ("llamagen-vq16-decoder", {"codes": ["B", 16, 16]}, {"image": PICTURE}),
+        ("mage-vqgan-encoder", {"image": PICTURE}, {"encoded_ids": ["B", 256]}),
+        ("mage-vqgan-decoder", {"ids": ["B", 256]}, {"decoded_image": PICTURE}),
+        ("mar-vae-encoder", {"image": PICTURE}, {"mean": ["B", 16, 16, 16], "std": ["B", 16, 16, 16]}),
+        ("mar-vae-decoder", {"z": ["B", 16, 16, 16]}, {"image": PICTURE}),
+    ],
+)
+def test_tokenizers_say_what_they_take_and_give(name: str, inputs: dict, outputs: dict) -> None:
+    described = json.loads(json.dumps(describe_recipe(find_recipe(name))))
+    assert {spec["name"]: spec["shape"] for spec in described["inputs"]} == inputs
+    assert {spec["name"]: spec["shape"] for spec in described["outputs"]} == outputs
+    assert {spec["role"] for spec in described["inputs"]} == {"picture" if name.endswith("encoder") else "latent"}
+    assert described["program"] is None
+    assert described["checkpoint"]["from"]
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,18 @@ def worst(name: str, module: nn.Module) -> float:
     return max(relative_error(got, wanted) for got, wanted in official_pairs(name, module))
 
 
-WITH_GELU = ("dit-s", "dico-s", "diffit-latent", "dimr-2r", "vitok-v1-image", "vitok-v1-video")
-WITH_CHUNKS = ("dit-s", "dico-s", "terdit-packed", "terdit-master", "sdvae-encoder", "vitok-v1-image", "vitok-v2-image")
+WITH_GELU = ("dit-s", "dico-s", "diffit-latent", "dimr-2r", "vitok-v1-image", "vitok-v1-video", "halton-text")
+WITH_CHUNKS = (
+    *("dit-s", "dico-s", "terdit-packed", "terdit-master", "sdvae-encoder", "vitok-v1-image", "vitok-v2-image"),
+    *("halton-transformer", "mage-transformer", "recap-maskgit-step"),
+)
 
 
 @pytest.mark.parametrize(
     ("plant", "name"),
     [
         *((other_gelu, name) for name in WITH_GELU),
-        *((other_order_of_chunks, name) for name in WITH_CHUNKS),
+        *((other_order_of_chunks, name) for name in (*WITH_CHUNKS, "mar-vae-encoder")),
         *((ten_times_the_epsilon, name) for name in ("terdit-packed", "terdit-master", "vitok-v1-image")),
     ],
 )

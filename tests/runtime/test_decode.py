@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dexport.errors import UsageError
-from dexport.runtime.decode import MAX_BATCH, PixelShuffle, VaeDecoder, to_uint8
+from dexport.runtime.decode import MAX_BATCH, CodeDecoder, PixelShuffle, VaeDecoder, to_uint8
 
 SCALE = 0.18215
 FACTOR = 2
@@ -162,3 +162,67 @@ def test_bytes_are_rounded_half_to_even_and_clipped() -> None:
 def test_bytes_survive_the_round_trip(level: int) -> None:
     image = np.full((1, 1, 1, 1), level / 127.5 - 1, np.float32)
     assert to_uint8(image).item() == level
+
+
+class Codes:
+    """A session that shows codes of 2 x 3 as grey pixels, 0 as black and 4 as white."""
+
+    def __init__(self, places: tuple[int, ...], black: float = -1.0, batch: int | str = "B") -> None:
+        self.inputs = {"z": SimpleNamespace(shape=[batch, *places])}
+        self.black = black
+        self.batches: list[int] = []
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        z = inputs["z"]
+        assert z.dtype == np.int64
+        assert list(z.shape[1:]) == self.inputs["z"].shape[1:]
+        self.batches.append(len(z))
+        grey = self.black + z.reshape(-1, 1, 2, 3) / 4 * (1 - self.black)
+        return {"image": grey.astype(np.float32)}
+
+
+CODES = np.arange(30).reshape(5, 2, 3) % 5
+
+
+@pytest.mark.parametrize("black", [-1.0, 0.0])
+@pytest.mark.parametrize("places", [(6,), (2, 3)])
+@pytest.mark.parametrize("given", [CODES, CODES.reshape(5, 6), CODES.astype(np.int32)])
+def test_codes_in_any_shape_become_pictures(given: np.ndarray, places: tuple[int, ...], black: float) -> None:
+    session = Codes(places, black)
+    pictures = CodeDecoder(session, black)(given)
+    np.testing.assert_allclose(pictures, CODES[:, None] / 2 - 1, atol=1e-6)
+    assert (pictures.dtype, session.batches) == (np.float32, [MAX_BATCH, 1])
+
+
+def test_codes_in_a_fixed_batch() -> None:
+    session = Codes((6,), batch=2)
+    assert CodeDecoder(session)(CODES).shape == (5, 1, 2, 3)
+    assert session.batches == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (CODES[:, :1], r"codes are int64 \[5, 1, 3\], and this decoder takes 6 whole numbers a picture"),
+        (CODES.astype(np.float32), "codes are float32"),
+        (CODES[:0], "0, 2, 3"),
+    ],
+)
+def test_what_are_no_codes_of_a_picture_is_refused(codes: np.ndarray, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        CodeDecoder(Codes((6,)))(codes)
+
+
+def test_a_session_of_something_else_is_no_decoder_of_codes() -> None:
+    session = Codes((6,))
+    session.inputs = {"x": session.inputs["z"], "t": session.inputs["z"]}
+    with pytest.raises(UsageError, match="takes x, t, but a decoder takes codes"):
+        CodeDecoder(session)
+
+
+def test_latents_whose_pictures_are_black_at_zero() -> None:
+    session = LocalDecoder((4, 4))
+    z = latents(0, 1, 3, 4, 4)
+    np.testing.assert_allclose(
+        VaeDecoder(session, SCALE, black=0.0)(z), np.clip(2 * VaeDecoder(session, SCALE)(z) - 1, -1, 1), atol=1e-6
+    )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dexport.errors import InputError, UsageError
-from dexport.runtime.draws import Draws, Replay
+from dexport.runtime.draws import Draws, Replay, choose
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
@@ -64,3 +64,38 @@ def test_files_that_hold_no_recording_are_refused(tmp_path: Path, content: bytes
     with pytest.raises(InputError, match="no recorded draws") as error:
         Replay.load(tmp_path / "noise.npz")
     assert error.value.hint
+
+
+def test_choices_have_their_probabilities() -> None:
+    likely = np.array([0.5, 0.0, 0.3, 0.15, 0.05])
+    draws = Draws(0, images=[0, 1])
+    chosen = draws.categorical(np.tile(likely, (2, 50_000, 1)))
+    assert chosen.dtype == np.int64 and chosen.shape == (2, 50_000)
+    shares = np.bincount(chosen.ravel(), minlength=5) / chosen.size
+    np.testing.assert_allclose(shares, likely, atol=0.006)
+    assert shares[1] == 0
+    assert abs(np.corrcoef(chosen[0], chosen[1])[0, 1]) < 0.02
+    assert abs(np.corrcoef(chosen[0, :-1], chosen[0, 1:])[0, 1]) < 0.02
+
+
+def test_flat_choices_are_flat_however_many_there_are() -> None:
+    chosen = Draws(1, images=[0]).categorical(np.ones((1, 1_000, 1_024)))
+    assert abs(chosen.mean() - 511.5) < 30
+    assert len(np.unique(chosen)) > 580  # 1024 * (1 - exp(-1000 / 1024)) = 638 are expected
+
+
+def test_a_small_error_changes_few_choices() -> None:
+    """Of thousands of candidates: by cumulated probabilities, one choice in ten would be another."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((600, 4096))
+    numbers = Draws(0, images=[0]).choices((1, 600))[0]
+    first, second = (choose(numbers, np.exp(x)) for x in (logits, logits + 1e-3 * rng.standard_normal(logits.shape)))
+    assert (first != second).mean() < 0.006
+
+
+def test_choices_may_be_recorded_themselves() -> None:
+    replay = Replay([np.array([[1, 0, 2]], np.int32)])
+    chosen = replay.categorical(np.full((1, 3, 3), 1 / 3))
+    assert chosen.tolist() == [[1, 0, 2]] and chosen.dtype == np.int64
+    with pytest.raises(UsageError, match="the choice 2 of 2"):
+        Replay([np.array([[1, 0, 2]], np.int32)]).categorical(np.full((1, 3, 2), 1 / 2))

@@ -113,7 +113,7 @@ def _raised(answer: Any) -> None:
 
 
 def decoding(monkeypatch: pytest.MonkeyPatch, decode: Callable[[np.ndarray], np.ndarray]) -> None:
-    monkeypatch.setattr(Diffusion, "_decoder", lambda _self, _calls: decode)
+    monkeypatch.setattr("dexport.runtime.programs.diffusion.decoder_of", lambda _calls, _decoding: decode)
 
 
 @pytest.mark.parametrize("user", ["sample", "service", "distribution", "trajectory", "sweep"])

@@ -41,7 +41,7 @@ def test_the_manifest_says_how_to_sample(plain: Path) -> None:
         "steps": 50,
         "cfg_scale": 2.0,
         "guidance": {"channels": 4, "power": None},
-        "decoding": {"kind": "pixel-shuffle", "recipe": "", "scale": 1.0, "factor": 2, "tiles": 1},
+        "decoding": {"kind": "pixel-shuffle", "recipe": "", "scale": 1.0, "black": -1.0, "factor": 2, "tiles": 1},
         "route": [],
     }  # fmt: skip
 

@@ -47,3 +47,15 @@ def test_an_output_where_nothing_is_expected_is_an_infinite_error() -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="shape"):
         compare(np.zeros(3), np.zeros(4))
+
+
+@pytest.mark.parametrize(("got", "share"), [([7, 7, 7, 7], 1.0), ([7, 7, 9000, 7], 0.75), ([1, 2, 3, 4], 0.0)])
+def test_whole_numbers_are_names(got: list[int], share: float) -> None:
+    """A code is not nearer to another because its number is."""
+    metrics = compare(np.array([7, 7, 7, 7]), np.array(got))
+    one_hot = [np.eye(9001)[numbers] for numbers in ([7, 7, 7, 7], got)]
+    expected = compare(*one_hot)
+    assert metrics.cosine == expected.cosine == share
+    assert metrics.relative_l2 == pytest.approx(expected.relative_l2)
+    assert metrics.max_abs == expected.max_abs
+    assert metrics.snr_db == pytest.approx(expected.snr_db)

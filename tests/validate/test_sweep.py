@@ -125,7 +125,13 @@ WAYS: dict[str, tuple[str | Path, dict[str, Any]]] = {
 """A recipe of each sampler that does not count timesteps; the first is unconditional."""
 
 
-@pytest.mark.parametrize(("name", "expected"), [("edm", [(0, 7), (3, 4), (7, 0)]), ("flow", [(0, 4), (2, 2), (4, 0)])])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("edm", [(0, 7), (3, 4), (7, 0)]),
+        pytest.param("flow", [(0, 4), (2, 2), (4, 0)], marks=pytest.mark.slow),
+    ],
+)
 def test_a_pair_whose_time_is_another(name: str, expected: list[tuple[int, int]], tmp_path: Path) -> None:
     recipe, settings = WAYS[name]
     dexport.build(str(recipe), tmp_path / "one", settings=settings, parity=False)

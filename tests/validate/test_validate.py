@@ -164,7 +164,7 @@ def test_pictures_that_are_not_finite_fail_and_the_other_levels_are_kept(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "dexport.runtime.programs.diffusion.PixelShuffle.__call__",
+        "dexport.runtime.programs.ending.PixelShuffle.__call__",
         lambda _, z: np.full((len(z), 1, 32, 32), np.nan, np.float32),
     )
     report = validate(load_bundle(plain), ["forward", "trajectory"], settings={"steps": 2})

@@ -35,7 +35,8 @@ SAMPLING = sampling(
     type=OutputPath(),
     default=Path("samples.png"),
     show_default=True,
-    help="PNG file of the labelled grid; the pictures go to a folder beside it.",
+    help="PNG file of the labelled grid; the pictures go to a folder beside it. Or an .npy file of what comes before "
+    "the pictures, such as latents.",
 )
 @option("--force", is_flag=True, help="Replace samples of another run.")
 @as_json_beside_progress
@@ -48,14 +49,14 @@ def sample_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Generate images with a bundle: a labelled grid, and every picture.
+    """Generate images with a bundle: a labelled grid, and every picture; or an array of latents.
 
     Needs neither torch nor onnx. A run that was interrupted makes the missing pictures only.
     """
-    from dexport.cli.commands.sample_printer import print_generated
+    from dexport.cli.commands.sample_printer import print_array, print_generated
     from dexport.cli.terminal import Progress, warn
     from dexport.contract import Route
-    from dexport.runtime.generate import SampleRequest, check_request, generate
+    from dexport.runtime.generate import SampleRequest, check_request, generate, generate_array
     from dexport.runtime.opened import OpenProgram
     from dexport.runtime.stitch import halves
 
@@ -66,6 +67,11 @@ def sample_command(
     with Progress() as progress:
         progress.start("sample")
         program = OpenProgram.open(bundle, runtime.provider, runtime.players, runtime.require_signature)
+        if output.suffix.lower() == ".npy":
+            warn(program.bundle)
+            array = generate_array(program, output, request, on_progress=progress.advance)
+            print_json(vars(array)) if as_json else print_array(array)
+            return
         check_request(program, output, request)
         warn(program.bundle)
         generated = generate(program, output, request, force=force, on_progress=progress.advance)

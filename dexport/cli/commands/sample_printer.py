@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dexport.cli.terminal import out
 
 if TYPE_CHECKING:
-    from dexport.runtime.generate import Generated
+    from dexport.runtime.generate import Generated, GeneratedArray
 
 
 def print_generated(generated: Generated) -> None:
@@ -21,3 +21,8 @@ def print_generated(generated: Generated) -> None:
     out.print(f"  {generated.grid}\n  {generated.folder}")
     for name in generated.set_aside:
         out.print(f"  not of this run, and kept: {generated.folder / name}", soft_wrap=True)
+
+
+def print_array(made: GeneratedArray) -> None:
+    """What it made as an array."""
+    out.print(f"{made.name} {list(made.shape)} in {made.seconds:.1f} s: {made.run}, {made.runner}\n  {made.file}")

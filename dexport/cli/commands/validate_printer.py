@@ -111,6 +111,8 @@ def print_trajectory(report: TrajectoryReport) -> None:
     out.print(table)
     last, worst = report.states[-1].metrics, report.worst_evaluation
     final = f"final states: SNR {last.snr_db:.1f} dB, gate {report.gate_snr_db:g} dB: "
+    if report.tokens is not None:
+        final = f"logits: relative L2 {worst.metrics.relative_l2:.2e}, gate {report.tokens.gate_l2:g}: "
     out.print(Text.assemble(final, colored(WORDS[report.status])))
     out.print(f"worst evaluation: relative L2 {worst.metrics.relative_l2:.2e} at t = {worst.t:g}")
     out.print(report.drift)

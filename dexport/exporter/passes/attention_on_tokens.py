@@ -16,7 +16,8 @@ class AttentionOnTokens(ir.passes.InPlacePass):
     """Split the channels instead of the heads, which the operator separates and merges itself.
 
     ``Attention(Split(Transpose(Reshape(qkv (B,T,3D)))))`` and ``Reshape(Transpose(..))`` behind it ->
-    ``Attention(Split(qkv))`` with the number of heads as attributes.
+    ``Attention(Split(qkv))`` with the number of heads as attributes. Not where something else reads the heads, such as
+    an output with the keys: they would be made in both ways, and the builder of TensorRT-RTX 1.7 dies of it.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -53,6 +54,8 @@ def _packed(node: ir.Node) -> ir.Value | None:
     """qkv (B, T, 3D), where all inputs are thirds of its heads in order."""
     split = _maker(node.inputs[0], "Split")
     if split is None or list(node.inputs) != list(split.outputs) or split.attributes.get_int("axis", 0) != 1:
+        return None
+    if any(len(value.uses()) > 1 or value.is_graph_output() for value in split.outputs):
         return None
     thirds = [value.shape for value in split.outputs]
     transpose = _maker(split.inputs[0], "Transpose")

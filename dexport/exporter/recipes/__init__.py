@@ -14,12 +14,50 @@ from pathlib import Path
 
 from dexport.errors import UsageError
 from dexport.exporter.pytorch.state import fresh_torch
-from dexport.exporter.recipes import dico, diffit, dimr, dit, fashion, lit, sd_vae, terdit, vitok_v1, vitok_v2
+from dexport.exporter.recipes import (
+    dico,
+    diffit,
+    dimr,
+    dit,
+    fashion,
+    fashion_masked,
+    halton_maskgit,
+    lit,
+    llamagen_vq,
+    mage,
+    mage_vqgan,
+    mar,
+    mar_vae,
+    maskgit_r,
+    sd_vae,
+    terdit,
+    vitok_v1,
+    vitok_v2,
+)
 from dexport.exporter.recipes.recipe import Recipe
 from dexport.exporter.recipes.system import System
 
 ENTRY_POINT_GROUP = "dexport.recipes"
-FAMILIES = (dit, dico, diffit, dimr, lit, terdit, fashion, sd_vae, vitok_v1, vitok_v2)
+FAMILIES = (
+    dit,
+    dico,
+    diffit,
+    dimr,
+    lit,
+    terdit,
+    halton_maskgit,
+    mage,
+    maskgit_r,
+    mar,
+    fashion,
+    fashion_masked,
+    sd_vae,
+    vitok_v1,
+    vitok_v2,
+    llamagen_vq,
+    mage_vqgan,
+    mar_vae,
+)
 BUILT_IN = tuple(recipe for family in FAMILIES for recipe in family.RECIPES)
 
 

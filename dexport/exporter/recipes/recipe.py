@@ -55,12 +55,16 @@ class TensorSpec:
     ``largest`` is the largest integer that the graph takes, where it is above ``high``: examples of labels stop before
     the null label.
 
+    ``scores`` is of an output of integers that are chosen as the best of many: the recipe's graph that scores every one
+    of them, whose output has this one's shape and one more dimension. Parity compares the scores of what was chosen, so
+    that another choice counts as much as it is worse, and a near tie next to nothing.
+
     ``role`` is what a program knows a port by (:mod:`dexport.contract`); by default that of :data:`ROLES`. ``clock`` is
     the unit of a time, at its clean and at its noisy end, where it is not the sampler's.
     """
 
     name: str
-    dtype: Literal["float32", "int64"]
+    dtype: Literal["float32", "int64", "bool"]
     shape: tuple[int | str, ...]
     values: Literal["normal", "integers", "stratified", "constant"] = "normal"
     low: float = 0.0
@@ -69,6 +73,7 @@ class TensorSpec:
     largest: int | None = None
     role: str | None = None
     clock: tuple[float, float] | None = None
+    scores: str = ""
 
     @property
     def meaning(self) -> str:
@@ -85,8 +90,8 @@ class TensorSpec:
 
     @property
     def accepted(self) -> tuple[int, int] | None:
-        """The least and the largest value of an input of ``integers``; None for any other."""
-        if self.values != "integers":
+        """The least and the largest value of an int64 input of ``integers``; None for any other."""
+        if self.values != "integers" or self.dtype != "int64":
             return None
         return int(self.low), int(self.high) if self.largest is None else self.largest
 
@@ -101,7 +106,7 @@ class TensorSpec:
             case "normal":
                 return rng.standard_normal(dims).astype(self.dtype)
             case "integers":
-                return rng.integers(int(self.low), int(self.high), size=dims, dtype=self.dtype, endpoint=True)
+                return rng.integers(int(self.low), int(self.high), size=dims, endpoint=True).astype(self.dtype)
             case "stratified" if self.choices:
                 rows = np.linspace(0, len(self.choices) - 1, batch).round().astype(int)
                 return np.array(self.choices, dtype=self.dtype)[rows]
@@ -235,7 +240,9 @@ class Recipe:
             with ``sampling``, that is ``diffusion``.
         latent: default (height, width) of the model's spatial input.
         latent_multiple: height and width must be multiples of this.
-        size_argument: constructor argument that fixes a square spatial size, if the network has one.
+        size_argument: constructor argument that fixes the spatial size, if the network has one: the side of a
+            square, or ``[height, width]`` where the recipe's own value is such a list.
+        size_unit: how much of the size argument a cell of the spatial input is, such as the stride of a VAE.
         pixels_per_latent: image pixels per latent cell along one side (8 for the SD VAE, 1 in pixel space).
         checkpoints: file names of the official weights.
         hub: Hub address of the official weights, ``hf://owner/name/file``, or where else they are.
@@ -264,6 +271,7 @@ class Recipe:
     program: Callable[[Mapping[str, Any], Mapping[str, Signature]], Program] | None = None
     latent_multiple: Setting = 1
     size_argument: str | None = None
+    size_unit: Setting = 1
     pixels_per_latent: Setting = 8
     checkpoints: tuple[str, ...] = ()
     hub: str = ""

@@ -7,20 +7,18 @@ today, or as before) and of CompVis, also inside a whole Stable Diffusion checkp
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from dexport.exporter.recipes.recipe import BATCH, Islands, Recipe, Signature, TensorSpec
+from dexport.exporter.recipes.autoencoder import factor_of, islands
+from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec
 from dexport.exporter.weights.checkpoint_view import View, renamed, stored
 from dexport.exporter.weights.source import WeightSource
 from dexport.graphs.sd_vae import VaeDecoder, VaeEncoder
 
 IMAGE_SIZE = 256
-LEVELS = 4
-GROUP_NORMS = ("GroupNormalization", "InstanceNormalization")
-"""Before opset 21 a group norm becomes an instance norm between reshapes."""
 WHOLE_VAE = {"encoder", "decoder", "quant_conv", "post_quant_conv", "loss"}
 """First parts of the names in a whole file; ``loss`` is the discriminator and other parts of the training."""
 FIRST_STAGE = "first_stage_model."
@@ -85,9 +83,7 @@ def _rename_attention(name: str, names: Mapping[str, str]) -> str:
 
 def pixels_per_latent(config: Mapping[str, Any]) -> int:
     """Each level after the first halves the resolution; what is no list of levels the constructor refuses."""
-    widths = config.get("block_out_channels")
-    levels = len(widths) if isinstance(widths, Sequence) and widths else LEVELS
-    return 2 ** (levels - 1)
+    return factor_of(config.get("block_out_channels"))
 
 
 def decoder_signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Signature:
@@ -118,7 +114,7 @@ def half(name: str, **fields: Any) -> Recipe:
         checkpoints=("diffusion_pytorch_model.safetensors",),
         hub="hf://stabilityai/sd-vae-ft-ema/diffusion_pytorch_model.safetensors",
         adapt=adapt,
-        islands=Islands(modules=(f"{name}.mid_block.attentions",), ops=(*Islands().ops, *GROUP_NORMS)),
+        islands=islands(f"{name}.mid_block.attentions"),
         quantize_exclude=(f"{name}.conv_in", f"{name}.conv_out"),
         **fields,
     )

@@ -118,11 +118,14 @@ VARIANCE = re.compile(r"(^|[._])(var|variance|std)s?$")
 class RandomSource(WeightSource):
     """Seeded noise in the shapes of a module, scaled so that activations neither vanish nor explode.
 
-    Tables that the constructor computes (positions, relative indices) keep their values; variances are near one.
+    Tables that the constructor computes (positions, relative indices) keep their values; variances are near one, and
+    what is tied is equal.
     """
 
     def __init__(self, meta_module: nn.Module, seed: int) -> None:
-        state = meta_module.state_dict()
+        state = meta_module.state_dict(keep_vars=True)
+        first: dict[int, str] = {}
+        self._tied = {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         self.origin = Origin("random", seed=seed)
         self._tables = {name: tensor for name, tensor in state.items() if tensor.device.type != "meta"}
@@ -130,8 +133,8 @@ class RandomSource(WeightSource):
 
     def _read(self, name: str) -> Tensor:
         if name in self._tables:
-            return self._tables[name]
-        shape = self.shapes[name]
+            return self._tables[name].detach()
+        shape, name = self.shapes[name], self._tied[name]
         rng = np.random.default_rng([self.origin.seed or 0, zlib.crc32(name.encode())])
         noise = torch.from_numpy(rng.random(shape, dtype=np.float32)).sub_(0.5)
         if len(shape) < 2 or name in self._variances:

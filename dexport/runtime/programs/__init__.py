@@ -13,10 +13,12 @@ from dexport.contract import from_json
 from dexport.errors import InputError, UsageError
 from dexport.printable import printable
 from dexport.runtime.programs.diffusion import Diffusion
+from dexport.runtime.programs.masked import Masked
+from dexport.runtime.programs.masked_diffusion import MaskedDiffusion
 from dexport.runtime.programs.program import Program
 
 GROUP = "dexport.programs"
-BUILT_IN: Mapping[str, type[Program]] = {program.kind: program for program in (Diffusion,)}
+BUILT_IN: Mapping[str, type[Program]] = {program.kind: program for program in (Diffusion, Masked, MaskedDiffusion)}
 
 
 def program_from_json(facts: Any, where: str) -> Program:

@@ -17,7 +17,6 @@ from msgspec.structs import replace
 
 from dexport import limits
 from dexport.contract import (
-    BATCH,
     LABEL,
     LATENT,
     PICTURE,
@@ -34,13 +33,12 @@ from dexport.contract import (
     Route,
     Scale,
 )
-from dexport.errors import GateError, InputError, UsageError
-from dexport.runtime.decode import PICTURE_CHANNELS, Decoder, PixelShuffle, VaeDecoder, clipped, to_uint8
+from dexport.errors import UsageError
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED, Rule, feed_of, fused, guided
+from dexport.runtime.programs.ending import GRID, MODEL, check_decoding, decoder_of, ending, player_of, results_of
+from dexport.runtime.programs.ports import check_port, input_of, output_of
 from dexport.runtime.programs.program import (
-    LATENTS,
-    PICTURES,
     Calls,
     Graphs,
     Network,
@@ -53,11 +51,9 @@ from dexport.runtime.programs.program import (
 from dexport.runtime.samplers import WITH_VARIANCE, Denoiser, Sampler, make_sampler
 from dexport.runtime.stitch import Stitch, check_fractions
 
-MODEL, GUIDED = "model", "guided"
+GUIDED = "guided"
 SAME_SCHEDULE = ({"ddpm", "ddim"},)
 """Samplers that may stand in for each other."""
-GRID = 4
-"""Dimensions of a state: (B, C, H, W)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +147,7 @@ class Diffusion(Program):
         networks = calls["denoiser"]
         denoisers = [self._denoiser(network, request.labels, sampler) for network in networks]
         denoiser = Stitch(denoisers, self.shares, sampler.remaining) if self.route else denoisers[0]
-        decode = self._decoder(calls)
+        decode = decoder_of(calls, self.decoding)
         state = _port(networks[0].graphs, STATE)
         shape = (request.count, *(int(size) for size in state.shape[1:]))
         before = None
@@ -160,25 +156,17 @@ class Diffusion(Program):
                 yield before
             before = Step(step.index, step.t, step.x)
         assert before is not None, "a sampler has at least one step"
-        yield from _ending(before, decode)
+        yield from ending(before, decode)
 
     def players(self) -> Mapping[str, str]:
-        return {"decoder": self.decoding.recipe} if self.decoding.kind == "network" else {}
+        return player_of(self.decoding)
 
     def makes(self, networks: Graphs) -> Mapping[str, tuple[int, ...]]:
+        return results_of(self.decoding, networks, self._state(networks))
+
+    def _state(self, networks: Graphs) -> tuple[int, int, int]:
         channels, height, width = (int(size) for size in _port(networks["denoiser"][0], STATE).shape[1:])
-        made: dict[str, tuple[int, ...]] = {LATENTS: (channels, height, width)}
-        if self.decoding.kind == "none":
-            made[PICTURES] = (height, width, channels)
-        elif self.decoding.kind == "pixel-shuffle":
-            factor = self.decoding.factor
-            made[PICTURES] = (height * factor, width * factor, channels // factor**2)
-        elif networks.get("decoder"):
-            graph = networks["decoder"][0][MODEL]
-            latent, picture = _input(graph, LATENT), _output(graph, PICTURE)
-            factor = int(picture.shape[2]) // int(latent.shape[2])
-            made[PICTURES] = (height * factor, width * factor, int(picture.shape[1]))
-        return made
+        return channels, height, width
 
     def smallest(self, networks: Graphs) -> Graphs:
         side = self.decoding.tiles  # that many cells make whole tiles
@@ -190,7 +178,7 @@ class Diffusion(Program):
             latent = graph.input(LATENT)
             roles = {STATE: 1, PREDICTION: 1, LATENT: 1}
             if latent is not None:
-                roles[PICTURE] = int(_output(graph, PICTURE).shape[2]) // int(latent.shape[2])
+                roles[PICTURE] = int(output_of(graph, PICTURE).shape[2]) // int(latent.shape[2])
             ports = (
                 tuple(resized(port, roles[port.role]) if port.role in roles else port for port in ports)
                 for ports in (graph.inputs, graph.outputs)
@@ -208,28 +196,21 @@ class Diffusion(Program):
             self._check_denoiser(graph_of(graphs))
         if len(networks["denoiser"]) > 1 and not self.route:
             raise UsageError("several denoisers, and no shares of the trajectory", hint="build it again")
-        state = _port(networks["denoiser"][0], STATE)
-        for graphs in networks.get("decoder", ()):
-            if graphs[MODEL].input(LATENT) is None or graphs[MODEL].output(PICTURE) is None:
-                names = ", ".join(port.name for port in graphs[MODEL].inputs)
-                raise UsageError(
-                    f"it takes {names}, but a decoder takes a latent and gives a picture",
-                    hint="build sd-vae-decoder and give that bundle with --decoder",
-                )
-            latent, picture = _input(graphs[MODEL], LATENT), _output(graphs[MODEL], PICTURE)
-            if len(latent.shape) != GRID or len(picture.shape) != GRID or latent.shape[1] != state.shape[1]:
-                raise UsageError(
-                    f"the decoder takes latents {list(latent.shape)} and gives {list(picture.shape)}, and states are "
-                    f"{list(state.shape)}",
-                    hint=f"take a decoder for latents of {state.shape[1]} channels",
-                )
+        state = self._state(networks)
+        check_decoding(self.decoding, networks, state)
+        guided = None if self.guidance is None else self.guidance.channels
+        if self.decoding.factor > 1 and guided is not None and guided < state[0]:
+            raise UsageError(
+                f"guidance is of {guided} of {state[0]} channels, each a part of the picture",
+                hint=f"--set the channels to {guided}, or describe the guidance in a recipe file",
+            )
 
     def _check_denoiser(self, graph: Graph) -> None:
-        state, time, prediction = _input(graph, STATE), _input(graph, TIME), _output(graph, PREDICTION)
+        state, time, prediction = input_of(graph, STATE), input_of(graph, TIME), output_of(graph, PREDICTION)
         label, scale = graph.input(LABEL), graph.input(SCALE)
-        _is(state, "float32", GRID)
-        _is(time, "float32", 1)
-        _is(prediction, "float32", GRID)
+        check_port(state, "float32", GRID)
+        check_port(time, "float32", 1)
+        check_port(prediction, "float32", GRID)
         unknown = [port.name for port in graph.inputs if port not in (state, time, label, scale)]
         if unknown:
             raise UsageError(f"nothing feeds the input {', '.join(unknown)}", hint="declare its role, or leave it out")
@@ -239,7 +220,7 @@ class Diffusion(Program):
                 hint="declare both, or neither",
             )
         if label is not None:
-            _is(label, "int64", 1)
+            check_port(label, "int64", 1)
             largest = max((self.condition.classes or 1) - 1, self.condition.null or 0)
             if label.range is not None and label.range[1] < largest:
                 raise UsageError(f"the network takes labels up to {label.range[1]}, and {largest} is one")
@@ -255,35 +236,11 @@ class Diffusion(Program):
                 f"{list(state.shape)}, and {prediction.name} is {list(prediction.shape)}",
                 hint="change learn_sigma or the channels with --set, or correct the recipe",
             )
-        if self.decoding.kind != "network":
-            self._check_pictures(channels, height, width)
-
-    def _check_pictures(self, channels: int, height: int, width: int) -> None:
-        """Refuse states that are no pictures, and guidance of a part of the channels of one."""
-        factor, tiles = self.decoding.factor, self.decoding.tiles
-        pixels, rest = divmod(channels, factor**2)
-        if rest or pixels not in PICTURE_CHANNELS:
-            possible = " or ".join(str(n * factor**2) for n in PICTURE_CHANNELS)
-            raise UsageError(
-                f"{channels} channels become no grey or RGB picture by a pixel shuffle of {factor}",
-                hint=f"--set the channels to {possible}, or describe another decoder in a recipe file",
-            )
-        if height * factor % tiles or width * factor % tiles:
-            raise UsageError(
-                f"a picture of {height * factor}x{width * factor} is no sheet of {tiles}x{tiles} equal tiles",
-                hint=f"give a --latent of which {factor} times a side is a multiple of {tiles}",
-            )
-        guided = None if self.guidance is None else self.guidance.channels
-        if factor > 1 and guided is not None and guided < channels:
-            raise UsageError(
-                f"guidance is of {guided} of {channels} channels, each a part of the picture",
-                hint=f"--set the channels to {guided}, or describe the guidance in a recipe file",
-            )
 
     def _denoiser(self, network: Network, labels: Sequence[int], sampler: Sampler) -> Denoiser:
         name = GUIDED if GUIDED in network.graphs else MODEL
         graph = network.graphs[name]
-        output = _output(graph, PREDICTION).name
+        output = output_of(graph, PREDICTION).name
 
         def session(**inputs: np.ndarray) -> Mapping[str, np.ndarray]:
             return {"out": network(name, **inputs)[output]}
@@ -294,82 +251,11 @@ class Diffusion(Program):
         rule = Rule.of(self.guidance or GuidanceRule(), sampler.clock)
         return guided(session, labels, self.cfg_scale, self.condition.null, rule, feed)
 
-    def _decoder(self, calls: Calls) -> Decoder | None:
-        match self.decoding.kind:
-            case "none":
-                return clipped
-            case "pixel-shuffle":
-                return PixelShuffle(self.decoding.factor, self.decoding.tiles)
-        if not calls.get("decoder"):
-            return None
-        return VaeDecoder(_DecoderSession(calls["decoder"][0]), self.decoding.scale)
-
-
-class _DecoderSession:
-    """A network of the role ``decoder`` as decoders call it."""
-
-    def __init__(self, network: Network) -> None:
-        self._network, graph = network, network.graphs[MODEL]
-        self._latent, self._picture = _input(graph, LATENT), _output(graph, PICTURE)
-        self.inputs = {"z": self._latent}
-
-    def __call__(self, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
-        return {"image": self._network(MODEL, **{self._latent.name: inputs["z"]})[self._picture.name]}
-
 
 def graph_of(graphs: Mapping[str, Graph]) -> Graph:
     """The graph of a denoiser that is evaluated."""
     return graphs[GUIDED] if GUIDED in graphs else graphs[MODEL]
 
 
-def _ending(last: Step, decode: Decoder | None) -> Iterator[Step]:
-    """The last step with its results; values that are not finite would be shown as black pictures."""
-    latents = last.state.astype(np.float32)  # as decoders take them: float64 holds what is infinite there
-    if not np.isfinite(latents).all():
-        yield last
-        raise GateError(
-            "it made values that are not finite",
-            hint="if its precision overflows, build it with --bf16, --fp32, or more --island",
-        )
-    if decode is None:
-        yield Step(last.index, last.time, last.state, {LATENTS: latents})
-        return
-    try:
-        pictures = to_uint8(decode(latents))
-    except GateError:
-        yield Step(last.index, last.time, last.state, {LATENTS: latents})
-        raise
-    if len(pictures) != len(latents):
-        raise InputError(
-            f"the decoder made {len(pictures)} pictures of {len(latents)} latents", hint="build the decoder again"
-        )
-    yield Step(last.index, last.time, last.state, {LATENTS: latents, PICTURES: pictures})
-
-
 def _port(graphs: Mapping[str, Graph], role: str) -> Port:
-    return _input(graph_of(graphs), role)
-
-
-def _input(graph: Graph, role: str) -> Port:
-    port = graph.input(role)
-    if port is None:
-        names = ", ".join(port.name for port in graph.inputs)
-        raise UsageError(f"none of the inputs {names} is a {role}", hint="declare the role of each input")
-    return port
-
-
-def _output(graph: Graph, role: str) -> Port:
-    port = graph.output(role)
-    if port is None:
-        names = ", ".join(port.name for port in graph.outputs)
-        raise UsageError(f"none of the outputs {names} is a {role}", hint="declare the role of each output")
-    return port
-
-
-def _is(port: Port, dtype: str, rank: int) -> None:
-    if port.dtype != dtype or len(port.shape) != rank or port.shape[0] != BATCH:
-        raise UsageError(
-            f"{port.name} is {port.dtype} {list(port.shape)}, and a {port.role} is {dtype} of {rank} dimensions, the "
-            f"first of which is {BATCH}",
-            hint="declare what the network takes and returns",
-        )
+    return input_of(graph_of(graphs), role)

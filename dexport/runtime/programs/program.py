@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Protocol, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
 
 import msgspec
 import numpy as np
@@ -16,8 +16,8 @@ from dexport.limits import shown
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import check_labels
 
-PICTURES, LATENTS = "pictures", "latents"
-"""Results by which commands know what a program makes: (B, H, W, C) uint8, and (B, C, H, W) float32."""
+PICTURES, LATENTS, IDS = "pictures", "latents", "ids"
+"""Results by which commands know what a program makes: (B, H, W, C) uint8, (B, C, H, W) float32, (B, N) int64."""
 
 
 Graphs = Mapping[str, Sequence[Mapping[str, Graph]]]
@@ -79,12 +79,14 @@ class Step:
         time: in the program's unit.
         state: (B, ...) after the step.
         results: by name, in the last step; empty before.
+        decided: where the state is ids, how many of them the step changed.
     """
 
     index: int
     time: float
     state: np.ndarray
     results: Mapping[str, np.ndarray] = field(default_factory=dict)
+    decided: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,9 @@ class Program:
 
     def run(self, calls: Calls, request: Request, draws: Draws) -> Iterator[Step]:
         """Run the networks; the last step has the results.
+
+        A program whose states are ids is a generator that goes on from the state that it is sent, if any: free runs
+        part after the first id that falls otherwise, so its steps are judged at another run's states.
 
         Raises:
             UsageError: labels or inputs that it does not take.
@@ -178,8 +183,10 @@ class Program:
             try:
                 changed[name] = msgspec.convert(value, types[name])
             except msgspec.ValidationError as error:
+                names = get_args(types[name]) if get_origin(types[name]) is Literal else ()
+                hint = f"choose from {', '.join(filter(None, names))}; " if names else ""
                 raise UsageError(
-                    f"{name} {shown(value)}: {error}", hint=f"it is {getattr(self, name)!r} here"
+                    f"{name} {shown(value)}: {error}", hint=f"{hint}it is {getattr(self, name)!r} here"
                 ) from error
         return replace(self, **changed) if changed else self
 

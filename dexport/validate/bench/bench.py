@@ -19,7 +19,7 @@ import numpy as np
 
 from dexport.bundle import load_bundle, network_of
 from dexport.errors import DexportError, MachineError, UsageError
-from dexport.runtime.inputs import NamedPort
+from dexport.runtime.inputs import NUMPY_TYPES, NamedPort
 from dexport.validate.bench.contestants import Model, Opener, Run, Side
 from dexport.validate.bench.timing import Clock, Estimate, Times, estimate, take_turns
 from dexport.validate.gates import FAIL, INCONCLUSIVE, METRICS, PASS, UNDER, Gate, Limits
@@ -209,12 +209,13 @@ def example(ports: Iterable[NamedPort], batch: int) -> dict[str, np.ndarray]:
     inputs = {}
     for port in ports:
         shape = [size if isinstance(size, int) else batch for size in port.shape]
-        floating = port.type == "tensor(float)"
+        dtype = NUMPY_TYPES.get(port.type, np.dtype(np.int64))
         accepted = getattr(port, "accepted", None)  # ONNX Runtime's own ports have none
         if accepted is not None:
-            inputs[port.name] = np.full(shape, accepted.example, np.float32 if floating else np.int64)
+            inputs[port.name] = np.full(shape, accepted.example, dtype)
         else:
-            inputs[port.name] = rng.standard_normal(shape, np.float32) if floating else np.zeros(shape, np.int64)
+            floating = dtype == np.float32
+            inputs[port.name] = rng.standard_normal(shape, dtype) if floating else np.zeros(shape, dtype)
     return inputs
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,7 +58,7 @@ class Outcome:
     Attributes:
         blocks: in execution order.
         operations: bad block -> its bad operations, in execution order.
-        outputs: error of the outputs, in the free run.
+        outputs: error of the outputs, in the free run; where these are integers, of what they are chosen by.
         pytorch: block -> error of the reference's graph against PyTorch, where they could be matched.
         exact: whether the reference's outputs are those of PyTorch; True where that was not compared.
     """
@@ -130,7 +130,7 @@ class Search:
         return Outcome(
             blocks=by_block(layout, errors, self.comparison.decisive),
             operations=operations,
-            outputs=max(error.propagated or 0.0 for name, error in errors.items() if name in names),
+            outputs=max(_propagated(errors, names)),
             pytorch=pytorch,
             exact=exact,
         )
@@ -179,6 +179,12 @@ class Search:
             output_after=outcome.outputs,
             enough=not any(block.imprecise for block in outcome.blocks),
         )
+
+
+def _propagated(errors: Mapping[str, Deviation], names: Container[str]) -> list[float]:
+    """Errors of the outputs in the free run; of the last value that has one where no output is of numbers."""
+    found = [error.propagated or 0.0 for name, error in errors.items() if name in names]
+    return found or [error.propagated or 0.0 for error in errors.values()][-1:]
 
 
 def _match(tap: np.ndarray | None, values: Iterable[np.ndarray]) -> float | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from dexport.exporter.variant import Variant
 from dexport.exporter.weights.source import WeightSource
 from dexport.runtime.int8_products import caveat
 from dexport.runtime.session import OnnxSession
+from dexport.validate.levels.choices import Choices
 from dexport.validate.metrics import Metrics, compare
 from dexport.validate.read_graph import read_graph
 from dexport.validate.references.recipe_network import torch_session
@@ -182,6 +183,7 @@ def check_parity(
 
     tell(0, total, "PyTorch float32")
     expected = reference_outputs(variant, weights, inputs, rows, session)
+    choices = Choices(expected, {} if session else scores_of(variant, weights, inputs, rows))
     gate = gate or precision
     limit = {**DEFAULT_GATES, **variant.recipe.gates}[gate] if limit is None else limit
     checks: list[Check] = []
@@ -198,8 +200,9 @@ def check_parity(
         order = row_order(batch, rows)
         got = graph(**take_rows(variant.signature, inputs, order))
         for name, array in got.items():
-            checks.append(Check(kind, graph.runner, batch, name, compare(expected[name][order], array), limit))
-            checks += _consistency(graph.runner, kind, batch, name, order, array, seen, limit)
+            wanted, found = choices.worth(kind, name, array, order)
+            checks.append(Check(kind, graph.runner, batch, name, compare(wanted, found), limit))
+            checks += _consistency(graph.runner, kind, batch, name, order, found, seen, limit)
     tell(total, total, "")
     return ParityReport(
         precision=precision if gate == precision else f"{precision}, {gate}",
@@ -207,7 +210,7 @@ def check_parity(
         timesteps=tuple(float(time) for name in times for time in inputs[name]),
         checks=tuple(checks),
         not_run=_not_run(precision),
-        notes=int8_notes(model_path),
+        notes=(*choices.notes, *int8_notes(model_path)),
     )
 
 
@@ -254,6 +257,15 @@ def reference_outputs(
                 hint="check the checkpoint, and rows of attention that are masked as a whole",
             )
     return outputs
+
+
+def scores_of(variant: Variant, weights: WeightSource, inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
+    """PyTorch's scores of all that its integer outputs might have been, by output; see ``TensorSpec.scores``."""
+    found = {}
+    for spec in variant.signature.outputs:
+        if spec.scores:
+            (found[spec.name],) = reference_outputs(replace(variant, graph=spec.scores), weights, inputs, rows).values()
+    return found
 
 
 def _plan(precision: str, batches: Sequence[int]) -> list[tuple[str, int]]:

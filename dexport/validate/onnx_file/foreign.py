@@ -18,6 +18,7 @@ from dexport.exporter.variant import Variant, resolve
 from dexport.exporter.weights.loading import open_weights
 from dexport.runtime.inputs import NamedPort, port_of
 from dexport.runtime.session import LONGEST, OnnxSession
+from dexport.validate.levels.choices import Choices
 from dexport.validate.levels.forward import (
     MAX_DISTINCT_ROWS,
     Check,
@@ -25,6 +26,7 @@ from dexport.validate.levels.forward import (
     batch_sizes,
     reference_outputs,
     row_order,
+    scores_of,
     take_rows,
 )
 from dexport.validate.metrics import compare
@@ -78,6 +80,7 @@ def validate_foreign(
     inputs = as_seen(variant.signature.example(rows, seed), names, session)
     on_progress(0, len(batches) + 1, "PyTorch float32")
     expected = reference_outputs(variant, weights, inputs, rows)
+    choices = Choices(expected, scores_of(variant, weights, inputs, rows))
     checks = []
     for done, batch in enumerate(batches, start=1):
         on_progress(done, len(batches) + 1, f"batch {batch}")
@@ -92,11 +95,11 @@ def validate_foreign(
                     f"{list(right.shape)}",
                     hint="it is not the network of this recipe, or not at this size",
                 )
-            metrics = compare(right, result)
+            metrics = compare(*choices.worth("as given", name, result, order))
             checks.append(Check("as given", session.runner, batch, name, metrics, gate))
     reference_name = f"PyTorch {recipe.name}, float32 on CPU, {weights.origin}"
     times = tuple(float(t) for t in inputs.get("t", ()))
-    return ParityReport(precision, reference_name, times, tuple(checks), (NOT_RUN,), matched.notes)
+    return ParityReport(precision, reference_name, times, tuple(checks), (NOT_RUN,), (*choices.notes, *matched.notes))
 
 
 def _run(model: Path, session: OnnxSession, inputs: Mapping[str, np.ndarray], batch: int) -> Mapping[str, np.ndarray]:

@@ -12,16 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dexport.errors import InputError, UsageError
-from dexport.runtime.inputs import NamedPort, Port
+from dexport.runtime.inputs import NUMPY_TYPES, NamedPort, Port
 from dexport.runtime.session import OnnxSession
 
-NUMPY_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-}
 LARGEST_BATCH = 1024
 """Of a file whose batch is fixed: inputs of so many rows are made for it."""
 MAPPING = "say which is which: --port NAME=THE_FILES_NAME, for every one whose name differs"

@@ -162,7 +162,9 @@ def loss_of(report: Mapping[str, Any]) -> Loss:
     """What was lost, as far as the levels that ran measured it."""
     checks = [check for parity in (report["forward"] or {}).values() for check in parity["checks"]]
     errors = [check["metrics"]["relative_l2"] for check in checks]
-    trajectory = report["trajectory"] or {"states": [{"snr_db": None}], "psnr_db": []}
+    trajectory = report["trajectory"]
+    if trajectory is None or trajectory.get("tokens"):  # runs of ids part: neither states nor pictures are a measure
+        trajectory = {"states": [{"snr_db": None}], "psnr_db": []}
     pictures = [value for value in trajectory["psnr_db"] if value is not None]
     return Loss(
         max((math.inf if error is None else error for error in errors), default=None),

@@ -19,6 +19,7 @@ Figure = Number | None
 Size = Annotated[float, Meta(ge=0, le=1e100)]
 """Of an error, a distance, a limit of one."""
 Error = Size | None
+Share = Annotated[float, Meta(ge=0, le=1)]
 Decibels = Annotated[float, Meta(ge=-4000, le=4000)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Date = Annotated[str, Meta(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,15}(\+00:00|Z)\Z")]
@@ -181,6 +182,13 @@ class Histogram(TypedDict):
     counts: Annotated[list[Count], Meta(min_length=1)]
 
 
+class Tokens(TypedDict):
+    decided: Count
+    otherwise: list[Count]
+    equal: Share
+    gate_l2: Size
+
+
 class Trajectory(TypedDict):
     reference: str
     runner: str
@@ -195,6 +203,7 @@ class Trajectory(TypedDict):
     gate_snr_db: Decibels
     pairs: list[Pair]
     histograms: list[Histogram]
+    tokens: NotRequired[Tokens | None]
 
 
 class Delta(TypedDict):

@@ -52,3 +52,13 @@ def test_transposes_to_heads_disappear(attributes: dict[str, float]) -> None:
 @pytest.mark.parametrize("changed", [{"order": (1, 0, 2)}, {"merge": (0, 2, 1, 3), "order": (0, 2, 1)}])
 def test_other_orders_stay(changed: dict[str, tuple[int, ...]]) -> None:
     assert not AttentionOnTokens()(attention(**changed)).modified
+
+
+def test_heads_that_others_read_stay() -> None:
+    """They would be made in both ways, as keys are that a graph returns."""
+    built = attention()
+    keys = value("keys", ("B", TOKENS, HEADS, SIZE))
+    split = next(each for each in built.graph if each.op_type == "Split")
+    built.graph.append(node("Transpose", [split.outputs[1]], keys, perm=[0, 2, 1, 3]))
+    built.graph.outputs.append(keys)
+    assert not AttentionOnTokens()(built).modified

@@ -42,8 +42,9 @@ FAMILIES = {
 }
 
 
-SLOW = ("LiT, fused", "DiffiT in image space", "TerDiT", "DiMR, layer norms", "SD VAE")
-"""Seven seconds each: LiT and TerDiT are DiTs, with an op as DiffiT has one; DiCo and DiMR have stages as well."""
+SLOW = ("DiT, fused", "LiT, fused", "DiffiT in image space", "TerDiT", "DiMR, layer norms", "SD VAE")
+"""Seven seconds each: guidance is around DiT; LiT and TerDiT are DiTs, with an op as DiffiT has one; DiCo and DiMR have
+stages as well."""
 
 
 def described(model: ir.Model) -> dict[str, Any]:

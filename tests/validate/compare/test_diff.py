@@ -47,6 +47,8 @@ TINY: dict[str, dict[str, Any]] = {
     "terdit-600m": {"settings": {"dim": 32, "n_layers": 1, "n_heads": 2, "num_classes": 5, "input_size": 8}},
     "sd-vae-decoder": {"settings": {"block_out_channels": [32, 32], "layers_per_block": 1}, "latent": (4, 4)},
     "sd-vae-encoder": {"settings": {"block_out_channels": [32, 32], "layers_per_block": 1}, "latent": (8, 8)},
+    "llamagen-vq16-encoder": {"settings": {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1}, "latent": (8, 8)},
+    "mage-vqgan-decoder": {"settings": {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1}, "latent": (4, 4)},
 }
 Built = Callable[[str, str], Path]
 
@@ -367,6 +369,7 @@ def test_refusals(stitched: Path, built: Built, tmp_path: Path) -> None:
         ("dico-s", {"encoder_level_1.0", "down1_2", "latent.1", "reduce_chan_level2", "final_layer"}),
         ("diffit-image-32", {"net.tokenizer", "net.encoder.0.0", "net.down.0", "net.head"}),
         ("sd-vae-decoder", {"decoder.conv_in", "decoder.mid_block.attentions.0", "decoder.up_blocks.1"}),
+        ("llamagen-vq16-encoder", {"encoder.conv_blocks.0.downsample", "encoder.mid", "quant_conv"}),
     ],
 )
 def test_blocks_are_found_in_any_module_tree(recipe: str, some: set[str]) -> None:

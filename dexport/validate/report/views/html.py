@@ -53,7 +53,8 @@ def _curves(trajectory: Mapping[str, Any] | None) -> Any:
     states = [(index, at["relative_l2"]) for index, at in enumerate(trajectory["states"], start=1)]
     evaluations = [(steps[at["t"]], at["relative_l2"]) for at in trajectory["evaluations"] if at["t"] in steps]
     series = {"state, two free runs": states, "evaluation, at PyTorch's states": evaluations}
-    return charts.curves(series, "step", relative_l2_of(trajectory["gate_snr_db"]))
+    limit = None if trajectory.get("tokens") else relative_l2_of(trajectory["gate_snr_db"])
+    return charts.curves(series, "step", limit)
 
 
 def _intervals(report: Mapping[str, Any]) -> list[dict[str, Any]]:
