@@ -1,4 +1,4 @@
-"""Train the small masked generators of ``dexport/exporter/recipes/fashion.py`` on Fashion-MNIST, on a CPU.
+"""Train the small masked generators of ``dexport/exporter/recipes/fashion_masked.py`` on Fashion-MNIST, on a CPU.
 
     python tools/train_masked.py mage-vqgan-fashion --data dataset-fashion-mnist.deb --lr 1e-3
     python tools/train_masked.py maskgit-r-fashion --data dataset-fashion-mnist.deb
