@@ -93,6 +93,7 @@ def test_memories_of_one_graph_are_those_of_the_other(maskgit: Path) -> None:
     assert kept == known and len(kept) == 2 * 5
 
 
+@pytest.mark.slow  # as of MAGE below
 def test_maskgit_r_in_half_precision(tmp_path: Path) -> None:
     small = {"img_size": 4, "embed_dim": 24, "depth": 0, "num_heads": 2, "codebook_size": 20, "num_classes": 5}
     dexport.build("maskgit-r-256", tmp_path / "out", settings=small, precision="fp16", profile="ci")
