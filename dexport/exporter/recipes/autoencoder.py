@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,12 +42,6 @@ def half(layout: str, prefix: str = "", training: Sequence[str] = ()) -> Adapter
         return View(source, {new: stored(source, old) for new, old in own.items()}, layout)
 
     return adapt
-
-
-def settings_of(constructor: Callable[..., nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the constructor's defaults filled in."""
-    defaults = {name: p.default for name, p in inspect.signature(constructor).parameters.items()}
-    return {**defaults, **config}
 
 
 def factor_of(ch_mult: object) -> int:

@@ -15,9 +15,8 @@ from dexport.exporter.recipes.autoencoder import (
     half,
     islands,
     picture,
-    settings_of,
 )
-from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec
+from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec, settings_of
 from dexport.graphs.llamagen_vq import VqDecoder, VqEncoder
 
 IMAGE_SIZE = 256

@@ -6,14 +6,13 @@ released no code for MAGE: they are an own reading of the paper (arXiv 2505.1908
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from dexport.contract import LOGITS, MEMORY, POSITIONS, STATE, Decoding
-from dexport.exporter.recipes.recipe import BATCH, GraphRecipe, Islands, Recipe, Signature, TensorSpec
+from dexport.exporter.recipes.recipe import BATCH, GraphRecipe, Islands, Recipe, Signature, TensorSpec, settings_of
 from dexport.exporter.weights.checkpoint_view import without
 from dexport.exporter.weights.source import WeightSource
 from dexport.graphs.mage import CLASSES, FAKE_CLASS, Full, Light, Mage
@@ -28,7 +27,6 @@ SIZES = {
 PICTURES = Decoding("network", "mage-vqgan-decoder", black=0.0)
 """The tokenizer's, which MaskGIT-r has as well."""
 STEPS = 20
-DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Mage).parameters.items()}
 UNUSED = frozenset({"cls_token", "pos_embed", "mask_token", "decoder_pos_embed", "patch_embed", "decoder_pred"})
 """In official files, and read by nothing that generates."""
 TOKENIZER = frozenset({"vqgan"})
@@ -58,7 +56,7 @@ def full_signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Signat
 def light_signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Signature:
     """local_ids, group_positions, and the keys and values of ``full`` -> logits of the class and the group."""
     tokens, words = latent[0] * latent[1], _words(config)
-    places = min(config.get("group_size", DEFAULTS["group_size"]), tokens)
+    places = min(settings_of(Mage, config)["group_size"], tokens)
     return Signature(
         (
             TensorSpec("local_ids", "int64", (BATCH, 1 + places), "integers", 0, words - 1, role=STATE),
@@ -70,11 +68,11 @@ def light_signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Signa
 
 
 def _words(config: Mapping[str, Any]) -> int:
-    return config.get("n_embed", DEFAULTS["n_embed"]) + CLASSES + 1
+    return settings_of(Mage, config)["n_embed"] + CLASSES + 1
 
 
 def _memories(config: Mapping[str, Any], latent: tuple[int, int]) -> tuple[TensorSpec, ...]:
-    c, places = {**DEFAULTS, **config}, 1 + latent[0] * latent[1]
+    c, places = settings_of(Mage, config), 1 + latent[0] * latent[1]
     return (
         *memories("", c["depth"], places, c["num_heads"], c["embed_dim"]),
         *memories("decoder_", c["decoder_depth"], places, c["decoder_num_heads"], c["decoder_embed_dim"]),

@@ -15,9 +15,8 @@ from dexport.exporter.recipes.autoencoder import (
     half,
     islands,
     picture,
-    settings_of,
 )
-from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec
+from dexport.exporter.recipes.recipe import BATCH, Recipe, Signature, TensorSpec, settings_of
 from dexport.graphs.mage_vqgan import VqganDecoder, VqganEncoder
 
 IMAGE_SIZE = 256

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dexport.exporter.recipes.autoencoder import FIRST, GATES, factor_of, half, islands, picture, settings_of
-from dexport.exporter.recipes.recipe import BATCH, Islands, Recipe, Signature, TensorSpec
+from dexport.exporter.recipes.autoencoder import FIRST, GATES, factor_of, half, islands, picture
+from dexport.exporter.recipes.recipe import BATCH, Islands, Recipe, Signature, TensorSpec, settings_of
 from dexport.graphs.mar_vae import KlDecoder, KlEncoder
 
 IMAGE_SIZE = 256

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from dexport.contract import LABEL, LOGITS, POSITIONS, STATE, Condition
 from dexport.exporter.recipes.mage import PICTURES, memories
-from dexport.exporter.recipes.recipe import BATCH, GraphRecipe, Islands, Recipe, Signature, TensorSpec
+from dexport.exporter.recipes.recipe import BATCH, GraphRecipe, Islands, Recipe, Signature, TensorSpec, settings_of
 from dexport.graphs.masked_vit import NOWHERE
 from dexport.graphs.maskgit_r import Full, Light, UViT
 from dexport.runtime.programs.masked import Masked
 from dexport.runtime.programs.masked_orders import FULL, LIGHT
 
 STEPS = 32
-DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(UViT).parameters.items()}
 
 
 def signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Signature:
     """ids, labels -> logits."""
-    c, tokens = {**DEFAULTS, **config}, latent[0] * latent[1]
+    c, tokens = settings_of(UViT, config), latent[0] * latent[1]
     return Signature(
         (TensorSpec("ids", "int64", (BATCH, tokens), "integers", 0, c["codebook_size"], role=STATE), _labels(c)),
         (TensorSpec("logits", "float32", (BATCH, tokens, c["codebook_size"]), role=LOGITS),),
@@ -35,7 +33,7 @@ def full_signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Signat
 
 def light_signature(config: Mapping[str, Any], latent: tuple[int, int]) -> Signature:
     """local_ids, group_positions, labels, and the keys and values of ``full`` -> logits of the group."""
-    c, tokens = {**DEFAULTS, **config}, latent[0] * latent[1]
+    c, tokens = settings_of(UViT, config), latent[0] * latent[1]
     places = min(c["group_size"], tokens)
     return Signature(
         (
@@ -55,7 +53,7 @@ def _labels(c: Mapping[str, Any]) -> TensorSpec:
 
 
 def _memories(config: Mapping[str, Any], latent: tuple[int, int]) -> tuple[TensorSpec, ...]:
-    c = {**DEFAULTS, **config}
+    c = settings_of(UViT, config)
     return memories("", 2 * (c["depth"] // 2) + 1, 1 + latent[0] * latent[1], c["num_heads"], c["embed_dim"])
 
 
@@ -64,7 +62,7 @@ def program(config: Mapping[str, Any], _signatures: Mapping[str, Signature]) -> 
 
     Guidance, where it is asked for, grows linearly from the official w of 0.05.
     """
-    c = {**DEFAULTS, **config}
+    c = settings_of(UViT, config)
     codes, null = c["codebook_size"], c["num_classes"] - 1
     return Masked(
         condition=Condition("class", max(null, 1), null=null or None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -286,3 +287,9 @@ class Recipe:
     def has_program(self) -> bool:
         """Whether the network by itself is a system that runs."""
         return self.program is not None or self.sampling is not None
+
+
+def settings_of(constructor: Callable[..., nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the constructor's defaults filled in."""
+    defaults = {name: p.default for name, p in inspect.signature(constructor).parameters.items()}
+    return {**defaults, **config}

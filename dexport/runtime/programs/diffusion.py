@@ -37,7 +37,7 @@ from dexport.errors import UsageError
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED, Rule, feed_of, fused, guided
 from dexport.runtime.programs.ending import GRID, MODEL, check_decoding, decoder_of, ending, player_of, results_of
-from dexport.runtime.programs.ports import check_port, input_of, output_of
+from dexport.runtime.programs.ports import check_fed, check_label, check_port, input_of, output_of
 from dexport.runtime.programs.program import (
     Calls,
     Graphs,
@@ -211,19 +211,10 @@ class Diffusion(Program):
         check_port(state, "float32", GRID)
         check_port(time, "float32", 1)
         check_port(prediction, "float32", GRID)
-        unknown = [port.name for port in graph.inputs if port not in (state, time, label, scale)]
-        if unknown:
-            raise UsageError(f"nothing feeds the input {', '.join(unknown)}", hint="declare its role, or leave it out")
-        if (label is not None) != (self.condition.kind == "class"):
-            raise UsageError(
-                f"the network takes {'labels' if label else 'no labels'}, and its condition is {self.condition.kind}",
-                hint="declare both, or neither",
-            )
+        check_fed(graph, (state, time, label, scale))
         if label is not None:
             check_port(label, "int64", 1)
-            largest = max((self.condition.classes or 1) - 1, self.condition.null or 0)
-            if label.range is not None and label.range[1] < largest:
-                raise UsageError(f"the network takes labels up to {label.range[1]}, and {largest} is one")
+        check_label(label, self.condition)
         channels, height, width = (int(size) for size in state.shape[1:])
         if min(channels, height, width) < 1 or channels > limits.MOST_CHANNELS:
             raise UsageError(f"the state is {list(state.shape)}", hint="every size is 1 or more")

@@ -40,6 +40,7 @@ from dexport.runtime.guidance import UNGUIDED
 from dexport.runtime.programs.ending import DecoderSession, player_of
 from dexport.runtime.programs.masked_groups import COUNTS, IN_GROUPS, OWN_READINGS, largest_group
 from dexport.runtime.programs.masked_orders import FULL, LIGHT, MODEL, PLACE_BY_PLACE, Decisions, Run, Transformer
+from dexport.runtime.programs.ports import check_fed, check_label, check_port
 from dexport.runtime.programs.program import IDS, PICTURES, Calls, Graphs, Program, Request, Role, Step, check_condition
 from dexport.runtime.programs.recap import recap_of
 
@@ -217,18 +218,12 @@ class Masked(Decisions, Program):
     def _check_transformer(self, graph: Graph, places: int) -> None:
         state, logits = _port(graph, STATE), _port(graph, LOGITS)
         label, drop = graph.input(LABEL), graph.input(DROP)
-        _is(state, "int64", SEQUENCE, GRID)
-        _is(logits, "float32", GRID)
+        check_port(state, "int64", SEQUENCE, GRID)
+        check_port(logits, "float32", GRID)
         _is_one_per_picture(label, "int64")
         _is_one_per_picture(drop, "bool")
-        unknown = [port.name for port in graph.inputs if port not in (state, label, drop)]
-        if unknown:
-            raise UsageError(f"nothing feeds the input {', '.join(unknown)}", hint="declare its role, or leave it out")
-        if (label is not None) != (self.condition.kind == "class"):
-            raise UsageError(
-                f"the network takes {'labels' if label else 'no labels'}, and its condition is {self.condition.kind}",
-                hint="declare both, or neither",
-            )
+        check_fed(graph, (state, label, drop))
+        check_label(label, self.condition)
         rows = places + len(self.prefix)
         if not 0 < places <= limits.LARGEST_GRID or logits.shape[1] != rows or int(logits.shape[2]) < self.codes:
             raise UsageError(
@@ -238,10 +233,6 @@ class Masked(Decisions, Program):
             )
         if state.range is not None and state.range[1] < self.mask:
             raise UsageError(f"the network takes ids up to {state.range[1]}, and the mask is {self.mask}")
-        if label is not None and label.range is not None:
-            largest = max((self.condition.classes or 1) - 1, self.condition.null or 0)
-            if label.range[1] < largest:
-                raise UsageError(f"the network takes labels up to {label.range[1]}, and {largest} is one")
 
 
 def main_graph(graphs: Mapping[str, Graph]) -> str:
@@ -263,9 +254,9 @@ def check_memories(full: Graph, light: Graph) -> None:
             )
         if port.role not in (MEMORY, STATE, LABEL, DROP, POSITIONS):
             raise UsageError(f"nothing feeds the input {port.name}", hint="declare its role, or leave it out")
-    _is(_port(light, STATE), "int64", SEQUENCE)
-    _is(_port(light, POSITIONS), "int64", SEQUENCE)
-    _is(_port(light, LOGITS), "float32", GRID)
+    check_port(_port(light, STATE), "int64", SEQUENCE)
+    check_port(_port(light, POSITIONS), "int64", SEQUENCE)
+    check_port(_port(light, LOGITS), "float32", GRID)
 
 
 def grid_of(graph: Graph, prefix: int = 0) -> tuple[int, int]:
@@ -287,15 +278,6 @@ def _port(graph: Graph, role: str) -> Port:
     return port
 
 
-def _is(port: Port, dtype: str, *ranks: int) -> None:
-    if port.dtype != dtype or len(port.shape) not in ranks or port.shape[0] != BATCH:
-        raise UsageError(
-            f"{port.name} is {port.dtype} {list(port.shape)}, and a {port.role} is {dtype} of "
-            f"{' or '.join(map(str, ranks))} dimensions, the first of which is {BATCH}",
-            hint="declare what the network takes and returns",
-        )
-
-
 def _is_one_per_picture(port: Port | None, dtype: str) -> None:
     if port is not None and (port.dtype != dtype or tuple(port.shape) not in ((BATCH,), (BATCH, 1))):
         raise UsageError(
@@ -312,8 +294,8 @@ def _check_decoder(graph: Graph, places: int) -> None:
             f"it takes {names}, but a decoder takes ids and gives a picture",
             hint="give a bundle of the decoder that these ids were trained with",
         )
-    _is(latent, "int64", SEQUENCE, GRID)
-    _is(picture, "float32", PICTURE_RANK)
+    check_port(latent, "int64", SEQUENCE, GRID)
+    check_port(picture, "float32", PICTURE_RANK)
     if math.prod(int(size) for size in latent.shape[1:]) != places or picture.shape[1] not in PICTURE_CHANNELS:
         raise UsageError(
             f"the decoder takes {list(latent.shape)} and gives {list(picture.shape)}, and there are {places} ids",

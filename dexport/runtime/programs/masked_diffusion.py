@@ -50,7 +50,7 @@ from dexport.errors import UsageError
 from dexport.runtime.draws import Draws
 from dexport.runtime.guidance import UNGUIDED
 from dexport.runtime.programs.ending import MODEL, check_decoding, decoder_of, ending, player_of, results_of
-from dexport.runtime.programs.ports import check_port, input_of, output_of
+from dexport.runtime.programs.ports import check_fed, check_port, input_of, output_of
 from dexport.runtime.programs.program import (
     Calls,
     Graphs,
@@ -442,9 +442,8 @@ def _check_graph(name: str, graph: Graph, known: Mapping[str, tuple[str, int]]) 
     for role, (dtype, rank) in known.items():
         check_port(input_of(graph, role), dtype, rank)
     output_of(graph, PREDICTION if name == DIFFLOSS else CONDITION)
-    unknown = [port.name for port in graph.inputs if port.role not in (*known, *([MEMORY] if name == LIGHT else []))]
-    if unknown:
-        raise UsageError(f"nothing feeds the input {', '.join(unknown)}", hint="declare its role, or leave it out")
+    roles = (*known, *([MEMORY] if name == LIGHT else []))
+    check_fed(graph, [port for port in graph.inputs if port.role in roles])
 
 
 def _whole(graphs: Mapping[str, Graph]) -> Graph:
