@@ -190,7 +190,7 @@ def plot(result: Sweep, path: Path) -> None:
     first = f"{result.over} {label_of(result.points[0].value)}"
     curves = [(f"cost relative to {first}", [point.cost for point in result.points])]
     curves.append((f"relative L2 to {first}, same draws", [point.relative_l2 for point in result.points]))
-    for axis, (title, curve) in zip(axes, curves, strict=False):
+    for axis, (title, curve) in zip(axes[:2], curves, strict=True):
         axis.plot(values, curve, marker="o")
         axis.set(title=title, xlabel=result.over, ylim=(0, None))
     deltas = [point.frechet for point in result.points if point.frechet is not None]
